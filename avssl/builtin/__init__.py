@@ -1,0 +1,45 @@
+"""The core's own plugin: generic modalities, layouts, losses and protocols, through the same hooks as a stranger's."""
+
+from __future__ import annotations
+
+from avssl.entries import EvaluationEntry, LayoutEntry, LossEntry, ModalityEntry
+from avssl.hookspecs import hookimpl
+
+AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma", ".caf", ".au", ".mka")
+VIDEO = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".mpg", ".mpeg", ".ts", ".m4v", ".flv", ".ogv", ".wmv", ".3gp")
+IMAGE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+
+
+@hookimpl
+def avssl_modalities() -> list[ModalityEntry]:
+    return [
+        ModalityEntry(name="audio", summary="Sound: audio files and the sound tracks of videos", suffixes=AUDIO + VIDEO,
+                      columns=("audio", "wav", "filename", "path", "file"), decode="avssl.data.decode:decode_audio",
+                      probe="avssl.data.decode:probe"),
+        ModalityEntry(name="vision", summary="Pictures: videos, images, folders of frames", suffixes=VIDEO + IMAGE,
+                      columns=("vision", "video", "image", "video_path", "path", "file"),
+                      decode="avssl.data.decode:decode_frames", probe="avssl.data.decode:probe"),
+        ModalityEntry(name="text", summary="Captions and sentences, in a manifest column or .txt files",
+                      suffixes=(".txt",), columns=("text", "caption"), decode="avssl.data.decode:decode_text", inline=True),
+    ]
+
+
+@hookimpl
+def avssl_losses() -> list[LossEntry]:
+    return [
+        LossEntry(name="classify", summary="Fine-tuning: a linear head on pooled features (cross-entropy or BCE)",
+                  cls="avssl.builtin.classify:Classify", config="avssl.builtin.configs:ClassifyConfig", supervised=True),
+        LossEntry(name="contrastive", summary="InfoNCE between any two modalities, both directions",
+                  cls="avssl.builtin.contrastive:Contrastive", config="avssl.builtin.configs:ContrastiveConfig",
+                  min_modalities=2),
+    ]
+
+
+@hookimpl
+def avssl_evaluations() -> list[EvaluationEntry]:
+    return []
+
+
+@hookimpl
+def avssl_layouts() -> list[LayoutEntry]:
+    return []

@@ -1,0 +1,47 @@
+"""From a manifest row to the tensors a backbone reads: the four halves of one journey."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from torch import nn
+
+from avssl.batch import Batch
+from avssl.data.clip import Clip, Request, Row
+
+
+class Frontend(nn.Module):
+    """Base of every frontend. Takes its config dataclass; constants live in the config and are stored with the model.
+
+    plan  (row, rng)   -> Request       what to decode; rng None = the one deterministic evaluation view
+    item  (clips, rng) -> Batch of one  in a worker, on the CPU: crop, resample, tokenise, mix, augment
+    batch (batch)      -> Batch         on the device, batched: log-mel, normalise, SpecAug (exported with the model)
+    views (row)        -> [Request]     at evaluation: ten frames, windows of a long recording
+
+    `self.training` says whether `batch` augments; its randomness comes from `batch.seeds` alone.
+    """
+
+    modalities: ClassVar[frozenset[str]] = frozenset()
+    pad_values: ClassVar[Mapping[str, float]] = {}  # what unequal items are padded with, per modality
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
+        raise NotImplementedError
+
+    def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
+        """clips: the item, then its mix partners (`Request.partners`). Carries `clip.target` into `Batch.targets`."""
+        raise NotImplementedError
+
+    def batch(self, batch: Batch) -> Batch:
+        return batch
+
+    def forward(self, batch: Batch) -> Batch:
+        return self.batch(batch)
+
+    def views(self, row: Row) -> Sequence[Request]:
+        return [self.plan(row, None)]

@@ -1,0 +1,279 @@
+"""One frozen tree = one run. Science lives here; machines live in options."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from avssl.schema import config, structure, unstructure
+from avssl.errors import UsageError, check, nearest
+
+
+@config
+class DataConfig:
+    """What is read, and how a batch is made."""
+
+    batch_size: int = 32  # items per optimiser update, over all processes and micro-batches
+    split: str = ""  # rows of this split only; "" = "train" when the data have such a split, else all
+    target: Literal["none", "index", "multi_hot", "float", "characters"] = "none"  # how labels become targets
+    label_smoothing: float = 0.0
+    balance: bool = False  # draw items with replacement, weight = sum over labels of 1000 / (count + 0.01)
+    epoch_items: int | None = None  # length of an epoch in items; None = the data set
+    on_bad: Literal["fail", "skip", "quarantine"] = "skip"  # an unreadable item: stop; replace it; move the file aside
+    max_bad: float = 0.1  # share of the items that may be bad before the run stops
+    max_seconds: float = 600.0  # limits of one decoded part, checked before memory is taken
+    max_pixels: int = 64_000_000
+    limit: int | None = None  # only the first rows, for a trial
+
+    def __post_init__(self) -> None:
+        check(self.batch_size > 0, f"data.batch_size is {self.batch_size}", fix="give at least 1")
+        check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}", fix="give a share between 0 and 1")
+
+
+@config
+class OptimConfig:
+    """Rates are absolute, per optimiser step: nothing is rescaled by batch size behind your back."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"  # adam couples weight decay into the gradient (L2)
+    lr: float  # peak; no default, there is no honest one
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    decay_all: bool = False  # True: biases, norms, embeddings and 1-D parameters decay too
+    momentum: float = 0.9  # sgd
+    grad_clip: float = math.inf  # global L2 norm
+    layer_decay: float = 1.0  # rate of depth d times layer_decay^(top - d)
+    head_lr_ratio: float = 1.0  # rate of `loss.head_parameters()` over the others
+    freeze: Literal["none", "backbone"] = "none"  # "backbone": train heads only (a linear probe inside fine-tuning)
+    freeze_updates: int = 0  # the backbone stays still for the first updates
+    frozen: tuple[str, ...] = ()  # glob patterns of parameter names that never train
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, f"optim.lr is {self.lr}", fix="give a positive number, e.g. --set optim.lr=1e-4")
+        check(self.grad_clip > 0, f"optim.grad_clip is {self.grad_clip}", fix="give a positive norm, or inf")
+
+
+@config
+class ScheduleConfig:
+    """Multiplier of the learning rate over updates (or epochs, for "step")."""
+
+    name: Literal["constant", "cosine", "linear", "step", "tri_stage", "exponential"] = "cosine"
+    warmup: float = 0.0  # updates; a number below 1 is a share of the run
+    warmup_start: float = 0.0  # multiplier at update 0 of the warm-up
+    floor: float = 0.0  # multiplier at the end (cosine, linear, tri_stage, exponential)
+    hold: float = 0.0  # tri_stage: share of the run at the peak after the warm-up
+    milestones_start: int = 1  # step: epochs at the peak rate
+    milestones_every: int = 1  # step: epochs between two drops
+    gamma: float = 0.5  # step: factor of a drop
+
+
+@config
+class TrainConfig:
+    """The run itself. Give `epochs` or `updates`."""
+
+    epochs: float | None = None
+    updates: int | None = None
+    seed: int = 0
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
+    micro_batch: int | None = None  # items that go through the network at once; None = batch_size / processes
+    negatives: str = "global"  # contrastive losses: "global", "rank", or a number of items per group
+    compile: bool = False
+    checkpoint_activations: bool = False
+    shard: bool = False  # FSDP2 instead of DDP
+    save_every: int | None = None  # updates; None = each epoch, at most every 1000
+    keep_last: int = 2
+    log_every: int = 10
+    weight_average: tuple[int, int] | None = None  # (first, last) epochs whose weights are averaged into the model
+    ema: float | None = None  # decay of an average of the deployed weights; None = none
+    on_nonfinite: str = "stop"  # or "skip-N": skip up to N steps in the run
+    best: str = ""  # metric of the validation split that selects checkpoints/best; "" = keep none
+    validate_every: float = 1.0  # epochs, when the data have a validation split
+
+    def __post_init__(self) -> None:
+        check((self.epochs is None) != (self.updates is None), "give train.epochs or train.updates, one of the two",
+              fix="--set train.epochs=10")
+
+
+@config
+class MonitorConfig:
+    """Collapse: representations that stop differing between items."""
+
+    every: int = 50  # updates between looks; 0 = never
+    min_std: float = 1e-4  # stop below this mean standard deviation of the L2-normalised features ...
+    min_rank: float = 1.05  # ... or below this effective rank (exp of the spectrum's entropy)
+    patience: int = 3  # looks in a row
+    knn_every: int = 0  # epochs between k-NN looks at a labelled validation split; 0 = never
+
+
+@config
+class Stage:
+    """One run of a pipeline. `inputs` maps a dotted recipe key (or "init") to an earlier stage's name."""
+
+    name: str
+    recipe: str
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@config
+class Component:
+    """A registered thing and its config: in TOML one table, `name` beside the config's keys."""
+
+    name: str
+    config: Any
+
+
+@config
+class Recipe:
+    """A run. `show()` gives the TOML that is stored with it."""
+
+    name: str
+    summary: str = ""
+    stage: Literal["pretrain", "finetune", "pipeline"] = "pretrain"
+    tags: tuple[str, ...] = ()
+    source: str = ""
+    backbone: Component
+    loss: Component
+    frontend: Any  # config dataclass of the frontend that the backbone's (or the loss's) entry names
+    data: DataConfig = DataConfig()
+    optim: OptimConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    monitor: MonitorConfig = MonitorConfig()
+    expected: dict[str, float] = dataclasses.field(default_factory=dict)  # metric -> value, for `avssl reproduce`
+
+    def plain(self) -> dict[str, Any]:
+        """The fully resolved recipe as plain data; `recipe_from(plain)` gives it back."""
+        out = unstructure(dataclasses.replace(self, backbone=None, loss=None, frontend=None))
+        for key in ("backbone", "loss"):
+            part: Component = getattr(self, key)
+            out[key] = {"name": part.name, **unstructure(part.config)}
+        out["frontend"] = unstructure(self.frontend)
+        return out
+
+
+@config
+class Pipeline:
+    """A recipe of stages: an outer directory of ordinary run directories."""
+
+    name: str
+    summary: str = ""
+    stage: Literal["pipeline"] = "pipeline"
+    tags: tuple[str, ...] = ()
+    source: str = ""
+    stages: tuple[Stage, ...]
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe | Pipeline:
+    """A registered recipe, or a .toml file, with `key=value` overrides applied; unknown keys are errors."""
+    data = read_recipe(name)
+    for override in overrides:
+        apply_override(data, override)
+    return recipe_from(data)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The plain tree of a recipe, its one level of `extends` merged."""
+    data = _read(name)
+    base_name = data.pop("extends", None)
+    if base_name is not None:
+        base = _read(base_name)
+        check("extends" not in base, f"{name} extends {base_name}, which extends {base.get('extends')}",
+              fix="extend the root recipe: one level, no chains")
+        data = merge(base, data)
+    return data
+
+
+def _read(name: str) -> dict[str, Any]:
+    from avssl.registry import registry
+
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        check(path.is_file(), f"{name}: no such recipe file", fix="give a name from `avssl recipes` or a .toml file")
+    else:
+        path = registry().get("recipe", name).path
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}", fix="mend the TOML") from None
+    data["name"] = data.get("name", path.stem if path == Path(name) else name)
+    return data
+
+
+def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables key by key, `top` wins; a component of another name replaces the base's whole."""
+    out = dict(base)
+    for key, value in top.items():
+        old = out.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            other = "name" in value and "name" in old and value["name"] != old["name"]
+            out[key] = dict(value) if other else merge(old, value)
+        else:
+            out[key] = value
+    return out
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set a dotted key in place; the value is read as TOML, or taken as a string when it is none."""
+    key, equals, text = override.partition("=")
+    check(bool(equals) and bool(key.strip()), f"--set {override!r} is no KEY=VALUE", fix="e.g. --set optim.lr=1e-4")
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node = data
+    *parents, leaf = key.strip().split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+        check(isinstance(node, dict), f"--set {key}: {part} is no table", fix="see `avssl recipes show`")
+    if leaf == "name" and parents in (["backbone"], ["loss"]) and node.get("name") != value:
+        node.clear()  # another component: the old one's keys mean nothing to it
+    node[leaf] = value
+
+
+def recipe_from(data: Mapping[str, Any]) -> Recipe | Pipeline:
+    """Validate a plain tree. Raises UsageError naming the key and the nearest right one."""
+    from avssl.registry import check_fit, registry
+
+    data = dict(data)
+    if "stages" in data:
+        return structure(Pipeline, data)
+    known = {f.name for f in dataclasses.fields(Recipe)}
+    for key in data:
+        if key not in known:
+            raise UsageError(f"unknown key {key}", fix=nearest(key, known))
+    entries = {}
+    parts: dict[str, Any] = {}
+    for kind in ("backbone", "loss"):
+        table = dict(data.pop(kind, {}))
+        check("name" in table, f"{kind}.name is missing", fix=f"e.g. --set {kind}.name=...; see `avssl {kind}s`")
+        entries[kind] = registry().get(kind, table.pop("name"))
+        parts[kind] = Component(name=entries[kind].name, config=structure(_config(entries[kind].config), table, kind))
+    check_fit(entries["backbone"].name, entries["loss"].name)
+    frontend = entries["loss"].frontend_config or entries["backbone"].frontend_config
+    parts["frontend"] = structure(_config(frontend), data.pop("frontend", {}), "frontend")
+    rest = {}
+    sections = {"data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig, "train": TrainConfig,
+                "monitor": MonitorConfig}
+    for key, cls in sections.items():
+        rest[key] = structure(cls, data.pop(key, {}), key)
+    for key in ("tags",):
+        data[key] = tuple(data.get(key, ()))
+    return Recipe(**data, **parts, **rest)
+
+
+def _config(target: str) -> type:
+    from avssl.entries import resolve
+
+    return resolve(target)
+
+
+def show(recipe: Recipe | Pipeline) -> str:
+    """The resolved recipe as TOML."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.plain() if isinstance(recipe, Recipe) else unstructure(recipe))
