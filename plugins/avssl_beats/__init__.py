@@ -1,1 +1,1 @@
-"""Placeholder until the system lands."""
+"""Not yet."""
