@@ -81,6 +81,11 @@ class Backbone(nn.Module):
                     return depth + 1
         return len(self.blocks) + 1 if parameter.startswith(("norm", "head", "pooler", "final")) else 0
 
+    def adapt(self, tensors: dict[str, Tensor], source: Any) -> dict[str, Tensor]:
+        """Fit another size's state dict to this one, e.g. resize position tables; `source` is the other's config.
+        Default: unchanged, so that a difference is an error that names the tensor."""
+        return tensors
+
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         """Where the tokens of each modality of this (device-side) batch will lie; cheap, no forward pass."""
         raise NotImplementedError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,6 +43,11 @@ class Frontend(nn.Module):
 
     def forward(self, batch: Batch) -> Batch:
         return self.batch(batch)
+
+    def save_assets(self, folder: Path) -> Any:
+        """Write the files that this frontend needs (a tokenizer) into `folder` and give the config that names them
+        there as "assets/NAME"; a frontend without files returns its config."""
+        return self.config
 
     def views(self, row: Row) -> Sequence[Request]:
         return [self.plan(row, None)]

@@ -20,7 +20,6 @@ class DataConfig:
     batch_size: int = 32  # items per optimiser update, over all processes and micro-batches
     split: str = ""  # rows of this split only; "" = "train" when the data have such a split, else all
     target: Literal["none", "index", "multi_hot", "float", "characters"] = "none"  # how labels become targets
-    label_smoothing: float = 0.0
     balance: bool = False  # draw items with replacement, weight = sum over labels of 1000 / (count + 0.01)
     epoch_items: int | None = None  # length of an epoch in items; None = the data set
     on_bad: Literal["fail", "skip", "quarantine"] = "skip"  # an unreadable item: stop; replace it; move the file aside

@@ -1,0 +1,34 @@
+"""Configs of the built-in losses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from avssl.errors import check
+from avssl.schema import config
+
+
+@config
+class ClassifyConfig:
+    """A linear head on pooled features."""
+
+    classes: int = 0  # outputs; 0 = as many as the training labels have
+    streams: tuple[str, ...] = ()  # pooled streams that are averaged; () = "joint" if the backbone has it, else all
+    norm: bool = True  # LayerNorm before the linear layer
+    dropout: float = 0.0
+    loss: Literal["auto", "cross_entropy", "bce", "mse"] = "auto"  # auto: index -> cross_entropy, multi_hot -> bce, float -> mse
+    label_smoothing: float = 0.0  # cross_entropy
+
+
+@config
+class ContrastiveConfig:
+    """InfoNCE between pooled features of every pair of modalities (CLIP, arXiv:2103.00020)."""
+
+    streams: tuple[str, ...] = ()  # () = all of the backbone's modalities
+    dim: int = 0  # width of linear projections; 0 = compare the pooled features themselves
+    temperature: float = 0.07
+    learn_temperature: bool = False
+    directions: Literal["both", "first"] = "both"  # "first": the first stream of a pair looks for the second only
+
+    def __post_init__(self) -> None:
+        check(self.temperature > 0, f"loss.temperature is {self.temperature}", fix="give a positive number, e.g. 0.07")

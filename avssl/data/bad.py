@@ -1,0 +1,71 @@
+"""Items that could not be used: each is listed with its reason, and there is a limit to how many a run tolerates."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from avssl.errors import DataError
+
+HEADER = ("id", "path", "what", "reason")
+
+
+class BadItem(NamedTuple):
+    """what: "bad" (unreadable), "missing" (lacks a modality), "crashed" or "hung" (the decoder did)."""
+
+    id: str
+    path: str
+    what: str
+    reason: str
+
+
+@dataclass
+class BadFiles:
+    """The list of a run or job, written to `path` as it grows (None: kept in memory).
+
+    budget: number of distinct bad items above which `add` raises DataError; "missing" ones do not count.
+    """
+
+    path: Path | None = None
+    budget: float = float("inf")
+    items: dict[tuple[str, str], BadItem] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.path is not None and self.path.exists():
+            with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+                for row in list(csv.reader(file))[1:]:
+                    if len(row) == len(HEADER):
+                        item = BadItem(*row)
+                        self.items[item.id, item.what] = item
+
+    def add(self, items: Iterable[BadItem]) -> list[BadItem]:
+        """Record items not seen before and return those. Raises DataError when the budget is exceeded."""
+        fresh = [i for i in items if (i.id, i.what) not in self.items]
+        for item in fresh:
+            self.items[item.id, item.what] = item
+        if fresh and self.path is not None:
+            self._append(fresh)
+        counted = sum(i.what != "missing" for i in self.items.values())
+        if counted > self.budget:
+            last = next(reversed(self.items.values()))
+            raise DataError(f"{counted} bad items, more than data.max_bad allows; the last: {last.path}: {last.reason}",
+                            fix=f"see {self.path or 'the log'}; mend the data or raise data.max_bad")
+        return fresh
+
+    def _append(self, fresh: list[BadItem]) -> None:
+        assert self.path is not None
+        new = not self.path.exists()
+        with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file)
+            if new:
+                writer.writerow(HEADER)
+            writer.writerows(fresh)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __len__(self) -> int:
+        return len(self.items)

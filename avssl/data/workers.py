@@ -1,0 +1,213 @@
+"""A pool of worker processes that survives its decoders: one that crashes or hangs is replaced and the item it held is blamed.
+
+torch's DataLoader ends the whole run when a worker dies, and cannot say which file did it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+from avssl.errors import AvsslError
+
+K = TypeVar("K")
+R = TypeVar("R")
+_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+POLL = 2.0  # seconds between looks at a parent that may have died
+
+
+@dataclass(frozen=True)
+class Blame(Generic[K]):
+    """An item whose decoder crashed or hung."""
+
+    key: K
+    what: str  # "crashed" or "hung"
+    reason: str
+
+
+class WorkerPool(Generic[K, R]):
+    """Calls `work(keys, blamed)` in `workers` processes (0: here), in order.
+
+    work: takes a list of keys and the blames among them (to be replaced, not tried again); in a worker it must call
+    `hold(position)` before each key it touches. timeout: seconds one key may take. The pool must be closed.
+    """
+
+    def __init__(self, work: Callable[[Sequence[K], Sequence[Blame[K]], Callable[[int], None]], R], workers: int, *,
+                 timeout: float = 120.0, ahead: int = 2) -> None:
+        self.work, self.timeout, self.ahead = work, timeout, ahead
+        self._workers = [_Worker(work) for _ in range(workers)]
+
+    def map(self, tasks: Iterable[Sequence[K]]) -> Iterator[R]:
+        """Results of the tasks, in their order. An exception of `work` is raised at its place."""
+        if not self._workers:
+            for task in tasks:
+                yield self.work(task, (), lambda position: None)
+            return
+        source = enumerate(tasks)
+        done: dict[int, Any] = {}
+        expected, exhausted = 0, False
+        while True:
+            while not exhausted:
+                worker = min(self._workers, key=lambda w: len(w.tasks))
+                if len(worker.tasks) >= self.ahead or len(done) > self.ahead * len(self._workers):
+                    break
+                try:
+                    number, task = next(source)
+                    worker.give(_Task(number, task))
+                except StopIteration:
+                    exhausted = True
+            self._collect(done, block=expected not in done)
+            if expected in done:
+                result = done.pop(expected)
+                expected += 1
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+            elif exhausted and not any(w.tasks for w in self._workers):
+                return
+
+    def _collect(self, done: dict[int, Any], block: bool) -> None:
+        """Take what has arrived (waiting for something if asked to), and replace workers that died or hang."""
+        busy = [w for w in self._workers if w.tasks]
+        wait([w.conn for w in busy] + [w.process.sentinel for w in busy], timeout=1.0 if block else 0.0)
+        for position, worker in enumerate(self._workers):
+            try:
+                while worker.tasks and worker.conn.poll():
+                    done[worker.tasks[0].number] = pickle.loads(worker.conn.recv_bytes())
+                    worker.tasks.popleft()
+            except (EOFError, OSError, pickle.UnpicklingError):
+                worker.process.join(1.0)  # died, perhaps while sending
+            alive = worker.process.is_alive()
+            hung = alive and worker.held.value >= 0 and worker.held_for() >= self.timeout
+            if worker.tasks and (hung or not alive):
+                self._replace(position, worker, hung, done)
+
+    def _replace(self, position: int, worker: _Worker, hung: bool, done: dict[int, Any]) -> None:
+        """A fresh process takes over the tasks of one that is gone; the item that it held is not tried again."""
+        number, held = worker.task.value, worker.held.value
+        worker.kill()
+        how = _exit_name(worker.process.exitcode)
+        fresh = self._workers[position] = _Worker(self.work)
+        for task in worker.tasks:
+            if task.number == number and 0 <= held < len(task.keys):
+                reason = (f"the decoder did not finish within {self.timeout:g} s" if hung
+                          else f"the decoder killed its process ({how})")
+                task.blamed.append(Blame(task.keys[held], "hung" if hung else "crashed", reason))
+            elif held < 0:
+                task.deaths += 1
+            if task.deaths > 2:
+                done[task.number] = AvsslError(f"data workers keep dying outside of any item ({how})",
+                                               fix="is there enough memory? --workers 0 shows more")
+            else:
+                fresh.give(task)
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def __enter__(self) -> WorkerPool[K, R]:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+@dataclass
+class _Task(Generic[K]):
+    number: int
+    keys: Sequence[K]
+    blamed: list[Blame[K]] = field(default_factory=list)
+    deaths: int = 0
+
+
+class _Worker:
+    """One process, the tasks it was given, and what it says it is doing (task number, position of the item it holds)."""
+
+    def __init__(self, work: Callable) -> None:
+        self.conn, child = _CONTEXT.Pipe()
+        self.task = _CONTEXT.Value("q", -1, lock=False)
+        self.held = _CONTEXT.Value("i", -1, lock=False)
+        self.since = _CONTEXT.Value("d", 0.0, lock=False)
+        self.tasks: deque[_Task] = deque()
+        args = (work, child, self.task, self.held, self.since, os.getpid())
+        self.process = _CONTEXT.Process(target=_serve, args=args, daemon=True)
+        self.process.start()
+        child.close()
+
+    def give(self, task: _Task) -> None:
+        self.tasks.append(task)
+        try:
+            self.conn.send_bytes(pickle.dumps((task.number, task.keys, task.blamed), protocol=5))
+        except OSError:
+            pass  # it is dead: the next look finds out
+
+    def held_for(self) -> float:
+        return time.monotonic() - self.since.value
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.conn.close()
+
+
+def _serve(work: Callable, conn: Connection, task: Any, held: Any, since: Any, parent: int) -> None:
+    """The life of a worker: signals are the parent's business, and it does not outlive the parent."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    import torch
+
+    torch.set_num_threads(1)
+    outbox: queue.SimpleQueue = queue.SimpleQueue()  # a thread sends: a parent that is busy training blocks no decoding
+    threading.Thread(target=_send, args=(conn, outbox), daemon=True).start()
+
+    def hold(position: int) -> None:
+        since.value = time.monotonic()
+        held.value = position
+
+    while True:
+        while not conn.poll(POLL):
+            if os.getppid() != parent:
+                os._exit(0)
+        try:
+            number, keys, blamed = pickle.loads(conn.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(0)
+        task.value = number
+        try:
+            result: Any = work(keys, blamed, hold)
+        except Exception as error:
+            result = error
+        held.value = -1
+        try:
+            outbox.put(pickle.dumps(result, protocol=5))
+        except Exception as error:  # an exception that does not pickle
+            outbox.put(pickle.dumps(RuntimeError(f"{type(result).__name__}: {result} ({error})"), protocol=5))
+
+
+def _send(conn: Connection, outbox: queue.SimpleQueue) -> None:
+    try:
+        while True:
+            conn.send_bytes(outbox.get())
+    except OSError:
+        os._exit(0)  # the parent is gone
+
+
+def _exit_name(code: int | None) -> str:
+    if code is not None and code < 0:
+        return signal.Signals(-code).name
+    return f"exit {code}"
