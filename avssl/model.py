@@ -1,0 +1,269 @@
+"""A model directory is the model: what pretraining, fine-tuning and importing write, and every other command takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avssl import __version__
+from avssl.backbone import Backbone
+from avssl.batch import Batch
+from avssl.data.targets import Codec
+from avssl.errors import CheckpointError, check
+from avssl.files import replacing, sha256, write_json, write_text
+from avssl.frontend import Frontend
+from avssl.imports import Imported, build, import_checkpoint, load_strictly
+from avssl.loss import Loss
+from avssl.registry import load, registry
+from avssl.safeload import load_safetensors
+from avssl.schema import structure, unstructure
+
+RECIPE, WEIGHTS, TRAINING, CHECKSUMS = "recipe.toml", "weights.safetensors", "training.safetensors", "checksums.json"
+TARGETS = "assets/targets.json"
+
+
+@dataclasses.dataclass(eq=False)
+class Model:
+    """What is deployed: frontend -> backbone [-> head], in evaluation mode."""
+
+    backbone: Backbone
+    frontend: Frontend
+    head: nn.Module | None
+    codec: Codec | None
+    recipe: Mapping[str, Any]  # the plain recipe: tables backbone, loss, frontend and, for a run, everything else
+    path: Path
+    licence: str = ""
+    source: str = ""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    def to(self, device: torch.device | str) -> Model:
+        for part in (self.backbone, self.frontend, self.head):
+            if part is not None:
+                part.to(device)
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over weights, architecture and frontend: equal digests give equal embeddings."""
+        import hashlib
+
+        out = hashlib.sha256()
+        for key in ("backbone", "frontend"):
+            table = dict(self.recipe[key])
+            out.update(json.dumps(unstructure(table), sort_keys=True).encode())
+        for name, tensor in sorted(self.backbone.state_dict().items()):
+            out.update(name.encode())
+            out.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return out.hexdigest()
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """(B, C) of a batch that a loader made (before `frontend.batch`). Raises CheckpointError without a head."""
+        check(self.head is not None, f"{self.path} has no classification head", fix="fine-tune it first", error=CheckpointError)
+        assert self.head is not None
+        batch = self.frontend(batch.to(self.device))
+        return self.head(self.backbone(batch, only=getattr(self.head, "streams", None)))
+
+    def embed(self, inputs: Any, **options: Any) -> Any:
+        """Embeddings of paths, rows or arrays; see `avssl.embedding.embed_inputs`."""
+        from avssl.embedding import embed_inputs
+
+        return embed_inputs(self, inputs, **options)
+
+
+def open_model(path: str | Path, format: str = "", device: str | torch.device = "cpu", **options: Any) -> Model:
+    """A run directory, an imported model directory, a step of a run, or a published checkpoint file (with `format`).
+
+    options go to the format's reader. Raises CheckpointError naming the file when something is missing or damaged.
+    """
+    path = Path(path)
+    check(path.exists(), f"{path}: no such model", fix="give a run directory, or a checkpoint file with --format",
+          error=CheckpointError)
+    if format or not (path / RECIPE).is_file():
+        check(bool(format) or path.is_file() or not (path / "stages").is_dir(), f"{path} is a pipeline",
+              fix="give one of the runs in its stages/ folder", error=CheckpointError)
+        return from_imported(import_checkpoint(path, format, **options), path).to(device)
+    tables = read_tables(path)
+    check((path / WEIGHTS).is_file(), f"{path} has no {WEIGHTS}: the run is not finished",
+          fix=f"resume it: avssl pretrain ... --out {path} --resume", error=CheckpointError)
+    verify(path, WEIGHTS)
+    tensors = load_safetensors(path / WEIGHTS)
+    codec = None
+    if (path / TARGETS).is_file():
+        codec = Codec.load(json.loads((path / TARGETS).read_text(encoding="utf-8")))
+    backbone, frontend = build_backbone(tables), build_frontend(tables, path)
+    head = None
+    if any(name.startswith("head.") for name in tensors):
+        loss = build_loss(tables, backbone)
+        head = loss.exports()["head"]
+        load_strictly(head, {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}, f"{path}/{WEIGHTS}")
+    load_strictly(backbone, {k[9:]: v for k, v in tensors.items() if k.startswith("backbone.")}, f"{path}/{WEIGHTS}")
+    model = Model(backbone.eval(), frontend.eval(), head.eval() if head is not None else None, codec, tables, path,
+                  licence=str(tables.get("licence", "")), source=str(tables.get("source", "")))
+    return model.to(device)
+
+
+def from_imported(imported: Imported, path: Path) -> Model:
+    """A Model straight from what a format's reader gave."""
+    tables = imported_tables(imported)
+    loss = build(imported)
+    codec = Codec.load(imported.assets["targets"]) if "targets" in imported.assets else None
+    return Model(loss.backbone.eval(), build_frontend(tables, path).eval(), loss.exports().get("head"), codec, tables,
+                 path, imported.licence, imported.source)
+
+
+def imported_tables(imported: Imported) -> dict[str, Any]:
+    """The recipe tables of an imported checkpoint, resolved."""
+    tables: dict[str, Any] = {"name": f"imported/{imported.backbone['name']}"}
+    for kind in ("backbone", "loss"):
+        table = dict(getattr(imported, kind))
+        name = table.pop("name")
+        tables[kind] = {"name": name, **unstructure(structure(load(kind, name, "config"), table, kind))}
+    config = _frontend_entry(tables)[1]
+    tables["frontend"] = unstructure(structure(config, imported.frontend, "frontend"))
+    tables["licence"], tables["source"] = imported.licence, imported.source
+    return tables
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The plain recipe of a model directory."""
+    try:
+        return tomllib.loads((path / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path / RECIPE}: {error}", fix="restore it from a copy") from None
+
+
+def build_backbone(tables: Mapping[str, Any]) -> Backbone:
+    """The backbone of a plain recipe, freshly initialised."""
+    table = dict(tables["backbone"])
+    name = table.pop("name")
+    return load("backbone", name)(structure(load("backbone", name, "config"), table, "backbone"))
+
+
+def build_frontend(tables: Mapping[str, Any], folder: Path) -> Frontend:
+    """The frontend of a plain recipe; values that begin with "assets/" are files of the model folder."""
+    cls, config_cls = _frontend_entry(tables)
+    table = {k: str(folder / v) if isinstance(v, str) and v.startswith("assets/") else v
+             for k, v in dict(tables.get("frontend", {})).items()}
+    return cls(structure(config_cls, table, "frontend"))
+
+
+def build_loss(tables: Mapping[str, Any], backbone: Backbone) -> Loss:
+    """The loss of a plain recipe around a backbone that holds its initial weights."""
+    table = dict(tables["loss"])
+    name = table.pop("name")
+    return load("loss", name)(backbone, structure(load("loss", name, "config"), table, "loss"))
+
+
+def _frontend_entry(tables: Mapping[str, Any]) -> tuple[type[Frontend], type]:
+    """Class and config class: the loss's own frontend where it brings one, else the backbone's."""
+    loss = tables.get("loss", {}).get("name")
+    if loss and registry().get("loss", loss).frontend:
+        return load("loss", loss, "frontend"), load("loss", loss, "frontend_config")
+    name = tables["backbone"]["name"]
+    return load("backbone", name, "frontend"), load("backbone", name, "frontend_config")
+
+
+def save_model(folder: Path, loss: Loss, frontend: Frontend, tables: Mapping[str, Any], codec: Codec | None = None,
+               state: Mapping[str, Tensor] | None = None) -> None:
+    """Write the model files of a directory, each complete or absent, the checksums last.
+
+    tables: the plain recipe. state: the loss's state dict when it is not `loss.state_dict()` (averaged, gathered).
+    `weights.safetensors` holds `loss.exports()`; `training.safetensors` the rest (decoder, teacher), for `--init`.
+    """
+    import tomli_w
+
+    state = dict(loss.state_dict() if state is None else state)
+    (folder / "assets").mkdir(parents=True, exist_ok=True)
+    tables = {**tables, "frontend": unstructure(frontend.save_assets(folder / "assets")), "avssl_version": __version__}
+    modules = {id(m): name for name, m in loss.named_modules(remove_duplicate=False)}
+    weights, used = {}, set()
+    for export, module in loss.exports().items():
+        prefix = modules[id(module)] + "."
+        for name in module.state_dict():
+            weights[f"{export}.{name}"] = state[prefix + name]
+            used.add(prefix + name)
+    rest = {k: v for k, v in state.items() if k not in used}
+    save_tensors(folder / WEIGHTS, weights)
+    save_tensors(folder / TRAINING, rest)
+    if codec is not None:
+        write_json(folder / TARGETS, codec.state())
+    write_text(folder / RECIPE, tomli_w.dumps(unstructure(tables)))
+    write_json(folder / CHECKSUMS, {n: sha256(folder / n) for n in (WEIGHTS, TRAINING)})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, atomically; tensors that share memory are written out one by one."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary),
+                  {"format": "pt", **(metadata or {})})
+
+
+def verify(folder: Path, name: str) -> None:
+    """Compare a file with the checksum that was written after it. Raises CheckpointError when they differ."""
+    try:
+        wanted = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{folder}: {CHECKSUMS} is missing or damaged", fix="restore it from a copy") from None
+    if sha256(folder / name) != wanted:
+        raise CheckpointError(f"{folder / name} is damaged: its checksum differs from {CHECKSUMS}",
+                              fix="restore it from a copy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """Weights to start from: a model's tensors in the naming of a Loss state dict, and its backbone's config."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    backbone_name: str
+    backbone_config: Any
+    tables: Mapping[str, Any]
+
+    def into_backbone(self, backbone: Backbone, name: str) -> None:
+        """Load the backbone, strictly, after `backbone.adapt` fitted what may be fitted (position tables)."""
+        check(name == self.backbone_name, f"{self.path} holds a {self.backbone_name} backbone, the recipe builds {name}",
+              fix=f"--set backbone.name={self.backbone_name}, or start from another model", error=CheckpointError)
+        own = {k[9:]: v for k, v in self.tensors.items() if k.startswith("backbone.")}
+        load_strictly(backbone, backbone.adapt(own, self.backbone_config), str(self.path))
+
+    def into_rest(self, loss: Loss) -> list[str]:
+        """Load what else of the loss has the same names and shapes (decoder, teacher); the names that stay fresh."""
+        own = loss.state_dict()
+        rest = {k: v for k, v in self.tensors.items()
+                if not k.startswith("backbone.") and k in own and own[k].shape == v.shape}
+        loss.load_state_dict(rest, strict=False)
+        return sorted(k for k in own if not k.startswith("backbone.") and k not in rest)
+
+
+def read_initial(path: str | Path, format: str = "", **options: Any) -> Initial:
+    """Open a model directory or published checkpoint for `--init` and `--from`."""
+    path = Path(path)
+    if (path / RECIPE).is_file() and not format:
+        tables = read_tables(path)
+        check((path / WEIGHTS).is_file(), f"{path} has no {WEIGHTS}: the run is not finished", fix="resume it first",
+              error=CheckpointError)
+        tensors: dict[str, Tensor] = {}
+        for name in (WEIGHTS, TRAINING):
+            if (path / name).is_file():
+                verify(path, name)
+                tensors.update(load_safetensors(path / name))
+    else:
+        imported = import_checkpoint(path, format, **options)
+        tables, tensors = imported_tables(imported), dict(imported.tensors)
+    table = dict(tables["backbone"])
+    name = table.pop("name")
+    return Initial(path, tensors, name, structure(load("backbone", name, "config"), table, "backbone"), tables)
