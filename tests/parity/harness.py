@@ -90,8 +90,7 @@ class Case:
             a, b = a[select], b[select]
         if a.size == 0:
             return
-        error = np.abs(a - b)
-        error[np.isnan(a) & np.isnan(b)] = 0
+        error = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b))
         bound = rule.get("atol", 0.0) + rule.get("rtol", 0.0) * np.abs(b) + rule.get("rel_to_max", 0.0) * np.nanmax(np.abs(b))
         if "where" in rule:
             threshold = rule["where"]["own_grad_abs_gt"]

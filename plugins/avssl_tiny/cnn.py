@@ -1,0 +1,88 @@
+"""The convolutional baseline: "the state-of-the-art MFCC-based CNN" in size, not in its authors' layout (unknown)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from avssl.backbone import Backbone, Features, Grid, Layers
+from avssl.batch import Batch
+from avssl.errors import UsageError
+
+from .config import TinyCnnConfig
+
+
+class Block(nn.Sequential):
+    """3x3 convolution, BatchNorm, ReLU, 2x2 max-pooling: halves time and frequency."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(), nn.MaxPool2d(2)
+        )
+
+
+class TinyCnn(Backbone):
+    """audio.x (B, T, F) coefficients -> pooled["audio"] (B, dense[-1]); tokens: (B, T/16, widths[-1]), time only."""
+
+    modalities = frozenset({"audio"})
+    config: TinyCnnConfig
+
+    def __init__(self, config: TinyCnnConfig) -> None:
+        super().__init__(config)
+        if config.input_norm:
+            self.input_norm = nn.BatchNorm1d(config.features, affine=False, momentum=None)  # None: plain average
+        self.convolutions = nn.ModuleList(Block(i, o) for i, o in itertools.pairwise((1, *config.widths)))
+        dense: list[nn.Module] = []
+        for i, o in itertools.pairwise((config.widths[-1], *config.dense)):
+            dense += [nn.Dropout(config.dropout), nn.Linear(i, o), nn.ReLU()]
+        self.dense = nn.Sequential(*dense)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.convolutions
+
+    def grid(self, batch: Batch) -> Mapping[str, Grid]:
+        return {"audio": Grid((batch.need("audio").x.shape[1] >> len(self.convolutions),), ("time",))}
+
+    def forward(
+        self,
+        batch: Batch,
+        hide: Mapping[str, Tensor] | None = None,
+        keep: Mapping[str, Tensor] | None = None,
+        layers: Layers | None = None,
+        only: Collection[str] | None = None,
+    ) -> Features:
+        if hide or keep or layers:
+            raise UsageError("the CNN has no tokens to hide, keep or look into", fix="use backbone.name=tiny")
+        stream = batch.need("audio")
+        x, pad = stream.x, stream.pad
+        if self.config.input_norm:
+            x = self.input_norm(x.transpose(1, 2)).transpose(1, 2)
+        x = x[:, None]  # (B, 1, T, F)
+        for block in self.convolutions:
+            x = block(x)
+        tokens = x.mean(-1).transpose(1, 2)  # (B, T', C)
+        small = None
+        if pad is None:
+            average = tokens.mean(1)
+        else:
+            stride = 1 << len(self.convolutions)
+            small = pad[:, : tokens.shape[1] * stride].unflatten(1, (-1, stride)).all(-1)
+            seen = (~small)[..., None].to(x.dtype)
+            average = (tokens * seen).sum(1) / seen.sum(1).clamp_min(1)
+        return Features(
+            tokens={"audio": tokens},
+            pooled={"audio": self.dense(average)},
+            pad={} if small is None else {"audio": small},
+            grid=self.grid(batch),
+        )
+
+    def macs(self, frames: int) -> int:
+        """Multiply-accumulates of a clip of `frames` frames without the classifier."""
+        total, time, height = 0, frames, self.config.features
+        for i, o in itertools.pairwise((1, *self.config.widths)):
+            total += time * height * 9 * i * o
+            time, height = time // 2, height // 2
+        return total + sum(i * o for i, o in itertools.pairwise((self.config.widths[-1], *self.config.dense)))

@@ -1,0 +1,67 @@
+"""What a size costs before anything is trained: parameters, multiply-accumulates, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from avssl.schema import structure
+
+from .config import PRESETS, TinyConfig
+
+
+def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
+    """Numbers of the formulas of the specification (3.1, 4.2) for one clip of `frames` input frames.
+
+    scores: elements of one layer's attention matrices. bytes_*: of the weights alone.
+    ram_*: bytes of the C forward pass (float, int8), which attends row by row.
+    """
+    c = config
+    prefix = 0 if c.pooler == "mean" else 1
+    tokens = -(-frames // c.stack)
+    n = tokens + prefix
+    pooler = c.dim**2 + c.dim if c.pooler == "tanh_dense_of_cls" else 0
+    layer = 4 * (c.dim**2 + c.dim) + 4 * c.dim + 2 * c.dim * c.ff + c.ff + c.dim
+    parameters = (
+        c.features * c.stack * c.dim
+        + c.dim
+        + c.dim * prefix
+        + 2 * c.dim
+        + c.layers * layer
+        + pooler
+        + c.dim * classes
+        + classes
+        + (c.max_tokens * c.dim if c.positions == "learned" else 0)
+    )
+    macs = (
+        tokens * c.stack * c.features * c.dim
+        + c.layers * (n * (4 * c.dim**2 + 2 * c.dim * c.ff) + 2 * n * n * c.dim)
+        + (c.dim**2 if pooler else 0)
+        + c.dim * classes
+    )
+    rows = n + 4 * c.dim + c.ff + c.stack * c.features
+    return {
+        "parameters": parameters,
+        "macs": macs,
+        "tokens": n,
+        "scores": c.heads * n * n,
+        "bytes_float32": 4 * parameters,
+        "bytes_int8": parameters,
+        "ram_float32": 4 * (3 * n * c.dim + rows),
+        "ram_int8": 3 * n * c.dim + 4 * rows,
+    }
+
+
+def table(frames: int = 216, classes: int = 50, presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> str:
+    """The presets as a Markdown table; the last column but two has four frames per token ("mel patches")."""
+    heads = ["preset", "features", "dim", "layers", "heads", "ff", "parameters", f"MACs, {frames} frames",
+             "MACs, four per token", "float32 bytes", "RAM int8"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    for name, sizes in presets.items():
+        c = structure(TinyConfig, sizes)
+        plain, patches = cost(c, classes, frames), cost(replace(c, stack=4), classes, frames)
+        cells = [name, c.features, c.dim, c.layers, c.heads, c.ff, plain["parameters"], plain["macs"], patches["macs"],
+                 plain["bytes_float32"], plain["ram_int8"]]  # fmt: skip
+        lines.append("| " + " | ".join(f"{x:,}" if isinstance(x, int) else str(x) for x in cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,142 @@
+"""Distillation from any avssl model that hears: each step asks the teacher about the very sound the student gets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avssl.backbone import Backbone
+from avssl.batch import Batch, Stream
+from avssl.data.clip import Clip, Waveform
+from avssl.errors import UsageError, check
+from avssl.loss import Loss, LossOutput, Term
+
+from .config import DistillConfig, DistillEmbeddingConfig, SoundConfig
+from .frontend import SoundFrontend
+from .loss import Head, supervised
+
+if TYPE_CHECKING:
+    from avssl.model import Model
+
+
+class TaughtFrontend(SoundFrontend):
+    """The student's frontend; the augmented waveform travels on in stream "sound" (B, L), for the teacher."""
+
+    config: SoundConfig
+
+    def __init__(self, config: SoundConfig) -> None:
+        super().__init__(config)
+        check(not config.mixup, "distillation does not mix clips", fix="--set frontend.mixup=0")
+
+    def batch(self, batch: Batch) -> Batch:
+        sound = batch.need("audio")
+        return (
+            super()
+            .batch(batch)
+            .with_streams(sound=sound, rate=Stream(sound.x.new_full((len(batch),), self.config.rate)))
+        )
+
+
+class Teacher:
+    """A frozen model outside the module tree: no state dict, optimiser or `.train()` reaches it."""
+
+    def __init__(self, path: str, format: str) -> None:
+        from avssl.model import open_model
+
+        check(
+            bool(path), "loss.teacher names no model", fix="--set loss.teacher=RUN, a run or imported model directory"
+        )
+        self.model: Model = open_model(path, format)
+        check(
+            "audio" in self.model.frontend.modalities,
+            f"the teacher {path} does not hear",
+            fix="give one that reads audio",
+        )
+        for part in (self.model.backbone, self.model.head):
+            if part is not None:
+                part.requires_grad_(False)
+
+    def batch(self, batch: Batch) -> Batch:
+        """The student's sounds through the teacher's own frontend, as its evaluation would see them."""
+        sound, rate = batch.need("sound"), int(batch.need("rate").x[0])
+        clips = [
+            Clip(id, {"audio": Waveform(wave[:length].numpy()[None], rate)})
+            for id, wave, length in zip(batch.ids, sound.x.cpu(), sound.lengths.tolist(), strict=True)
+        ]
+        frontend = self.model.frontend
+        made = Batch.cat([frontend.item([clip], None) for clip in clips], frontend.pad_values)
+        device = sound.x.device
+        if self.model.device != device:
+            self.model.to(device)
+        return frontend.batch(made.to(device))
+
+
+class Distill(Loss[Backbone]):
+    """(1 - w) * cross-entropy + w * t^2 * KL(teacher || student), both at temperature t."""
+
+    config: DistillConfig
+
+    def __init__(self, backbone: Backbone, config: DistillConfig) -> None:
+        super().__init__(backbone, config)
+        teacher = Teacher(config.teacher, config.teacher_format)
+        if teacher.model.head is None:
+            raise UsageError(
+                f"the teacher {config.teacher} has no classification head",
+                fix="fine-tune it on these labels first, or use loss.name=distill_embedding",
+            )
+        object.__setattr__(self, "teacher", teacher)
+        self.head = Head(backbone.dim, config.classes)
+
+    def exports(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "head": self.head}
+
+    def compute(self, batch: Batch, draw: None) -> LossOutput:
+        logits = self.head(self.backbone(batch, only=self.head.streams))
+        model = self.teacher.model
+        with torch.no_grad():
+            wanted = model.head(model.backbone(self.teacher.batch(batch), only=getattr(model.head, "streams", None)))
+        check(
+            wanted.shape == logits.shape,
+            f"the teacher has {wanted.shape[1]} classes, the student {logits.shape[1]}",
+            fix="fine-tune the teacher on the same labels",
+        )
+        out = supervised(logits, batch, self.config.label_smoothing, weight=1 - self.config.weight)
+        imitation = Term(
+            self.config.weight, divergence(logits.float(), wanted.float(), self.config.temperature), len(batch)
+        )
+        return out.merged(LossOutput({"imitation": imitation}))
+
+
+class DistillEmbedding(Loss[Backbone]):
+    """1 - cos(linear(student), teacher), the mean over items."""
+
+    config: DistillEmbeddingConfig
+
+    def __init__(self, backbone: Backbone, config: DistillEmbeddingConfig) -> None:
+        super().__init__(backbone, config)
+        teacher = Teacher(config.teacher, config.teacher_format)
+        widths = teacher.model.backbone.widths()
+        check(
+            config.stream in widths,
+            f"the teacher gives no {config.stream!r}",
+            fix=f"loss.stream: one of {', '.join(widths)}",
+        )
+        object.__setattr__(self, "teacher", teacher)
+        self.projection = nn.Linear(backbone.dim, widths[config.stream])
+
+    def compute(self, batch: Batch, draw: None) -> LossOutput:
+        pooled = self.backbone(batch).pooled["audio"]
+        with torch.no_grad():
+            features = self.teacher.model.backbone(self.teacher.batch(batch), only={self.config.stream})
+        wanted = features.pooled[self.config.stream]
+        error = 1 - F.cosine_similarity(self.projection(pooled).float(), wanted.float(), dim=1)
+        return LossOutput({"imitation": Term(1.0, error.sum(), len(batch))}, watch={"audio": pooled.detach()})
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """() sum over items of t^2 * KL(softmax(teacher / t) || softmax(student / t)); logits (B, C)."""
+    log_p, log_q = (F.log_softmax(x / temperature, -1) for x in (teacher, student))
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum()

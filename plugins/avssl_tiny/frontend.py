@@ -1,0 +1,112 @@
+"""Sound file to standardised frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avssl.batch import Batch, Stream, item
+from avssl.data.clip import AudioRequest, Clip, Request, Row, Waveform
+from avssl.errors import DataError, check
+from avssl.frontend import Frontend
+
+from .augment import augment_wave, spec_augment
+from .config import SoundConfig
+from .features import FrameFeatures, standardised
+
+
+class SoundFrontend(Frontend):
+    """Mono, resampled, cut or zero-padded to `seconds` (per item); frames and standardisation (batched).
+
+    After `item`: audio.x (1, L) float32. After `batch`: audio.x (B, T, F). With mixup, `item` carries the partner in
+    streams "partner" and "share", which `batch` mixes in after standardisation and removes.
+    """
+
+    modalities = frozenset({"audio"})
+    config: SoundConfig
+
+    def __init__(self, config: SoundConfig) -> None:
+        super().__init__(config)
+        self.extract = FrameFeatures(config)
+
+    def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
+        """A random window of `seconds` in training, when the row says that it is longer; else the beginning."""
+        seconds, start = self.config.seconds, 0.0
+        if seconds is not None and rng is not None and row.duration is not None and row.duration > seconds:
+            start = float(rng.uniform(0, row.duration - seconds))
+        mixing = rng is not None and self.config.mixup > 0
+        return Request({"audio": AudioRequest(start=start, seconds=seconds)}, partners=int(mixing))
+
+    def views(self, row: Row) -> Sequence[Request]:
+        """Windows of `seconds` side by side; one for a clip of unknown or shorter length."""
+        seconds = self.config.seconds
+        if seconds is None or row.duration is None or row.duration <= 1.5 * seconds:
+            return [self.plan(row, None)]
+        starts = [i * seconds for i in range(math.ceil(row.duration / seconds - 0.5))]
+        return [Request({"audio": AudioRequest(s, seconds)}, view=f"{s:.1f}-{s + seconds:.1f} s") for s in starts]
+
+    def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
+        clip = clips[0]
+        wave = self._wave(clip, rng)
+        if len(clips) == 1:
+            return item(clip.id, clip.seed, clip.target, audio=torch.from_numpy(wave))
+        assert rng is not None
+        share = float(rng.beta(self.config.mixup, self.config.mixup))
+        target = clip.target
+        if target is not None:
+            check(
+                np.ndim(target) == 1 and np.asarray(target).dtype.kind == "f",
+                "mixup needs class targets that can be mixed",
+                fix="--set data.target=multi_hot, or frontend.mixup=0",
+            )
+            target = (share * target + (1 - share) * clips[1].target).astype(np.float32)
+        return item(
+            clip.id,
+            clip.seed,
+            target,
+            audio=torch.from_numpy(wave),
+            partner=torch.from_numpy(self._wave(clips[1], rng)),
+            share=torch.tensor(share),
+        )
+
+    def _wave(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
+        part = clip.parts.get("audio")
+        if not isinstance(part, Waveform) or part.samples.shape[-1] == 0:
+            raise DataError(f"{clip.id}: has no sound", fix="leave it out, or give a file with an audio track")
+        wave = to_rate(part.samples.mean(0), part.rate, self.config.rate)
+        if self.config.seconds is not None:
+            length = round(self.config.seconds * self.config.rate)
+            wave = wave[:length] if len(wave) >= length else np.pad(wave, (0, length - len(wave)))
+        return wave if rng is None else augment_wave(wave, self.config, rng)
+
+    def batch(self, batch: Batch) -> Batch:
+        frames, pad = self._frames(batch.need("audio"))
+        if self.training:
+            frames = spec_augment(frames, batch.seeds, self.config)
+        if "partner" in batch.streams:
+            other, _ = self._frames(batch.streams["partner"])
+            share = batch.streams["share"].x[:, None, None]
+            frames = share * frames + (1 - share) * other
+        streams = {k: v for k, v in batch.streams.items() if k not in ("partner", "share")}
+        return Batch(batch.ids, batch.seeds, {**streams, "audio": Stream(frames, pad)}, batch.targets)
+
+    def _frames(self, stream: Stream) -> tuple[Tensor, Tensor | None]:
+        frames = self.extract(stream.x)  # (B, T, F)
+        pad = None
+        if stream.pad is not None:
+            pad = torch.arange(frames.shape[1], device=frames.device) >= self.extract.frames(stream.lengths)[:, None]
+        return standardised(frames, self.config, pad), pad
+
+
+def to_rate(wave: np.ndarray, have: int, want: int) -> np.ndarray:
+    """(L,) float32 at `want` Hz: band-limited (windowed sinc), unchanged when the rates agree."""
+    wave = np.ascontiguousarray(wave, dtype=np.float32)
+    if have == want:
+        return wave
+    from torchaudio.functional import resample
+
+    return resample(torch.from_numpy(wave), have, want).numpy()
