@@ -40,7 +40,7 @@ class LossOutput:
     def total(self, counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
         """() the only total there is: sum of weight * sum / count. `counts` replaces the local counts by global ones."""
         parts = [t.weight * t.sum / (t.count if counts is None else counts[n]) for n, t in self.terms.items()]
-        return torch.stack([p if isinstance(p, Tensor) else torch.tensor(p) for p in parts]).sum()
+        return torch.stack(parts).sum() if parts else torch.zeros(())
 
     def merged(self, other: LossOutput) -> LossOutput:
         """The terms, metrics and watched representations of both."""
@@ -54,7 +54,8 @@ class Loss(nn.Module, Generic[B]):
     them. Everything random happens in `sample`, on the CPU, row by row from `batch.seeds`; `compute` is deterministic
     given the draw (dropout and drop path apart). A contrastive objective implements `local` and `joint` instead of
     `compute` and sets `contrastive = True`: the loop then gathers representations over ranks and micro-batches, so that
-    accumulation and data parallelism keep every negative.
+    accumulation and data parallelism keep every negative. State that a forward pass updates (codebooks, running
+    statistics) is collected only while `torch.is_grad_enabled()`, and applied in `after_step`.
     """
 
     contrastive: ClassVar[bool] = False
@@ -81,6 +82,11 @@ class Loss(nn.Module, Generic[B]):
     def joint(self, representations: Mapping[str, Tensor]) -> LossOutput:
         """Terms that compare items with each other, over the items of the whole (global) batch."""
         raise NotImplementedError
+
+    def counts(self, batch: Batch, draw: Any) -> Mapping[str, Tensor | int | float] | None:
+        """The count of each term without computing it, where draw and shapes tell. None makes the loop spend a forward
+        pass without gradient when it accumulates over micro-batches: sums are divided by counts over all of them."""
+        return None
 
     def forward(self, batch: Batch, draw: Any = None) -> LossOutput:
         """`sample`, then `compute`."""

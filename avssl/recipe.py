@@ -167,9 +167,17 @@ class Pipeline:
     stages: tuple[Stage, ...]
 
 
-def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe | Pipeline:
-    """A registered recipe, or a .toml file, with `key=value` overrides applied; unknown keys are errors."""
+def load_recipe(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Recipe | Pipeline:
+    """A registered recipe, or a .toml file, with `key=value` overrides applied; unknown keys are errors.
+
+    base: tables of a pretrained model, whose backbone and frontend fill what the recipe leaves open.
+    """
     data = read_recipe(name)
+    if base is not None and "stages" not in data:
+        wanted = data.get("backbone", {}).get("name", base["backbone"]["name"])
+        if wanted == base["backbone"]["name"]:
+            data["backbone"] = merge(base["backbone"], data.get("backbone", {}))
+            data["frontend"] = merge(base.get("frontend", {}), data.get("frontend", {}))
     for override in overrides:
         apply_override(data, override)
     return recipe_from(data)

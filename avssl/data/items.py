@@ -111,12 +111,17 @@ class TrainingItems:
 
     def _make(self, row: Row, seed: int) -> Batch:
         rng = np.random.default_rng(seed)
+        row = self._wanted(row)
         request = self.frontend.plan(row, rng)
         clips = [decode_clip(row, request, self.limits, self.codec, seed)]
         for _ in range(request.partners):
-            partner = self.rows[int(rng.integers(len(self.rows)))]
+            partner = self._wanted(self.rows[int(rng.integers(len(self.rows)))])
             clips.append(decode_clip(partner, self.frontend.plan(partner, rng), self.limits, self.codec, seed))
         return _made_by(self.frontend, clips, rng, seed)
+
+    def _wanted(self, row: Row) -> Row:
+        """The row with only the modalities of this run: nothing is decoded in vain."""
+        return replace(row, parts={m: s for m, s in row.parts.items() if m in self.modalities})
 
 
 @dataclass

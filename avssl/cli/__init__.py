@@ -1,0 +1,88 @@
+"""The command line: parse, dispatch, print. No torch at the top of any module here: `--help` must be instant."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from avssl import __version__
+from avssl.errors import AvsslError, Exit
+
+app = typer.Typer(
+    name="avssl",
+    help="Self-supervised learning of audio, video and text: pretrain, fine-tune, evaluate, embed, search.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        print(f"avssl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    without: Annotated[list[str] | None, typer.Option("--without", metavar="PLUGIN", help="Switch a plugin off.")] = None,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options of every command, given before its name."""
+    if without:
+        from avssl.registry import DISABLE
+
+        os.environ[DISABLE] = ",".join([*filter(None, os.environ.get(DISABLE, "").split(",")), *without])
+
+
+def _register() -> None:
+    from avssl.cli import listing, models, train
+
+    train_panel, use_panel, look_panel = "Train", "Use", "Look"
+    app.command("pretrain", rich_help_panel=train_panel)(train.pretrain)
+    app.command("finetune", rich_help_panel=train_panel)(train.finetune)
+    app.command("import", rich_help_panel=use_panel)(models.import_)
+    app.command("recipes", rich_help_panel=look_panel)(listing.recipes)
+    app.command("backbones", rich_help_panel=look_panel)(listing.backbones)
+    app.command("losses", rich_help_panel=look_panel)(listing.losses)
+    app.add_typer(listing.plugins_app, name="plugins", rich_help_panel=look_panel)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point `avssl`. Every known error is one line on stderr and a documented exit code."""
+    import click
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        _register()
+        code = app(arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else Exit.OK)
+    except AvsslError as error:
+        if debug:
+            raise
+        kind = "stopped" if error.code == Exit.STOPPED else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
+        sys.exit(int(error.code))
+    except click.exceptions.Abort:
+        print("interrupted", file=sys.stderr)
+        sys.exit(Exit.INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(Exit.USAGE)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:  # `avssl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.OK)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"internal error: {type(error).__name__}: {error} (please report it; `avssl --debug ...` shows where)", file=sys.stderr)
+        sys.exit(Exit.BUG)

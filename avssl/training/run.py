@@ -1,0 +1,214 @@
+"""The verbs: pretrain and fine-tune, from a recipe and data to a finished run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avssl.data.clip import Row
+from avssl.data.manifest import read_rows, write_rows
+from avssl.errors import UsageError, check
+from avssl.files import write_json
+from avssl.model import RECIPE, TARGETS, WEIGHTS, Initial, read_initial, read_tables, save_model
+from avssl.recipe import Recipe, load_recipe, show
+from avssl.training import checkpoint
+from avssl.training.distributed import World, join_world, leave_world
+from avssl.training.lock import RunLock
+from avssl.training.loop import Run, memory
+from avssl.training.meter import read_journal
+from avssl.training.setup import DataPlan, Machine, build_run, environment, needed_modalities, pick_device, plan_data, write_run_head
+from avssl.training.validation import validator
+
+MANIFEST = "manifest.parquet"
+
+
+def pretrain(recipe: str | Recipe, data: str | Path | Sequence[Row], out: str | Path, *, overrides: Sequence[str] = (),
+             resume: bool = False, init: str | Path | None = None, init_format: str = "", machine: Machine | None = None,
+             trackers: Sequence[str] = ()) -> dict[str, Any]:
+    """Train a recipe on data into the run directory `out`; the run's report.
+
+    recipe: a name, a .toml file or a Recipe. data: whatever `avssl.data.manifest.read_rows` reads, or rows. init: a model
+    to start from. Raises Stopped when a signal ended it (resume with resume=True), AvsslError otherwise.
+    """
+    if not isinstance(recipe, Recipe):
+        loaded = load_recipe(str(recipe), overrides)
+        check(isinstance(loaded, Recipe), f"{recipe} is a pipeline of stages", fix="run it with avssl.training.pipeline.run_pipeline")
+        assert isinstance(loaded, Recipe)
+        recipe = loaded
+    initial = read_initial(init, init_format) if init is not None else None
+    return _execute(recipe, data, Path(out), resume, initial, machine or Machine(), trackers)
+
+
+def finetune(recipe: str | Recipe, source: str | Path | None, data: str | Path | Sequence[Row], out: str | Path, *,
+             overrides: Sequence[str] = (), source_format: str = "", resume: bool = False, fold: int | None = None,
+             machine: Machine | None = None, trackers: Sequence[str] = ()) -> dict[str, Any]:
+    """Supervised training of a pretrained model (`source`; None: from scratch) into `out`; the run's report.
+
+    Backbone and frontend keys that the recipe leaves open are the source's. fold: the items of that fold validate, the
+    others train.
+    """
+    initial = read_initial(source, source_format) if source is not None else None
+    if not isinstance(recipe, Recipe):
+        loaded = load_recipe(str(recipe), overrides, base=initial.tables if initial is not None else None)
+        check(isinstance(loaded, Recipe), f"{recipe} is a pipeline of stages", fix="run it with avssl.training.pipeline.run_pipeline")
+        assert isinstance(loaded, Recipe)
+        recipe = loaded
+    if fold is not None:
+        data = rows_of_fold(data, recipe, fold)
+    return _execute(recipe, data, Path(out), resume, initial, machine or Machine(), trackers)
+
+
+def rows_of_fold(data: str | Path | Sequence[Row], recipe: Recipe, fold: int) -> list[Row]:
+    """The rows with split "val" for one fold and "train" for the others. Raises UsageError without such a fold."""
+    rows = _rows(data, recipe)
+    folds = sorted({r.fold for r in rows if r.fold is not None})
+    check(fold in folds, f"--fold {fold}: the data have the folds {folds}", fix="give a manifest with a fold column")
+    return [dataclasses.replace(r, split="val" if r.fold == fold else "train") for r in rows if r.fold is not None]
+
+
+def _rows(data: str | Path | Sequence[Row], recipe: Recipe) -> list[Row]:
+    if isinstance(data, (str, Path)):
+        return read_rows(str(data), modalities=needed_modalities(recipe))
+    return list(data)
+
+
+def _execute(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, init: Initial | None, machine: Machine,
+             trackers: Sequence[str]) -> dict[str, Any]:
+    device = pick_device(machine.device)
+    world = join_world(device)
+    clean = False
+    try:
+        if world.first:
+            _check_directory(out, resume)
+        world.barrier()
+        if resume and (out / WEIGHTS).is_file():
+            clean = True
+            return _finished(out, world)
+        if world.first:
+            with RunLock(out):
+                report = _train(recipe, data, out, resume, init, machine, device, world, trackers)
+        else:
+            report = _train(recipe, data, out, resume, init, machine, device, world, trackers)
+        clean = True
+        return report
+    finally:
+        leave_world(world, clean)
+
+
+def _check_directory(out: Path, resume: bool) -> None:
+    if resume or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out {out}: {error.strerror}", fix="choose a directory that can be written") from None
+        return
+    raise UsageError(f"--out {out} exists already", fix="add --resume to go on with that run, or choose another directory")
+
+
+def _finished(out: Path, world: World) -> dict[str, Any]:
+    import json
+
+    if world.first:
+        print(f"{out} is finished already", file=sys.stderr)
+    return json.loads((out / "report.json").read_text(encoding="utf-8"))
+
+
+def _train(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, init: Initial | None, machine: Machine,
+           device: torch.device, world: World, trackers: Sequence[str]) -> dict[str, Any]:
+    plan = _plan(recipe, data, out, resume, world, init)
+    run = build_run(recipe, plan, out, world, device, machine, init, validator(plan.validation))
+    if world.first:
+        from avssl.training.trackers import open_trackers
+
+        _same_recipe(run, out)
+        run.trackers = open_trackers(trackers, run)
+    saved, notes = checkpoint.newest(out / "checkpoints") if resume else (None, [])
+    if world.first:
+        for note in notes:
+            print(f"note: {note}; using an older checkpoint", file=sys.stderr)
+    if saved is not None:
+        run.load(saved)
+    began = time.monotonic()
+    run.train()
+    return _finish(run, plan, time.monotonic() - began)
+
+
+def _plan(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, world: World, init: Initial | None) -> DataPlan:
+    """The rows of the run, frozen in its manifest when it first starts: a resumed run sees what the first one saw."""
+    manifest = out / MANIFEST
+    if world.first and not (resume and manifest.is_file()):
+        rows = _rows(data, recipe)
+        write_rows(rows, manifest)
+    world.barrier()
+    rows = read_rows(str(manifest), modalities=None)
+    classes = None
+    if init is not None and (init.path / TARGETS).is_file() and "head.linear.weight" in init.tensors:
+        import json
+
+        codec = json.loads((init.path / TARGETS).read_text(encoding="utf-8"))
+        classes = codec["classes"] if codec["kind"] == recipe.data.target else None
+    plan, lacking = plan_data(recipe, rows, classes)
+    if world.first and lacking:
+        from avssl.data.bad import BadFiles
+
+        BadFiles(out / "bad_files.csv").add(lacking)
+        print(f"note: {len(lacking)} of {len(rows)} items lack a modality and are left out; see {out / 'bad_files.csv'}", file=sys.stderr)
+    return plan
+
+
+def _same_recipe(run: Run, out: Path) -> None:
+    """Store the recipe; on resume, refuse another one (it would make a run that no recipe describes)."""
+    if not (out / RECIPE).is_file():
+        write_run_head(run)
+        return
+    import tomllib
+
+    old, new = read_tables(out), tomllib.loads(show(run.recipe))
+    changed = sorted(_differences("", old, new))
+    check(not changed, f"{out} was started with another recipe: {', '.join(changed[:4])}",
+          fix="resume with the same recipe and --set options, or start a new run with --init")
+
+
+def _differences(prefix: str, a: Any, b: Any) -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [d for k in a.keys() | b.keys() for d in _differences(f"{prefix}.{k}" if prefix else k, a.get(k), b.get(k))]
+    return [] if a == b else [f"{prefix} {a!r} -> {b!r}"]
+
+
+def _finish(run: Run, plan: DataPlan, seconds: float) -> dict[str, Any]:
+    """The model files and the report."""
+    from avssl.training.weights import full_state
+
+    state = run.averages.result(full_state(run.loss, run.world))
+    if not run.world.first:
+        return {}
+    best = checkpoint.best_name(run.folder / "checkpoints")
+    if run.recipe.train.best and best:
+        state = dict(checkpoint.read(run.folder / "checkpoints" / best).tensors["loss"])
+    records = read_journal(run.folder)
+    train = [r for r in records if r["kind"] == "train"]
+    validation = [r for r in records if r["kind"] == "validation"]
+    report = {
+        "kind": run.recipe.stage, "recipe": run.recipe.name, "backbone": run.recipe.backbone.name, "loss": run.recipe.loss.name,
+        "updates": run.done, "skipped_updates": run.skipped, "items": len(plan.train), "validation_items": len(plan.validation),
+        "parameters": sum(p.numel() for p in run.loss.backbone.parameters()),
+        "final": {k: train[-1][k] for k in ("loss", "terms", "metrics")} if train else {},
+        "validation": validation[-1]["validation"] if validation else {},
+        "best": {run.recipe.train.best: run.best} if run.best is not None else {},
+        "bad_items": len(run.loader.bad), "seconds": round(seconds, 1), "memory_gib": round(memory(run.device), 2),
+        "environment": environment(run.device),
+    }
+    write_json(run.folder / "report.json", report)
+    save_model(run.folder, run.loss, run.frontend, run.recipe.plain(), plan.codec, state)
+    for leftover in run.folder.glob("bad_files-*.csv"):
+        leftover.unlink()
+    return report
+
+
+__all__ = ["finetune", "pretrain", "rows_of_fold"]

@@ -1,0 +1,71 @@
+"""Looks at the validation split during a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from avssl.data.clip import Row
+from avssl.data.loader import evaluation_batches
+from avssl.data.sampler import Key, item_seed
+from avssl.loss import to_device
+from avssl.training.loop import Run
+from avssl.training.step import StepOutput, seed_everything
+
+
+def validator(rows: Sequence[Row]) -> Callable[[Run], Callable[[int], Mapping[str, float]]]:
+    """What `build_run` takes: metrics of a supervised run, else the objective itself with draws that are always the same."""
+    def bound(run: Run) -> Callable[[int], Mapping[str, float]]:
+        codec = run.loader.items.codec
+        supervised = "head" in run.loss.exports() and codec is not None and codec.kind != "characters"
+        return lambda update: (supervised_metrics if supervised else objective)(run, rows)
+    return bound
+
+
+@torch.no_grad()
+def objective(run: Run, rows: Sequence[Row]) -> dict[str, float]:
+    """{"loss", its terms, its metrics} over the rows; every item keeps its seed, so that two looks differ by the model alone."""
+    out = StepOutput()
+    for indices, _, batch in _batches(run, rows):
+        seeds = torch.tensor([item_seed(run.recipe.train.seed, Key(i, 0), salt=0xEA1) for i in indices])
+        batch = run.frontend(dataclasses.replace(batch, seeds=seeds).to(run.device))
+        seed_everything(run.recipe.train.seed, indices[0])
+        with run.stepper.autocast():
+            out.add(run.loss.compute(batch, to_device(run.loss.sample(batch), run.device)), run.device)
+    terms = {k: (w, float(s / c)) for k, (w, s, c) in out.terms.items()}
+    return {"loss": sum(w * v for w, v in terms.values()), **{k: v for k, (_, v) in terms.items()},
+            **{k: float(s / c) for k, (s, c) in out.metrics.items()}}
+
+
+@torch.no_grad()
+def supervised_metrics(run: Run, rows: Sequence[Row]) -> dict[str, float]:
+    """Classification metrics of the head over the rows, one view each."""
+    from avssl.evaluation.metrics import classification, probabilities, regression
+
+    codec = run.loader.items.codec
+    assert codec is not None
+    head = run.loss.exports()["head"]
+    logits: list[Any] = [None] * len(rows)
+    for indices, _, batch in _batches(run, rows):
+        batch = run.frontend(batch.to(run.device))
+        with run.stepper.autocast():
+            values = head(run.loss.backbone(batch, only=getattr(head, "streams", None))).float().cpu().numpy()
+        for i, value in zip(indices, values, strict=True):
+            logits[i] = value
+    seen = [i for i, value in enumerate(logits) if value is not None]
+    targets = np.stack([np.asarray(codec.encode(rows[i])) for i in seen])
+    scores = np.stack([logits[i] for i in seen])
+    if codec.kind == "float":
+        return regression(scores[:, 0], targets)
+    return classification(probabilities(scores, codec.kind == "multi_hot"), targets)[0]
+
+
+def _batches(run: Run, rows: Sequence[Row]) -> Any:
+    items = run.loader.items
+    return evaluation_batches(rows, run.frontend, batch_size=run.loader.micro, workers=run.loader.workers, views=False,
+                              modalities=items.modalities, codec=items.codec, limits=items.limits, bad=run.loader.bad,
+                              timeout=run.loader.timeout)
