@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from avssl.errors import DataError
+
 Source = str | tuple[str, ...]  # a path, an inline value (text), or the paths of several frames
 
 
@@ -29,7 +31,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class AudioRequest:
-    """The window of sound to decode. seconds None = all; rate None = the file's own."""
+    """The window of sound to decode: seconds from the start of the row's window; seconds None = to its end."""
 
     start: float = 0.0
     seconds: float | None = None
@@ -82,6 +84,21 @@ class Clip:
     target: Any = None  # the row's labels as the target codec encoded them: a numpy array or number; None = unlabelled
     seed: int = 0  # f(run seed, epoch, item); 0 at evaluation
     view: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one decoded part may be, checked before memory is taken. A decoder raises DataError beyond it."""
+
+    max_seconds: float = 600.0  # of sound returned at once; a window of a longer recording is fine
+    max_pixels: int = 64_000_000  # width x height of one picture
+    max_channels: int = 64
+    max_rate: int = 768_000  # Hz
+    max_bytes: int = 1 << 30  # of the part that is returned
+
+
+class Absent(DataError):
+    """The file is readable but has no such stream, or none in the wanted window: missing, not bad."""
 
 
 @dataclass(frozen=True, slots=True)
