@@ -1,0 +1,333 @@
+"""Clips to vectors: a pure function of the files, the model and the options.
+
+Every item is computed in its frontend's views (ten frames of a video, the windows of a long recording, or the windows
+asked for here) and the views are averaged. Items are batched with others of exactly their shapes, so neighbours, batch
+size and workers change a vector by no more than the rounding of a matrix product (`BOUND`), and the same call twice by
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from avssl.data.bad import BadFiles
+from avssl.data.clip import Clip, Row
+from avssl.errors import DataError, UsageError, check, nearest
+from avssl.schema import config
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from avssl.backbone import Features
+    from avssl.batch import Batch
+    from avssl.data.clip import Limits
+    from avssl.model import Model
+
+BOUND = 1e-5  # largest change of a float32 vector, relative to its length, over batch sizes, neighbours and workers
+ROWS = 256  # rows that are finished together: the unit of resuming and of sharing a job
+
+
+@config
+class EmbedOptions:
+    """What a vector is. Stored with every index, so that a query is embedded like the index was."""
+
+    streams: tuple[str, ...] = ()  # pooled streams; () = all that the model gives
+    layer: int | None = None  # output of this transformer block (0 = first, -1 = last) instead of the final features
+    pooling: Literal["model", "mean", "cls", "max"] = "model"  # of tokens; "model" = the backbone's own
+    normalize: bool = False  # to length one, after averaging
+    sequence: bool = False  # the tokens themselves, (N, D) per clip, instead of one vector
+    views: Literal["all", "one"] = "all"  # the frontend's views, averaged; "one" = its single evaluation view
+    window: float | None = None  # seconds: cut every recording into windows of this length ...
+    hop: float | None = None  # ... every so many seconds (default: side by side); the last one ends with the recording
+
+    def __post_init__(self) -> None:
+        check(self.window is None or self.window > 0, f"window is {self.window}", fix="give seconds above 0")
+        check(self.hop is None or (self.window is not None and 0 < self.hop <= self.window),
+              f"hop is {self.hop} with window {self.window}", fix="give --window, and a hop between 0 and it")
+        check(not (self.sequence and self.pooling != "model"), f"pooling {self.pooling!r} of a sequence",
+              fix="leave out --pooling or --sequence")
+        check(not (self.layer is not None and self.pooling == "model" and not self.sequence),
+              "an inner layer has no pooling of the model", fix="add --pooling mean (or cls, max)")
+
+
+@dataclass
+class Vectors:
+    """Embeddings of rows, in their order; rows that could not be read are left out.
+
+    values: stream -> (N, D) float32, nan where an item lacks the stream; with `sequence` a list of N (T, D) arrays.
+    """
+
+    ids: list[str]
+    indices: list[int]  # positions among the rows that were given
+    values: dict[str, Any] = field(default_factory=dict)
+    present: dict[str, np.ndarray] = field(default_factory=dict)  # stream -> (N,) bool
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, stream: str) -> Any:
+        try:
+            return self.values[stream]
+        except KeyError:
+            raise UsageError(f"no {stream!r} stream was embedded", fix=nearest(stream, set(self.values))) from None
+
+
+class Encoder:
+    """A model and options that fit it: batches to arrays. Raises UsageError for options that the model cannot serve."""
+
+    def __init__(self, model: Model, options: EmbedOptions) -> None:
+        self.model, self.options = model, options
+        widths = model.backbone.widths()
+        for stream in options.streams:
+            check(stream in widths, f"the model gives no {stream!r} stream", fix=nearest(stream, set(widths)))
+        self.streams = options.streams or tuple(widths)
+        self.widths = {s: widths[s] for s in self.streams}
+        self.modalities = needed_modalities(model, self.streams)
+        if options.layer is not None:
+            depth = len(model.backbone.blocks)
+            check(-depth <= options.layer < depth, f"layer {options.layer} of {depth}",
+                  fix=f"give -{depth} to {depth - 1}" if depth else "this backbone has no layers to choose from")
+
+    def __call__(self, batch: Batch) -> dict[str, list[np.ndarray]]:
+        """stream -> one float32 array per item, (D,) or, as a sequence, (N, D). `batch` as a loader made it."""
+        import torch
+
+        model, layered = self.model, self.options.layer is not None
+        with torch.inference_mode():
+            prepared = model.frontend(batch.to(model.device))
+            features = model.backbone(prepared, only=self.streams, layers="blocks" if layered else None)
+            given = features.layers if layered else features.tokens if self._reads_tokens else features.pooled
+            out = {s: self._pool(features, s, prepared) for s in self.streams if s in given}
+        if not out:
+            raise DataError(f"{batch.ids[0]}: the model gives no {' or '.join(self.streams)} for items with "
+                            f"{', '.join(batch.streams)}", fix="choose another --stream, or items that have it")
+        for stream, arrays in out.items():
+            for id, array in zip(batch.ids, arrays, strict=True):
+                check(bool(np.isfinite(array).all()), f"{id}: its {stream} embedding is not finite",
+                      fix="the weights or the input are damaged; in bf16 or fp16 try --precision fp32", error=DataError)
+        return out
+
+    @property
+    def _reads_tokens(self) -> bool:
+        return self.options.sequence or self.options.pooling != "model"
+
+    def _pool(self, features: Features, stream: str, batch: Batch) -> list[np.ndarray]:
+        if self.options.layer is not None:
+            tokens = features.layers[stream][self.options.layer]
+        elif self._reads_tokens:
+            tokens = features.tokens[stream]
+        else:
+            return list(_numpy(features.pooled[stream]))  # (D,) each
+        grid = features.grid.get(stream)
+        if grid is None and self.options.pooling == "cls":
+            grid = self.model.backbone.grid(batch).get(stream)
+        prefix = grid.prefix if grid is not None else 0
+        if self.options.pooling == "cls":
+            check(prefix > 0, f"the {stream} stream has no class token", fix="use --pooling mean")
+            return list(_numpy(tokens[:, 0]))
+        pad = features.pad.get(stream)
+        keep = [slice(None)] * len(tokens) if pad is None else list(~pad)
+        each = [t[k] for t, k in zip(tokens, keep, strict=True)]  # (N, D), padding left out
+        if self.options.sequence:
+            return [_numpy(t) for t in each]
+        each = [t[prefix:].float() for t in each]
+        return [_numpy(t.mean(0) if self.options.pooling == "mean" else t.amax(0)) for t in each]
+
+
+def needed_modalities(model: Model, streams: Sequence[str]) -> frozenset[str]:
+    """What to decode for some streams: a modality's own, or everything for a fused one."""
+    reads = model.backbone.modalities
+    return frozenset(streams) if set(streams) <= reads else frozenset(reads)
+
+
+def embed_rows(model: Model, rows: Sequence[Row], options: EmbedOptions | None = None, *, batch_size: int = 32,
+               workers: int = 0, on_bad: str = "skip", bad: BadFiles | None = None, limits: Limits | None = None,
+               mixed: bool = False) -> Vectors:
+    """Embed manifest rows. bad: collects what could not be read; mixed: batch items of unequal lengths and pad them."""
+    encoder = Encoder(model, options or EmbedOptions())
+    bad = bad if bad is not None else BadFiles()
+    parts = [encode_rows(encoder, rows[i : i + ROWS], batch_size=batch_size, workers=workers, on_bad=on_bad, bad=bad,
+                         limits=limits, mixed=mixed) for i in range(0, len(rows), ROWS)]
+    out = Vectors([], [])
+    for number, part in enumerate(parts):
+        out.ids += part.ids
+        out.indices += [number * ROWS + i for i in part.indices]
+    for stream in encoder.streams:
+        if encoder.options.sequence:
+            out.values[stream] = [v for p in parts for v in p.values[stream]]
+        else:
+            out.values[stream] = np.concatenate([p.values[stream] for p in parts]) if parts else np.zeros((0, 0))
+        out.present[stream] = np.concatenate([p.present[stream] for p in parts]) if parts else np.zeros(0, bool)
+    return out
+
+
+def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, workers: int, on_bad: str, bad: BadFiles,
+                limits: Limits | None = None, mixed: bool = False) -> Vectors:
+    """One block of rows; what each gets depends on nothing outside the block."""
+    from avssl.data.loader import evaluation_batches
+
+    options = encoder.options
+    known = set(bad.items)
+    owners, windows = _windows(with_durations(rows, encoder.modalities), options)
+    seen: dict[int, list[tuple[int, str, dict[str, np.ndarray]]]] = {}
+    for indices, views, batch in evaluation_batches(
+            windows, encoder.model.frontend, batch_size=batch_size, workers=workers, modalities=encoder.modalities,
+            views=options.views == "all" and not options.sequence, limits=limits, on_bad=on_bad, bad=bad, mixed=mixed):
+        arrays = encoder(batch)
+        for position, (index, view) in enumerate(zip(indices, views, strict=True)):
+            one = {stream: values[position] for stream, values in arrays.items()}
+            seen.setdefault(owners[index], []).append((index, view, one))
+    failed = {id for id, _ in set(bad.items) - known}
+    indices = [i for i in sorted(seen) if rows[i].id not in failed]  # a row with a bad window is bad
+    out = Vectors([rows[i].id for i in indices], indices)
+    for stream in encoder.streams:
+        joined = [_join([one[stream] for _, _, one in sorted(seen[i], key=lambda s: s[:2]) if stream in one], options)
+                  for i in indices]
+        out.present[stream] = np.array([j is not None for j in joined], dtype=bool)
+        if options.sequence:
+            out.values[stream] = [np.zeros((0, encoder.widths[stream]), np.float32) if j is None else j for j in joined]
+        else:
+            empty = np.full(encoder.widths[stream], np.nan, np.float32)
+            out.values[stream] = np.stack([empty if j is None else j for j in joined]) if joined else empty[None][:0]
+    return out
+
+
+def embed_inputs(model: Model, inputs: Any, *, rate: int = 16000, modality: str = "", batch_size: int = 32,
+                 workers: int = 0, on_bad: str = "fail", **options: Any) -> Vectors:
+    """Embeddings of what Python has at hand.
+
+    inputs: a path, rows, or a list of: paths of files and folders; float arrays, sound (L,) or (C, L) at `rate` Hz;
+    uint8 arrays, a picture (H, W, 3) or frames (K, H, W, 3). modality="text": the strings are texts, not paths.
+    options: fields of `EmbedOptions`. Unreadable files raise DataError unless on_bad="skip".
+    """
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    encoder = Encoder(model, EmbedOptions(**options))
+    inputs = [inputs] if isinstance(inputs, (str, Path, Row, np.ndarray)) else list(inputs)
+    check(bool(inputs), "nothing to embed", fix="give paths, rows or arrays")
+    if all(isinstance(i, Row) for i in inputs):
+        return embed_rows(model, inputs, encoder.options, batch_size=batch_size, workers=workers, on_bad=on_bad)
+    if modality == "text" or any(isinstance(i, np.ndarray) for i in inputs):
+        return embed_clips(encoder, [_clip(i, n, rate) for n, i in enumerate(inputs)], batch_size)
+    from avssl.data.manifest import read_rows
+
+    rows = [row for path in inputs for row in read_rows(path)]
+    return embed_rows(model, rows, encoder.options, batch_size=batch_size, workers=workers, on_bad=on_bad)
+
+
+def embed_clips(encoder: Encoder, clips: Sequence[Clip], batch_size: int = 32) -> Vectors:
+    """Embed decoded clips, one view each, without a manifest or workers."""
+    from avssl.batch import Batch
+
+    options = encoder.options
+    check(options.window is None, "arrays are not cut into windows", fix="cut them yourself, or give files")
+    frontend = encoder.model.frontend
+    groups: dict[tuple, list[int]] = {}
+    made = [frontend.item([clip], None) for clip in clips]
+    for n, item in enumerate(made):
+        key = tuple((name, *stream.x.shape[1:]) for name, stream in sorted(item.streams.items()))
+        groups.setdefault(key, []).append(n)
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for members in groups.values():
+        for start in range(0, len(members), batch_size):
+            chosen = members[start : start + batch_size]
+            arrays = encoder(Batch.cat([made[n] for n in chosen], frontend.pad_values))
+            for position, n in enumerate(chosen):
+                found[n] = {stream: values[position] for stream, values in arrays.items()}
+    out = Vectors([c.id for c in clips], list(range(len(clips))))
+    for stream in encoder.streams:
+        joined = [_join([found[n][stream]] if stream in found[n] else [], options) for n in range(len(clips))]
+        out.present[stream] = np.array([j is not None for j in joined], dtype=bool)
+        empty = np.full(encoder.widths[stream], np.nan, np.float32)
+        out.values[stream] = [empty[None][:0] if j is None else j for j in joined] if options.sequence else np.stack(
+            [empty if j is None else j for j in joined])
+    return out
+
+
+def with_durations(rows: Sequence[Row], modalities: Sequence[str] | frozenset[str]) -> list[Row]:
+    """Rows with their length in seconds, looked up in the file's header when a scan did not measure it.
+
+    A file that cannot be read keeps None: the decoder will say why."""
+    from avssl.registry import load, registry
+
+    def measured(row: Row) -> Row:
+        if row.duration is not None or row.end is not None:
+            return row if row.duration is not None else replace(row, duration=row.end - (row.start or 0.0))
+        for modality in sorted(set(row.parts) & set(modalities)):
+            source = row.parts[modality]
+            if not isinstance(source, str) or not registry().get("modality", modality).probe:
+                continue
+            try:
+                seconds = load("modality", modality, "probe")(source).seconds
+            except DataError:
+                return row
+            if seconds is not None:
+                return replace(row, duration=max(0.0, seconds - (row.start or 0.0)))
+        return row
+
+    return [measured(row) for row in rows]
+
+
+def _windows(rows: Sequence[Row], options: EmbedOptions) -> tuple[list[int], list[Row]]:
+    """Rows cut into windows, and which row each window belongs to. A row of unknown length stays whole."""
+    if options.window is None:
+        return list(range(len(rows))), list(rows)
+    owners, out = [], []
+    for n, row in enumerate(rows):
+        for start, end in spans(row.duration, options.window, options.hop or options.window):
+            offset = rows[n].start or 0.0
+            if end is not None:
+                row = replace(rows[n], start=offset + start, end=offset + end, duration=end - start)
+            out.append(row)
+            owners.append(n)
+    return owners, out
+
+
+def spans(duration: float | None, window: float, hop: float) -> Iterator[tuple[float, float | None]]:
+    """(start, end) in seconds of the windows of a recording: every `hop`, the last one ending with the recording."""
+    if duration is None or duration <= window:
+        yield 0.0, None
+        return
+    count = 1 + int(np.ceil((duration - window) / hop - 1e-9))
+    for i in range(count):
+        start = min(i * hop, duration - window)
+        yield start, start + window
+
+
+def _join(arrays: list[np.ndarray], options: EmbedOptions) -> np.ndarray | None:
+    """One array of the views and windows of an item: their mean, or their sequences one after the other."""
+    if not arrays:
+        return None
+    if options.sequence:
+        out = np.concatenate(arrays)
+    else:
+        out = arrays[0] if len(arrays) == 1 else np.mean(arrays, axis=0, dtype=np.float64).astype(np.float32)
+    if options.normalize:
+        norm = np.linalg.norm(out.astype(np.float64), axis=-1, keepdims=True)
+        out = (out / np.where(norm > 0, norm, 1.0)).astype(np.float32)
+    return out
+
+
+def _clip(value: Any, number: int, rate: int) -> Clip:
+    from avssl.data.clip import Frames, Waveform
+
+    parts: Mapping[str, Any]
+    if isinstance(value, str):
+        return Clip(id=f"{number}", parts={"text": value})
+    array = np.asarray(value)
+    if array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3:
+        parts = {"vision": Frames(array if array.ndim == 4 else array[None])}
+    elif array.dtype.kind == "f" and array.ndim in (1, 2) and array.size and np.isfinite(array).all():
+        parts = {"audio": Waveform(np.atleast_2d(array).astype(np.float32), rate)}
+    else:
+        raise DataError(f"input {number}: an array of {array.dtype} {array.shape} is neither sound nor a picture",
+                        fix="give finite floats (L,) or (C, L), or uint8 (H, W, 3) or (K, H, W, 3)")
+    return Clip(id=f"{number}", parts=parts)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()

@@ -1,0 +1,166 @@
+"""An embedding is a function of the file, the model and the options, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import toy
+
+from avssl.data.bad import BadFiles
+from avssl.embedding import BOUND, EmbedOptions, embed_inputs, embed_rows, spans
+from avssl.errors import DataError, UsageError
+
+
+def close(a, b) -> float:
+    """The largest difference between two sets of vectors, relative to their lengths."""
+    return float((np.linalg.norm(a - b, axis=1) / np.linalg.norm(b, axis=1)).max())
+
+
+@pytest.fixture(scope="module")
+def reference(toy_model, toy_manifest):
+    return embed_rows(toy_model, toy.rows(toy_manifest), batch_size=1)
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(4, 0), (30, 0), (7, 2)])
+def test_batch_size_neighbours_and_workers_change_only_rounding(toy_model, toy_manifest, reference, batch_size,
+                                                                workers):
+    got = embed_rows(toy_model, toy.rows(toy_manifest), batch_size=batch_size, workers=workers)
+    assert got.ids == reference.ids
+    for stream in ("audio", "vision", "joint"):
+        assert close(got[stream], reference[stream]) <= BOUND
+
+
+def test_the_order_of_items_changes_nothing_beyond_rounding(toy_model, toy_manifest, reference):
+    rows = toy.rows(toy_manifest)
+    order = np.random.default_rng(0).permutation(len(rows))
+    got = embed_rows(toy_model, [rows[i] for i in order], batch_size=8)
+    assert got.ids == [reference.ids[i] for i in order]
+    assert close(got["audio"], reference["audio"][order]) <= BOUND
+
+
+def test_workers_give_bit_equal_vectors_and_so_does_repetition(toy_model, toy_manifest):
+    rows = toy.rows(toy_manifest)
+    once, again, workers = (embed_rows(toy_model, rows, batch_size=8, workers=w) for w in (0, 0, 2))
+    for stream in once.values:
+        assert np.array_equal(once[stream], again[stream]) and np.array_equal(once[stream], workers[stream])
+
+
+def test_padded_batches_of_unequal_lengths_stay_within_the_bound(toy_model, toy_manifest, reference):
+    got = embed_rows(toy_model, toy.rows(toy_manifest), batch_size=30, mixed=True)
+    assert close(got["audio"], reference["audio"]) <= BOUND
+
+
+def test_a_file_that_cannot_be_read_is_named_and_spoils_nothing(toy_model, toy_manifest, reference, tmp_path):
+    rows = toy.rows(toy_manifest)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    rows[3] = replace(rows[3], parts={"audio": str(tmp_path / "broken.wav")})
+    bad = BadFiles()
+    got = embed_rows(toy_model, rows, bad=bad, batch_size=1)
+    assert got.indices == [i for i in range(30) if i != 3]
+    assert [i.id for i in bad.items.values()] == ["0003"]
+    assert np.array_equal(got["audio"], np.delete(reference["audio"], 3, 0))
+    with pytest.raises(DataError, match=r"broken\.wav"):
+        embed_rows(toy_model, rows, on_bad="fail")
+
+
+def test_items_that_lack_a_modality_have_the_streams_they_can_have(toy_model, toy_manifest, reference):
+    rows = toy.rows(toy_manifest)[:4]
+    rows[1] = replace(rows[1], parts={"audio": rows[1].parts["audio"]})
+    got = embed_rows(toy_model, rows, batch_size=1)
+    assert got.present["vision"].tolist() == [True, False, True, True] == got.present["joint"].tolist()
+    assert got.present["audio"].all() and np.isnan(got["vision"][1]).all()
+    assert np.array_equal(got["audio"], reference["audio"][:4])
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
+def test_pooling_and_layers_are_those_of_the_tokens(toy_model, toy_manifest):
+    rows = toy.rows(toy_manifest)[:5]
+    tokens = embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), sequence=True))["audio"]
+    mean, cls, top = (embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), pooling=p))["audio"]
+                      for p in ("mean", "cls", "max"))
+    for n in range(5):
+        np.testing.assert_allclose(mean[n], tokens[n][1:].mean(0), atol=1e-6)  # the class token is no place
+        np.testing.assert_allclose(cls[n], tokens[n][0], atol=1e-6)
+        np.testing.assert_allclose(top[n], tokens[n][1:].max(0), atol=1e-6)
+    first, last = (embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), layer=i, pooling="mean"))["audio"]
+                   for i in (0, -1))
+    assert not np.allclose(first, last)
+    same = embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), layer=1, pooling="mean"))["audio"]
+    assert np.array_equal(last, same)
+
+
+def test_normalised_vectors_have_length_one_and_the_same_direction(toy_model, toy_manifest, reference):
+    got = embed_rows(toy_model, toy.rows(toy_manifest), EmbedOptions(normalize=True), batch_size=1)["joint"]
+    np.testing.assert_allclose(np.linalg.norm(got, axis=1), 1, atol=1e-6)
+    lengths = np.linalg.norm(reference["joint"], axis=1, keepdims=True)
+    np.testing.assert_allclose(got, reference["joint"] / lengths, atol=1e-6)
+
+
+def test_windows_cover_a_recording_and_their_vectors_are_averaged(toy_model, toy_manifest):
+    row = replace(toy.rows(toy_manifest)[3], duration=None)  # 2.5 s
+    row = replace(row, parts={"audio": row.parts["audio"]})
+    options = EmbedOptions(streams=("audio",), window=1.0)
+    whole = embed_rows(toy_model, [row], options)["audio"][0]
+    parts = [replace(row, start=s, end=s + 1.0) for s in (0.0, 1.0, 1.5)]  # the last ends with the recording
+    parts = [embed_rows(toy_model, [p], EmbedOptions(streams=("audio",)))["audio"][0] for p in parts]
+    np.testing.assert_allclose(whole, np.mean(parts, 0), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("duration", "window", "hop", "starts"), [
+    (2.5, 1.0, 1.0, [0.0, 1.0, 1.5]), (3.0, 1.0, 1.0, [0.0, 1.0, 2.0]), (3.0, 2.0, 0.5, [0.0, 0.5, 1.0]),
+    (0.5, 1.0, 1.0, [0.0]), (1.0, 1.0, 0.1, [0.0]),
+])
+def test_windows_start_where_they_should(duration, window, hop, starts):
+    assert [s for s, _ in spans(duration, window, hop)] == pytest.approx(starts)
+
+
+def test_a_long_recording_is_embedded_whole_by_the_views_of_its_frontend(toy_model, tmp_path):
+    import soundfile
+
+    rng = np.random.default_rng(0)
+    loud, quiet = rng.normal(size=4 * toy.RATE) * 0.2, rng.normal(size=4 * toy.RATE) * 0.001
+    soundfile.write(tmp_path / "long.wav", np.r_[loud, quiet], toy.RATE, subtype="FLOAT")
+    row = toy.Row(id="long", parts={"audio": str(tmp_path / "long.wav")})
+    both = embed_rows(toy_model, [row], EmbedOptions(streams=("audio",)))["audio"][0]
+    halves = [embed_rows(toy_model, [replace(row, start=s, end=s + 4.0)], EmbedOptions(streams=("audio",)))["audio"][0]
+              for s in (0.0, 4.0)]
+    np.testing.assert_allclose(both, np.mean(halves, 0), atol=1e-6)
+    one = embed_rows(toy_model, [row], EmbedOptions(streams=("audio",), views="one"))["audio"][0]
+    np.testing.assert_allclose(one, halves[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"streams": ("sound",)}, "no 'sound' stream"), ({"layer": 2, "pooling": "mean"}, "layer 2 of 2"),
+    ({"layer": 0}, "an inner layer has no pooling"), ({"hop": 1.0}, "hop is 1.0 with window None"),
+    ({"window": -1.0}, "window is -1.0"), ({"sequence": True, "pooling": "cls"}, "pooling 'cls' of a sequence"),
+])
+def test_options_that_cannot_be_served_are_refused(toy_model, toy_manifest, options, text):
+    with pytest.raises(UsageError, match=text):
+        embed_rows(toy_model, toy.rows(toy_manifest)[:1], EmbedOptions(**options))
+
+
+# -- Python ------------------------------------------------------------------------------------------------------------
+def test_arrays_give_what_their_files_give(toy_model, toy_manifest, reference):
+    import soundfile
+
+    waves = [soundfile.read(toy_manifest.parent / f"{i:04d}.wav", dtype="float32")[0] for i in range(4)]
+    got = embed_inputs(toy_model, waves, rate=toy.RATE, streams=["audio"], batch_size=1)
+    assert np.array_equal(got["audio"], reference["audio"][:4])
+    single = toy_model.embed(waves[0], rate=toy.RATE, streams=["audio"])
+    assert np.array_equal(single["audio"], reference["audio"][:1])
+
+
+@pytest.mark.parametrize("value", [np.zeros(0, np.float32), np.full(100, np.nan), np.zeros((4, 4), np.int64)])
+def test_arrays_that_are_neither_sound_nor_pictures_are_refused(toy_model, value):
+    with pytest.raises(DataError, match="neither sound nor a picture"):
+        embed_inputs(toy_model, [value])
+
+
+def test_metadata_of_options_survives_json():
+    from avssl.schema import structure, unstructure
+
+    options = EmbedOptions(streams=("audio",), window=2.0, normalize=True)
+    assert structure(EmbedOptions, json.loads(json.dumps(unstructure(options)))) == options
