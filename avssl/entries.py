@@ -163,7 +163,6 @@ def recipes_in(package: str) -> list[RecipeEntry]:
     `package` is the import name; the system is the name without a leading `avssl_`. Reads only the top-level keys
     `summary`, `tags` and `stage`.
     """
-    import tomllib
     from importlib.util import find_spec
 
     spec = find_spec(package)
@@ -172,13 +171,22 @@ def recipes_in(package: str) -> list[RecipeEntry]:
     system = package.removeprefix("avssl_")
     found = []
     for path in sorted((Path(spec.submodule_search_locations[0]) / "recipes").glob("*.toml")):
-        try:
-            head = tomllib.loads(path.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
-            raise PluginError(f"{path}: {error}", fix="mend the recipe") from error
+        head = _head(path)
+        base = path.with_name(str(head.get("extends", "")).removeprefix(f"{system}/") + ".toml")
+        if base.is_file():
+            head = {**_head(base), **head}
         found.append(RecipeEntry(name=f"{system}/{path.stem}", summary=str(head.get("summary", "")), path=path,
                                  tags=frozenset(head.get("tags", ())), stage=str(head.get("stage", "pretrain"))))
     return found
+
+
+def _head(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise PluginError(f"{path}: {error}", fix="mend the recipe") from error
 
 
 def unfit(backbone: BackboneEntry, loss: LossEntry) -> str:

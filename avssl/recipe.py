@@ -239,6 +239,8 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         check(isinstance(node, dict), f"--set {key}: {part} is no table", fix="see `avssl recipes show`")
     if leaf == "name" and parents in (["backbone"], ["loss"]) and node.get("name") != value:
         node.clear()  # another component: the old one's keys mean nothing to it
+    if parents == ["train"] and leaf in ("epochs", "updates"):
+        node.pop({"epochs": "updates", "updates": "epochs"}[leaf], None)  # one length replaces the other
     node[leaf] = value
 
 

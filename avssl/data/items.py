@@ -10,7 +10,7 @@ import numpy as np
 
 from avssl.batch import Batch, Stream
 from avssl.data.bad import BadItem
-from avssl.data.clip import Clip, Limits, Request, Row
+from avssl.data.clip import Absent, Clip, Limits, Request, Row
 from avssl.data.sampler import Key, item_seed
 from avssl.data.targets import Codec
 from avssl.data.workers import Blame
@@ -103,7 +103,7 @@ class TrainingItems:
                 if self.on_bad == "fail":
                     raise DataError(str(error) if isinstance(error, DataError) else f"{row.id}: {error}",
                                     fix="" if isinstance(error, DataError) else "data.on_bad=skip goes on without it") from None
-                what = error.what if isinstance(error, _Blamed) else "bad"
+                what = _what(error)
                 bad.append(BadItem(row.id, path_of(row), what, getattr(error, "message", str(error))))
                 index = int(reserve.integers(len(self.rows)))
         raise DataError(f"{self.rows[key.index].id}: it and {RESERVES - 1} replacements are unreadable",
@@ -164,7 +164,7 @@ class EvaluationItems:
                 made.append(Made(_made_by(self.frontend, [clip], None, 0), [index], [request.view], []))
             return made
         except (DataError, _Blamed) as error:
-            what = error.what if isinstance(error, _Blamed) else "bad"
+            what = _what(error)
             return [Made(None, [index], [], [BadItem(row.id, path_of(row), what, getattr(error, "message", str(error)))])]
 
 
@@ -172,6 +172,10 @@ class _Blamed(Exception):
     def __init__(self, what: str, reason: str) -> None:
         super().__init__(reason)
         self.what = what
+
+
+def _what(error: Exception) -> str:
+    return error.what if isinstance(error, _Blamed) else "missing" if isinstance(error, Absent) else "bad"
 
 
 def _made_by(frontend: Frontend, clips: list[Clip], rng: np.random.Generator | None, seed: int) -> Batch:
