@@ -1,0 +1,179 @@
+"""Training the tokenizer of the next iteration: a codebook through which a teacher can be told (section 3.2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avssl.backbone import Features
+from avssl.batch import Batch, generators
+from avssl.errors import UsageError, check
+from avssl.loss import Loss, LossOutput, Term
+from avssl_beats.backbone import Beats, pooled
+from avssl_beats.config import EstimatorConfig, TokenizerConfig
+from avssl_beats.encoder import Layers
+from avssl_beats.masked import small
+from avssl_beats.quantizer import Codebook, Quantised
+from avssl_beats.tokenizers import TokenizerHead, check_statistics
+from avssl_beats.usage import CodeUsage
+
+
+class Estimator(nn.Module):
+    """Codes of all patches -> what the teacher gives for them."""
+
+    def __init__(self, backbone: Beats, cfg: EstimatorConfig, code_dim: int, width: int) -> None:
+        super().__init__()
+        layers = small(backbone.config, cfg.depth, cfg.dim, cfg.heads, cfg.ffn, cfg.dropout)
+        self.enter = nn.Linear(code_dim, layers.dim)
+        self.layers = Layers(layers)
+        self.norm = nn.LayerNorm(layers.dim)
+        self.leave = nn.Linear(layers.dim, width) if width != layers.dim else nn.Identity()
+
+    def forward(self, codes: Tensor, pad: Tensor | None) -> Tensor:
+        """(B, N, code_dim) -> (B, N, width)."""
+        return self.leave(self.norm(self.layers(self.enter(codes), pad)))
+
+
+class Teacher(nn.Module):
+    """A frozen encoder, or a fine-tuned one whose logits are the target."""
+
+    def __init__(self, backbone: Beats, head: nn.Module | None) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Teacher:
+        return self  # Module.train() of the loss recurses, and would switch the dropout on
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Features:
+        return self.backbone(batch, only={"audio"})
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Every intermediate of the objective, for what the loss and the tests need of it."""
+
+    quantised: Quantised
+    estimated: Tensor  # (B, N, width)
+    cosine: Tensor  # (B, N), or (B,) for clip targets
+    error: Tensor  # (B, N): squared distance of the unit vector from its code; its gradient reaches the vector only
+    terms: dict[str, Term]
+
+
+def distil(encoded: Tensor, codebook: Codebook, estimator: Callable[[Tensor], Tensor], target: Tensor, valid: Tensor,
+           cfg: TokenizerConfig) -> Distilled:
+    """The objective, to be minimised, from the encoder's output in the codebook's dimension.
+
+    encoded: (B, N, D); target: (B, N, W) per patch or (B, W) per clip; valid: (B, N) bool.
+    scaling "mean": mean(1 - cos) + beta * mean over all elements of the squared distance (the released quantizer);
+    "paper": -cos + squared distance, summed over dimensions, twice: the codebook's own term has no gradient here, since
+    a running average moves the codes, but it belongs to the printed value.
+    """
+    q = codebook(encoded)
+    estimated = estimator(q.passed)
+    if target.ndim == 2:
+        cosine = F.cosine_similarity(pooled(estimated, ~valid), target, dim=-1)  # (B,)
+        scored = cosine
+    else:
+        cosine = F.cosine_similarity(estimated, target, dim=-1)  # (B, N)
+        scored = cosine[valid]
+    error = (q.unit - q.chosen).square().sum(-1)  # (B, N)
+    took_part = torch.ones_like(valid) if cfg.padded_take_part else valid
+    if cfg.scaling == "mean":
+        elements = took_part.sum() * encoded.shape[-1]
+        terms = {"cosine": Term(1.0, (1 - scored).sum(), scored.numel()),
+                 "commitment": Term(cfg.beta, error[took_part].sum(), elements)}
+    else:
+        terms = {"cosine": Term(1.0, -scored.sum(), scored.numel()),
+                 "commitment": Term(cfg.beta, error[valid].sum(), valid.sum()),
+                 "codebook": Term(1.0, error[valid].sum().detach(), valid.sum())}
+    return Distilled(q, estimated, cosine, error, terms)
+
+
+class TokenizerDistillation(Loss[Beats]):
+    """`backbone` is the tokenizer's encoder, trained from scratch. Without `loss.teacher` it can only give labels: what
+    an imported tokenizer comes as."""
+
+    config: TokenizerConfig
+
+    def __init__(self, backbone: Beats, config: TokenizerConfig) -> None:
+        super().__init__(backbone, config)
+        self.tokenizer = TokenizerHead(backbone.dim, config)
+        self.teacher: Teacher | None = None
+        if config.teacher:
+            self.teacher = load_teacher(config, backbone)
+            width = self.teacher.backbone.dim
+            if config.target == "logits":
+                width = self.teacher.head.linear.out_features  # type: ignore[union-attr]
+            self.estimator = Estimator(backbone, config.estimator, config.code_dim, width)
+            self.usage = CodeUsage(config.codes, config.min_usage)
+
+    def exports(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "tokenizer": self.tokenizer}
+
+    def prepare(self, first_batch: Batch) -> None:
+        """Start the codebook by k-means over the patches of the first batch, without dropout."""
+        if bool(self.tokenizer.codebook.started):
+            return
+        mode = self.training
+        self.eval()
+        with torch.no_grad():
+            encoded, pad = self._encode(first_batch)
+        self.train(mode)
+        vectors = encoded.flatten(0, 1) if pad is None or self.config.padded_take_part else encoded[~pad]
+        rng = next(iter(generators(first_batch.seeds, salt=0xC0DE)))
+        self.tokenizer.codebook.start(vectors, self.config.kmeans_iterations, rng)
+
+    def compute(self, batch: Batch, draw: None) -> LossOutput:
+        if self.teacher is None:
+            raise UsageError("loss.teacher is not set", fix="--set loss.teacher=RUN, a pretrained or fine-tuned model")
+        encoded, pad = self._encode(batch)
+        valid = torch.ones(encoded.shape[:2], dtype=torch.bool, device=encoded.device) if pad is None else ~pad
+        book = self.tokenizer.codebook
+        out = distil(encoded, book, lambda codes: self.estimator(codes, pad), self._target(batch), valid, self.config)
+        if self.training:
+            book.collect(out.quantised, None if self.config.padded_take_part else valid)
+            self.usage.collect(out.quantised.indices, valid)
+        return LossOutput(out.terms, self.usage.metrics(), {"audio": pooled(encoded.detach(), pad)})
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D) vectors before normalisation, and the padding mask (B, N)."""
+        features = self.backbone(batch)
+        return self.tokenizer.down(features.tokens["audio"]), features.pad.get("audio")
+
+    @torch.no_grad()
+    def _target(self, batch: Batch) -> Tensor:
+        assert self.teacher is not None
+        features = self.teacher(batch)
+        if self.config.target == "features":
+            return features.tokens["audio"]
+        assert self.teacher.head is not None
+        return self.teacher.head(features) if self.config.pooling == "clip" else self.teacher.head.patches(features)
+
+    def after_step(self, updates: int) -> None:
+        self.tokenizer.codebook.update()
+        if self.teacher is not None:
+            self.usage.update(updates)
+
+
+def load_teacher(config: TokenizerConfig, backbone: Beats) -> Teacher:
+    """The teacher that `config.teacher` names: a run directory, an imported model or an official file."""
+    from avssl.model import open_model
+
+    model = open_model(config.teacher)
+    if not isinstance(model.backbone, Beats) or model.backbone.config.patch != backbone.config.patch:
+        raise UsageError(f"{config.teacher} gives no features for patches of {backbone.config.patch}",
+                         fix="give a BEATs model of the same patch size")
+    check_statistics(config.teacher, dict(model.recipe["frontend"]), config.statistics)
+    if config.target == "logits":
+        known = model.head is not None and (config.pooling == "clip" or hasattr(model.head, "patches"))
+        check(known and hasattr(model.head, "linear"),
+              f"{config.teacher} has no head that gives logits per {config.pooling}",
+              fix="give a model fine-tuned with beats_classify, or --set loss.target=features")
+    return Teacher(model.backbone, model.head if config.target == "logits" else None)
