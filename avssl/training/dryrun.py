@@ -1,0 +1,54 @@
+"""Build everything, take one real step, say what the run will need, write nothing."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from avssl.data.manifest import read_rows
+from avssl.model import read_initial
+from avssl.recipe import Recipe
+from avssl.training.distributed import World
+from avssl.training.loop import memory
+from avssl.training.progress import clock
+from avssl.training.setup import Machine, build_run, needed_modalities, pick_device, plan_data
+
+
+def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machine: Machine) -> dict[str, Any]:
+    """Shapes, parameters, memory and time of a run, from one update on the first real batch."""
+    device = pick_device(machine.device)
+    rows = read_rows(data, modalities=needed_modalities(recipe))
+    plan, lacking = plan_data(recipe, rows)
+    with tempfile.TemporaryDirectory() as folder:
+        run = build_run(recipe, plan, Path(folder), World(), device, machine, read_initial(init, init_format) if init else None)
+        run.loss.train()
+        run.frontend.train()
+        began = time.monotonic()
+        micros = next(iter(run.loader.updates(0, 2)))
+        loading = time.monotonic() - began
+        shapes = {}
+        raw = micros[0]
+        for name, stream in raw.streams.items():
+            shapes[f"{name} from the workers"] = str(tuple(stream.x.shape))
+        for name, stream in run.frontend(raw.to(device)).streams.items():
+            shapes[f"{name} to the network"] = str(tuple(stream.x.shape))
+        run._prepare(micros)
+        run._step(micros)  # the first step warms up
+        began = time.monotonic()
+        out = run.stepper.backward(micros, 1)
+        run.optimizer.zero_grad(set_to_none=True)
+        step = time.monotonic() - began
+    backbone = sum(p.numel() for p in run.loss.backbone.parameters())
+    trained = sum(p.numel() for p in run.parameters)
+    clips = sum(map(len, micros))
+    return {
+        "items": len(plan.train), "items that lack a modality": len(lacking), "validation items": len(plan.validation),
+        "updates": run.total, "updates per epoch": run.per_epoch, "clips per update": clips, "micro-batches": len(micros), **shapes,
+        "parameters of the backbone": f"{backbone:,}", "parameters that train": f"{trained:,}",
+        "loss terms": ", ".join(f"{k} {float(s / c):.4f}" for k, (_, s, c) in out.terms.items()),
+        "seconds for the first batch": round(loading, 2), "seconds per update": round(step, 3),
+        "clips per second": round(clips / step, 1), "peak memory, GiB": round(memory(device), 2),
+        "time for the run": clock(step * run.total), "device": str(device),
+    }
