@@ -42,7 +42,9 @@ class FramesRequest:
     """Which pictures of a video to decode. Times are seconds from the start of the row's window.
 
     times: exact time stamps. Otherwise `count` frames spread over the window as the frontend's rule says:
-    "uniform" = the middles of `count` equal parts; indices (for frame folders and images): which of the files.
+    "uniform" = the middles of `count` equal parts; indices (for frame folders and images): which of the files;
+    fractions: places in the window, 0 = its start, 1 = its end, for videos whose length nobody has measured.
+    within: of `count` and `fractions`, only the first seconds of the window.
     size: short side in pixels that is enough; the decoder may then scale while decoding (never up). None = native.
     """
 
@@ -50,6 +52,8 @@ class FramesRequest:
     count: int = 1
     indices: tuple[int, ...] = ()
     size: int | None = None
+    fractions: tuple[float, ...] = ()
+    within: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

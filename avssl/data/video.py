@@ -60,6 +60,10 @@ def wanted_times(media: Media, request: FramesRequest, begin: float, end: float 
     seconds = video_end(media)
     last = seconds if end is None else min(end, seconds)
     length = max(0.0, last - begin)
+    if request.within is not None:
+        length = min(length, request.within)
+    if request.fractions:
+        return [f * length for f in request.fractions]
     return [(i + 0.5) * length / request.count for i in range(request.count)]
 
 
