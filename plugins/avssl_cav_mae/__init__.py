@@ -29,7 +29,7 @@ def avssl_formats() -> list[FormatEntry]:
         FormatEntry(name="cav_mae", summary="Official CAV-MAE .pth, pretrained or fine-tuned; also CAV-MAE Sync",
                     read="avssl_cav_mae.checkpoint:read", write="avssl_cav_mae.checkpoint:write",
                     detect="avssl_cav_mae.checkpoint:detect", system="cav_mae"),
-        FormatEntry(name="mae", summary="ImageNet-MAE .pth (facebookresearch/mae, with decoder) as initial CAV-MAE weights",
+        FormatEntry(name="mae", summary="ImageNet-MAE .pth (with its decoder) as initial CAV-MAE weights",
                     read="avssl_cav_mae.adapt:read", detect="avssl_cav_mae.adapt:detect", system="cav_mae"),
     ]
 

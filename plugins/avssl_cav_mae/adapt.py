@@ -24,14 +24,15 @@ def detect(path: Path) -> bool:
     return mentions(path, (b"decoder_pos_embed", b"patch_embed.proj.weight", b"decoder_pred.weight"), (b"blocks_u",))
 
 
-def read(path: Path, *, audio_frames: int = 1024, mel_bins: int = 128, seed: int = VECTOR_SEED, **options: Any) -> Imported:
+def read(path: Path, *, audio_frames: int = 1024, mel_bins: int = 128, seed: int = VECTOR_SEED,
+         **options: Any) -> Imported:
     """A full ImageNet-MAE checkpoint (with decoder) as a CAV-MAE pretraining model.
 
     Options: audio_frames and mel_bins of the model to make; seed of the modality vectors, which MAE does not have;
     heads, decoder_heads and norm_pixels as in the format `cav_mae`. Raises CheckpointError.
     """
-    state = load_state(path)
-    official = {k: v for k, v in adapted(state, audio_frames, mel_bins, seed, str(path)).items() if "cls_token" not in k}
+    official = adapted(load_state(path), audio_frames, mel_bins, seed, str(path))
+    official = {k: v for k, v in official.items() if "cls_token" not in k}
     out = imported(official, str(path), mel_bins=mel_bins, **options)
     ignored = {**out.ignored, "cls_token": "CAV-MAE has no class token"}
     return Imported(out.backbone, out.loss, out.tensors, out.frontend, ignored, out.assets, LICENCE, SOURCE)

@@ -91,7 +91,7 @@ class CavMae(Backbone):
                 out[name] = resize_grid(table, old, new, "cut" if m == "audio" else "bicubic")
         return out
 
-    # -- the passes, in the order of the paper's figure; the pretraining loss runs them one by one ------------------------
+    # -- the passes, in the order of the paper's figure; the pretraining loss runs them one by one ------------------
     def embed(self, batch: Batch, modality: str, keep: Tensor | None = None, hide: Tensor | None = None) -> Tensor:
         """(B, K, D): projected patches + positions + the modality's vector.
 
@@ -113,7 +113,7 @@ class CavMae(Backbone):
         if modality == "audio" and grid[0] == own[0] and grid[1] < own[1]:  # a shorter sound: the table's beginning
             return self.positions[modality].view(*own, -1)[:, : grid[1]].flatten(0, 1)
         p = self.config.patch
-        raise DataError(f"{modality} of {grid[0] * p} x {grid[1] * p}, the model was made for {own[0] * p} x {own[1] * p}",
+        raise DataError(f"{modality} is {grid[0] * p} x {grid[1] * p}, the model is for {own[0] * p} x {own[1] * p}",
                         fix="set frontend.frames and image_size to the backbone's audio_frames and image_size; --init "
                             "resizes the positions of a model to another backbone.audio_frames or image_size")
 
@@ -141,7 +141,8 @@ class CavMae(Backbone):
             x = torch.cat([self._without_registers(p) for p in x.split([p.shape[1] for p in parts], 1)], 1)
         return self.norms["joint"](x)
 
-    def single(self, modality: str, x: Tensor, chained: bool = True, trace: Trace | None = None) -> tuple[Tensor, Tensor | None]:
+    def single(self, modality: str, x: Tensor, chained: bool = True,
+               trace: Trace | None = None) -> tuple[Tensor, Tensor | None]:
         """One modality's output of `stack` -> its patches (B, K, D) and cls token (B, D) or None, normed.
 
         chained=False is the official pretraining pass: every shared block gets the same input and the last one's
@@ -162,7 +163,7 @@ class CavMae(Backbone):
         layers: Layers | None = None,
         only: Collection[str] | None = None,
     ) -> Features:
-        """Tokens and pooled features of the streams; masks count patches, cls tokens and registers are never in them."""
+        """Tokens and pooled features by stream. `hide` and `keep` count patches; cls tokens and registers are extra."""
         present = [m for m in MODALITIES if m in batch.streams]
         wanted = {*present, "joint"} if only is None else {s for s in only if s == "joint" or s in present}
         if not present or not wanted:

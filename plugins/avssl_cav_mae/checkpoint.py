@@ -88,7 +88,7 @@ def to_official(key: str, value: Tensor) -> Tensor:
     return value
 
 
-# -- in --------------------------------------------------------------------------------------------------------------------
+# -- in ------------------------------------------------------------------------------------------------------------
 def read(path: Path, **options: Any) -> Imported:
     """An official file, pretrained (with decoder) or fine-tuned (with mlp_head), with or without the `module.` prefix.
 
@@ -126,8 +126,8 @@ def imported(state: Mapping[str, Tensor], where: str, *, heads: int | None = Non
     sync = "register_tokens" in state or ("cls_token_a" in state and "cls_token_av" not in state)
     tensors: dict[str, Tensor] = {}
     ignored: dict[str, str] = {}
-    spare = {part: any(is_spare_norm(k) and k.startswith("decoder") == part and not _default(k, v) for k, v in state.items())
-             for part in (False, True)}
+    touched = [k for k, v in state.items() if is_spare_norm(k) and not _default(k, v)]
+    spare = {part: any(k.startswith("decoder") == part for k in touched) for part in (False, True)}
     for key, value in state.items():
         if key == "register_tokens":
             for m, half in zip(("audio", "vision"), value.chunk(2), strict=True):
@@ -183,9 +183,10 @@ def _loss_table(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], wher
     if "decoder_embed.weight" not in state:  # an encoder alone
         return {"name": "cav_mae", "decoder_depth": 0, "reconstruction_weight": 0.0}
     dim = state["decoder_embed.weight"].shape[0]
-    return {"name": "cav_mae", "norm_pixels": norm_pixels, "decoder_dim": dim, "decoder_depth": _depth(state, "decoder_blocks"),
-            "decoder_heads": _heads(heads, dim, 32, "decoder_heads", where), "spare_norms": spare,
-            "decoder_mlp_ratio": state["decoder_blocks.0.mlp.fc1.weight"].shape[0] / dim}
+    return {"name": "cav_mae", "norm_pixels": norm_pixels, "decoder_dim": dim,
+            "decoder_depth": _depth(state, "decoder_blocks"),
+            "decoder_heads": _heads(heads, dim, 32, "decoder_heads", where),
+            "spare_norms": spare, "decoder_mlp_ratio": state["decoder_blocks.0.mlp.fc1.weight"].shape[0] / dim}
 
 
 def _default(key: str, value: Tensor) -> bool:
@@ -202,7 +203,8 @@ def _heads(given: int | None, dim: int, width: int, option: str, where: str) -> 
         check(dim % width == 0, f"{where}: a width of {dim} does not say how many heads there are",
               fix=f"give the option {option}", error=CheckpointError)
         return dim // width
-    check(given > 0 and dim % given == 0, f"{option}={given} does not divide the width {dim}", fix="give the authors' number")
+    check(given > 0 and dim % given == 0, f"{option}={given} does not divide the width {dim}",
+          fix="give the authors' number")
     return given
 
 
@@ -229,7 +231,7 @@ def detect(path: Path) -> bool:
     return mentions(path, (b"patch_embed_a.proj.weight", b"blocks_u.0.norm1_a.weight"))
 
 
-# -- out -------------------------------------------------------------------------------------------------------------------
+# -- out -----------------------------------------------------------------------------------------------------------
 def write(model: Any, path: str | Path) -> list[Path]:
     """A Loss, or a Model with its run directory, as an official .pth: a flat dict with the `module.` prefix.
 

@@ -36,10 +36,10 @@ class CavMaeConfig:
     def __post_init__(self) -> None:
         for name in ("image_size", "audio_frames", "mel_bins"):
             check(getattr(self, name) % self.patch == 0 and getattr(self, name) > 0,
-                  f"backbone.{name} is {getattr(self, name)}", fix=f"use a positive multiple of the patch, {self.patch}")
+                  f"backbone.{name} is {getattr(self, name)}", fix=f"use a multiple of the patch, {self.patch}")
         check(self.dim % self.heads == 0, f"backbone.dim {self.dim} does not divide into {self.heads} heads",
               fix="choose heads that divide dim")
-        check(self.dim % 4 == 0, f"backbone.dim is {self.dim}", fix="use a multiple of 4: positions are 2-D sine-cosine")
+        check(self.dim % 4 == 0, f"backbone.dim is {self.dim}", fix="use a multiple of 4: positions are sines and cosines")
         check(self.depth >= 0 and self.shared_depth >= 1, "backbone.shared_depth is below 1", fix="use at least 1")
 
     def grid(self, modality: str) -> tuple[int, int]:
@@ -50,8 +50,8 @@ class CavMaeConfig:
 
 @config
 class CavMaeLossConfig:
-    """Masked reconstruction plus contrast (paper, Eq. 1-7). Weight 0 switches a part off: contrast_weight = 0 is AV-MAE,
-    reconstruction_weight = 0 is contrastive learning on masked input (CAV)."""
+    """Masked reconstruction plus contrast (paper, Eq. 1-7). Weight 0 switches a part off: contrast_weight = 0 is
+    AV-MAE, reconstruction_weight = 0 is contrastive learning on masked input (CAV)."""
 
     mask_ratio_audio: float = 0.75
     mask_ratio_vision: float = 0.75

@@ -31,7 +31,8 @@ class CavMaeLoss(Loss[CavMae]):
     def __init__(self, backbone: CavMae, config: CavMaeLossConfig) -> None:
         super().__init__(backbone, config)
         has_cls = backbone.config.cls_tokens
-        check(has_cls or config.contrast_on in ("auto", "mean"), f"loss.contrast_on = {config.contrast_on!r} needs cls tokens",
+        check(has_cls or config.contrast_on in ("auto", "mean"),
+              f"loss.contrast_on = {config.contrast_on!r} needs cls tokens",
               fix="--set backbone.cls_tokens=true")
         self.contrast_on = ("cls" if has_cls else "mean") if config.contrast_on == "auto" else config.contrast_on
         self.decoder = Decoder(config, backbone.config) if config.decoder_depth else None
@@ -83,7 +84,7 @@ class CavMaeLoss(Loss[CavMae]):
         return LossOutput({"contrast": Term(self.config.contrast_weight, loss, n)},
                           {"contrast_accuracy": (correct.detach(), n)})
 
-    # -- the parts -------------------------------------------------------------------------------------------------------
+    # -- the parts --------------------------------------------------------------------------------------------------
     def encode(self, batch: Batch, draw: Masks) -> dict[str, Tensor]:
         """modality -> its visible patches after its own blocks."""
         return {m: self.backbone.stack(m, self.backbone.embed(batch, m, draw.visible(m))) for m in MODALITIES}
@@ -105,7 +106,8 @@ class CavMaeLoss(Loss[CavMae]):
             raise UsageError("this model has no decoder", fix="pretrain with loss.decoder_depth above 0")
         tables = {}
         for m, grid in self.backbone.grid(batch).items():  # a shorter sound lies on the table's beginning
-            tables[m] = resize_grid(self.decoder.positions[m], self.backbone.config.grid(m), (grid.shape[0], grid.shape[1]))
+            rows, columns = grid.shape
+            tables[m] = resize_grid(self.decoder.positions[m], self.backbone.config.grid(m), (rows, columns))
         return self.decoder(latent, draw, tables, everywhere=everywhere)
 
     @torch.no_grad()

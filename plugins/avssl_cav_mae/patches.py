@@ -1,4 +1,4 @@
-"""Inputs as patches: (row, column, channel) inside a patch, the channel fastest, in the target and in the projection."""
+"""Inputs as patches: (row, column, channel) inside a patch, the channel fastest, in targets and projections."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def planes(batch: Batch, modality: str) -> Tensor:
     x = batch.need(modality).x
     if modality == "audio":
         if x.ndim != 3:
-            raise DataError(f"audio of shape {tuple(x.shape)} is no log-mel (B, T, F)", fix="apply frontend.batch first")
+            raise DataError(f"audio {tuple(x.shape)} is no log-mel (B, T, F)", fix="apply frontend.batch first")
         return x.transpose(1, 2)[:, None]
     if x.ndim != 4:
-        raise DataError(f"vision of shape {tuple(x.shape)} is no picture (B, 3, H, W)", fix="apply frontend.batch first")
+        raise DataError(f"vision {tuple(x.shape)} is no picture (B, 3, H, W)", fix="apply frontend.batch first")
     return x
 
 
@@ -56,8 +56,8 @@ def unpatch(x: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
 
 
 def normalised(target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Patches with mean 0 and variance 1, their means and their deviations: unbiased variance, eps 1e-6 inside the root.
-    A constant patch (padding) becomes exactly 0."""
+    """Patches with mean 0 and variance 1, their means and deviations: unbiased variance, eps 1e-6 inside the root. A
+    constant patch (padding) becomes exactly 0."""
     mean = target.mean(-1, keepdim=True)
     std = (target.var(-1, keepdim=True) + 1e-6).sqrt()
     return (target - mean) / std, mean, std
