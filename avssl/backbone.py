@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -25,12 +26,14 @@ class Grid:
     prefix: int = 0
 
     @property
+    def places(self) -> int:
+        """Tokens that lie somewhere: what `hide` and `keep` count."""
+        return math.prod(self.shape)
+
+    @property
     def tokens(self) -> int:
-        n = self.prefix
-        size = 1
-        for s in self.shape:
-            size *= s
-        return n + size
+        """All tokens, those of the prefix included."""
+        return self.prefix + self.places
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +103,9 @@ class Backbone(nn.Module):
     ) -> Features:
         """Encode a batch that went through `frontend.batch`.
 
-        hide: modality -> (B, N) bool, True tokens are replaced by a mask embedding (positions stay).
-        keep: modality -> (B, K) int64 indices of the tokens to encode, in this order; the others are dropped.
+        hide: modality -> (B, P) bool over the grid's places, True = replaced by a mask embedding (positions stay).
+        keep: modality -> (B, K) int64 places to encode, in this order; the others are dropped. Prefix tokens (class,
+        registers) are not counted by either and always there.
         layers: also return inner states. only: compute just these streams (e.g. {"audio"} or {"joint"});
         None means every stream whose modalities are present in the batch.
         """

@@ -48,6 +48,8 @@ class BackboneEntry(Entry):
     cls: import string of a `Backbone`; config: of its config dataclass; frontend: of its `Frontend`;
     frontend_config: of that one's config dataclass; modalities: what it reads; optional: those it can do without;
     supports: capabilities that a loss may require: "hide", "keep", "layers:blocks", "layers:ffn", "joint".
+    example: import string of `example(folder) -> {"backbone": {...}, "frontend": {...}}`: a small configuration for the
+    conformance suite (it may write the files it names into `folder`); "" = the defaults.
     """
 
     kind = "backbone"
@@ -58,6 +60,7 @@ class BackboneEntry(Entry):
     modalities: frozenset[str]
     optional: frozenset[str] = frozenset()
     supports: frozenset[str] = frozenset()
+    example: str = ""
 
     def __post_init__(self) -> None:
         for name in ("modalities", "optional", "supports"):
@@ -71,7 +74,8 @@ class LossEntry(Entry):
     backbones: names of the backbones it is written for; empty: any that fits. modalities: streams it needs;
     min_modalities: how many different ones; requires: capabilities of the backbone (`BackboneEntry.supports`).
     supervised: needs targets (a fine-tuning loss). frontend: replaces the backbone's frontend when the objective needs
-    other data (composed clips, negatives). sampler: import string of a sampler class, or "".
+    other data (composed clips, negatives). sampler: import string of a sampler class, or "". example: as for
+    backbones: `example(folder) -> {"loss": {...}, "frontend": {...}}`.
     """
 
     kind = "loss"
@@ -85,6 +89,7 @@ class LossEntry(Entry):
     frontend: str = ""
     frontend_config: str = ""
     sampler: str = ""
+    example: str = ""
 
     def __post_init__(self) -> None:
         for name in ("backbones", "modalities", "requires"):
@@ -112,6 +117,7 @@ class ModalityEntry(Entry):
     suffixes: file endings, lower case, with the dot; columns: manifest columns that name it, the first is the one we
     write; decode: import string of `decode(source, request) -> part` (see `avssl.data.clip`); probe: import string of
     `probe(path) -> Probe` or "". inline: the manifest column holds the value itself (a caption), not a path.
+    sample: import string of `sample(folder, number) -> source`: writes a small example for the conformance suite.
     """
 
     kind = "modality"
@@ -120,6 +126,7 @@ class ModalityEntry(Entry):
     decode: str
     probe: str = ""
     inline: bool = False
+    sample: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,13 @@ def avssl_modalities() -> list[ModalityEntry]:
     return [
         ModalityEntry(name="audio", summary="Sound: audio files and the sound tracks of videos", suffixes=AUDIO + VIDEO,
                       columns=("audio", "wav", "filename", "path", "file"), decode="avssl.data.decode:decode_audio",
-                      probe="avssl.data.decode:probe"),
+                      probe="avssl.data.decode:probe", sample="avssl.builtin.samples:audio"),
         ModalityEntry(name="vision", summary="Pictures: videos, images, folders of frames", suffixes=VIDEO + IMAGE,
                       columns=("vision", "video", "image", "video_path", "path", "file"),
-                      decode="avssl.data.decode:decode_frames", probe="avssl.data.decode:probe"),
+                      decode="avssl.data.decode:decode_frames", probe="avssl.data.decode:probe", sample="avssl.builtin.samples:vision"),
         ModalityEntry(name="text", summary="Captions and sentences, in a manifest column or .txt files",
-                      suffixes=(".txt",), columns=("text", "caption"), decode="avssl.data.decode:decode_text", inline=True),
+                      suffixes=(".txt",), columns=("text", "caption"), decode="avssl.data.decode:decode_text", inline=True,
+                      sample="avssl.builtin.samples:text"),
     ]
 
 
