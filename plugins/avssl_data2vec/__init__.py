@@ -1,1 +1,67 @@
-"""Not yet."""
+"""data2vec 1 and 2.0: one objective for audio, vision and text (Baevski et al., arXiv:2202.03555, arXiv:2212.07525)."""
+
+from __future__ import annotations
+
+from avssl import BackboneEntry, FormatEntry, LossEntry, RecipeEntry, hookimpl, recipes_in
+
+_SUPPORTS = frozenset({"hide", "keep", "layers:blocks", "layers:ffn"})
+_C = "avssl_data2vec.config"
+
+
+@hookimpl
+def avssl_backbones() -> list[BackboneEntry]:
+    audio = {"frontend": "avssl_data2vec.frontends.audio:AudioFrontend",
+             "frontend_config": "avssl_data2vec.frontends.configs:AudioFrontendConfig"}
+    vision = {"frontend": "avssl_data2vec.frontends.vision:VisionFrontend",
+              "frontend_config": "avssl_data2vec.frontends.configs:VisionFrontendConfig"}
+    text = {"frontend": "avssl_data2vec.frontends.text:TextFrontend",
+            "frontend_config": "avssl_data2vec.frontends.configs:TextFrontendConfig"}
+    return [
+        BackboneEntry(name="data2vec_audio", cls="avssl_data2vec.audio:AudioEncoder", config=f"{_C}:AudioConfig",
+                      modalities={"audio"}, supports=_SUPPORTS, **audio,
+                      summary="Waveform encoder of data2vec 1 (wav2vec 2.0 style)"),
+        BackboneEntry(name="data2vec_vision", cls="avssl_data2vec.vision:VisionEncoder", config=f"{_C}:VisionConfig",
+                      modalities={"vision"}, supports=_SUPPORTS, **vision,
+                      summary="Image encoder of data2vec 1 (BEiT style)"),
+        BackboneEntry(name="data2vec_text", cls="avssl_data2vec.text:TextEncoder", config=f"{_C}:TextConfig",
+                      modalities={"text"}, supports=_SUPPORTS, **text,
+                      summary="Token encoder of data2vec 1 (RoBERTa style)"),
+        BackboneEntry(name="data2vec2_audio", cls="avssl_data2vec.multi:AudioEncoder2", config=f"{_C}:Audio2Config",
+                      modalities={"audio"}, supports=_SUPPORTS, **audio, summary="Waveform encoder of data2vec 2.0"),
+        BackboneEntry(name="data2vec2_vision", cls="avssl_data2vec.multi:VisionEncoder2", config=f"{_C}:Vision2Config",
+                      modalities={"vision"}, supports=_SUPPORTS, **vision, summary="Image encoder of data2vec 2.0"),
+        BackboneEntry(name="data2vec2_text", cls="avssl_data2vec.multi:TextEncoder2", config=f"{_C}:Text2Config",
+                      modalities={"text"}, supports=_SUPPORTS, **text, summary="Token encoder of data2vec 2.0"),
+    ]
+
+
+@hookimpl
+def avssl_losses() -> list[LossEntry]:
+    return [
+        LossEntry(name="data2vec", cls="avssl_data2vec.loss:Data2Vec", config=f"{_C}:Data2VecConfig",
+                  requires={"hide", "layers:blocks"},
+                  summary="Regress a slow teacher's inner layers at hidden tokens, in any modality"),
+        LossEntry(name="data2vec2", cls="avssl_data2vec.loss2:Data2Vec2", config=f"{_C}:Data2Vec2Config",
+                  backbones={"data2vec2_audio", "data2vec2_vision", "data2vec2_text"}, requires={"keep"},
+                  summary="data2vec 2.0: many masks per item, one target, a convolutional decoder"),
+        LossEntry(name="data2vec_encoder", cls="avssl_data2vec.encoder_only:EncoderOnly",
+                  config=f"{_C}:EncoderOnlyConfig", summary="None: an imported encoder whose objective was not published"),
+    ]
+
+
+@hookimpl
+def avssl_formats() -> list[FormatEntry]:
+    package = "avssl_data2vec.formats"
+    return [
+        FormatEntry(name="data2vec_fairseq", system="data2vec", read=f"{package}.fairseq:read",
+                    detect=f"{package}.fairseq:detect", summary="fairseq .pt of data2vec 1 and 2.0, and of CTC fine-tuning"),
+        FormatEntry(name="data2vec_vision", system="data2vec", read=f"{package}.vision1:read",
+                    detect=f"{package}.vision1:detect", summary="checkpoint-N.pth of the data2vec_vision repository"),
+        FormatEntry(name="data2vec_hf", system="data2vec", read=f"{package}.hugging_face:read",
+                    detect=f"{package}.hugging_face:detect", summary="Hugging Face Data2VecAudio, -Text and -Vision folders"),
+    ]
+
+
+@hookimpl
+def avssl_recipes() -> list[RecipeEntry]:
+    return recipes_in(__name__)

@@ -1,0 +1,1 @@
+"""Published checkpoints of data2vec, in and out."""

@@ -1,0 +1,62 @@
+"""The fairseq `.pt` format: which model a file holds, and its config."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avssl.errors import CheckpointError, check
+from avssl.imports import Imported
+from avssl.safeload import load_torch, plain
+
+_MARKS = (b"data2vec_audio", b"data2vec_text", b"data2vec_multi", b"wav2vec_ctc")
+
+
+def detect(path: Path) -> bool:
+    """Whether a file is a fairseq data2vec checkpoint: looks into its index, reads no tensor."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        index = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
+        content = archive.read(index) if index else b""
+    return b"optimizer_history" in content and any(mark in content for mark in _MARKS)
+
+
+def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None) -> Imported:
+    """A fairseq checkpoint of data2vec 1 (audio, text, CTC fine-tuned) or 2.0.
+
+    modality: "audio", "vision" or "text", for a 2.0 file that holds several. pad, mask: token ids of a text model's
+    dictionary; mask defaults to the last id. Raises CheckpointError for any other file.
+    """
+    from avssl_data2vec.formats import fairseq1, fairseq2
+
+    data = load_torch(path)
+    check(isinstance(data, Mapping) and isinstance(data.get("model"), Mapping), f"{path} is no fairseq checkpoint",
+          fix="give a .pt file with the entries cfg and model", error=CheckpointError)
+    data = {**data, "cfg": _config(data, path)}
+    cfg = data["cfg"]["model"]
+    name = cfg.get("_name", "")
+    if name == "data2vec_audio":
+        return fairseq1.read_audio(data, cfg, str(path))
+    if name == "data2vec_text":
+        return fairseq1.read_text(data, cfg, str(path), pad=pad, mask=mask)
+    if name == "data2vec_multi":
+        return fairseq2.read(data, cfg, str(path), modality=modality, pad=pad, mask=mask)
+    if name == "wav2vec_ctc":
+        return fairseq1.read_ctc(data, str(path))
+    raise CheckpointError(f"{path} holds a {name or 'nameless'} model",
+                          fix="data2vec_audio, data2vec_text, data2vec_multi and wav2vec_ctc are known")
+
+
+def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`cfg` as plain dictionaries; old files have the command line's `args` instead."""
+    cfg = plain(data.get("cfg"))
+    if cfg:
+        return cfg
+    args = plain(data.get("args"))
+    check(isinstance(args, dict) and bool(args), f"{path} has neither cfg nor args", fix="is the file complete?",
+          error=CheckpointError)
+    name = {"wav2vec_ctc": "wav2vec_ctc"}.get(args.get("arch", ""), args.get("arch", ""))
+    return {"model": {"_name": name, **args}, "task": args}

@@ -1,0 +1,150 @@
+"""The objective of data2vec 2.0 (arXiv:2212.07525): many masks per item, one target, a student that sees kept tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from avssl.backbone import Features, Grid
+from avssl.batch import Batch
+from avssl.errors import check
+from avssl.loss import Loss, LossOutput, Term
+from avssl_data2vec import masks
+from avssl_data2vec.config import Data2Vec2Config, SpanConfig
+from avssl_data2vec.decoder import Decoder, with_noise
+from avssl_data2vec.loss import regression
+from avssl_data2vec.modules import bert_init
+from avssl_data2vec.multi import Multi2
+from avssl_data2vec.targets import average_targets, guard, mean_std
+from avssl_data2vec.teacher import decay_at, follow, make_teacher
+
+
+@dataclass(frozen=True)
+class Clones:
+    """M masks per item, in rows item by item (item 0's clones, item 1's, ...); K kept of N tokens."""
+
+    mask: Tensor  # (B * M, N) bool, True = hidden
+    keep: Tensor  # (B * M, K) int64
+    restore: Tensor  # (B * M, N) int64: where a token is found in [kept, noise]
+    noise: Tensor  # (B * M, N - K, D) standard normal, in the order of the hidden tokens in [kept, noise]
+
+
+class Data2Vec2(Loss[Multi2]):
+    """Predict the teacher's averaged layers at the hidden places, with a small convolutional decoder.
+
+    State: backbone, decoder, teacher (float32) and the number of finished updates.
+    """
+
+    def __init__(self, backbone: Multi2, config: Data2Vec2Config) -> None:
+        super().__init__(backbone, config)
+        check(config.class_weight == 0 or backbone.config.extra_tokens > 0, "loss.class_weight needs a class token",
+              fix="set backbone.extra_tokens=1")
+        positions = config.decoder.add_positions
+        check(positions == "none" or getattr(backbone, "sincos", None) is not None,
+              f"loss.decoder.add_positions = {positions!r}, but the backbone has no fixed positions",
+              fix="--set loss.decoder.add_positions=none")
+        self.decoder = Decoder(backbone.dim, backbone.modality == "vision", config.decoder)
+        if not backbone.config.mae_init:
+            bert_init(self.decoder)
+        self.teacher = make_teacher(backbone, config.teacher)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> Data2Vec2:
+        super().train(mode)
+        self.teacher.eval()  # Module.train() recurses, and would switch the teacher's dropout back on
+        return self
+
+    # -- the draw ------------------------------------------------------------------------------------------------
+    def sample(self, batch: Batch) -> Clones:
+        grid = self.backbone.grid(batch)[self.backbone.modality]
+        rngs = masks.generators(batch.seeds, 0)
+        mask = self._spans(rngs, grid) if self._in_spans(grid) else np.concatenate(
+            [masks.multi(rng, grid.shape, self.config.mask) for rng in rngs])
+        order = np.argsort(mask, axis=1, kind="stable")  # kept first, each part in the order of the tokens
+        kept = int((~mask[0]).sum())
+        dim, clones = self.backbone.dim, self.config.mask.clones
+        noise = np.concatenate([rng.standard_normal((clones, mask.shape[1] - kept, dim), dtype=np.float32)
+                                for rng in masks.generators(batch.seeds, 1)])
+        return Clones(torch.from_numpy(mask), torch.from_numpy(order[:, :kept].copy()),
+                      torch.from_numpy(np.argsort(order, axis=1)), torch.from_numpy(noise))
+
+    def _in_spans(self, grid: Grid) -> bool:
+        return self.config.mask.kind == "spans" and self.config.mask.length > 1 and len(grid.shape) == 1
+
+    def _spans(self, rngs: list[np.random.Generator], grid: Grid) -> np.ndarray:
+        """Without precomputed masks the official model draws those of data2vec 1; all rows get the same count."""
+        c = self.config.mask
+        share = 1 - c.probability if c.inverse else c.probability
+        spans = SpanConfig(probability=share, length=c.length, dropout=c.dropout, add=c.add)
+        rows = [rng for rng in rngs for _ in range(c.clones)]
+        mask = masks.spans(rows, grid.shape[0], [grid.shape[0]] * len(rows), spans)
+        return ~mask if c.inverse else mask
+
+    def counts(self, batch: Batch, draw: Clones) -> dict[str, Tensor]:
+        hidden = self._scored(batch, draw).sum()
+        return {"regression": hidden} | ({"class": hidden} if self.config.class_weight > 0 else {})
+
+    def _scored(self, batch: Batch, draw: Clones, pad: Tensor | None = None) -> Tensor:
+        pad = self.backbone.local_pad(batch) if pad is None else pad
+        return draw.mask if pad is None else draw.mask & ~pad.to(draw.mask.device).repeat_interleave(self.config.mask.clones, 0)
+
+    # -- the step ------------------------------------------------------------------------------------------------
+    def compute(self, batch: Batch, draw: Clones) -> LossOutput:
+        c: Data2Vec2Config = self.config
+        name = self.backbone.modality
+        device = batch.need(name).x.device
+        draw = dataclasses.replace(draw, **{f.name: getattr(draw, f.name).to(device) for f in dataclasses.fields(draw)})
+        clones = c.mask.clones
+        local, pad = self.backbone.local(batch), self.backbone.local_pad(batch)
+        student = self.backbone(batch, keep={name: draw.keep}, local=local, pad=pad, clones=clones)
+        target = self._target(batch, local, pad)  # (B, N, D)
+        scored = self._scored(batch, draw, pad)
+        predicted = self._decode(student, draw)[scored]
+        wanted = target.repeat_interleave(clones, 0)[scored]
+        scale = 1 / math.sqrt(self.backbone.dim) if c.scale is None else c.scale
+        hidden = len(predicted)
+        terms = {"regression": Term(c.weight, regression(predicted, wanted, c.beta).sum() * scale, hidden)}
+        if c.class_weight > 0:
+            token = student.tokens[name][:, self.backbone.config.extra_tokens - 1]
+            error = regression(token, target.mean(1).repeat_interleave(clones, 0), c.beta).sum() * scale
+            terms["class"] = Term(c.class_weight, error * hidden, hidden)  # summed, and not divided by the tokens
+        spread = {"target": mean_std(wanted), "prediction": mean_std(predicted.detach())}
+        guard(spread["target"], spread["prediction"], int(self.updates), c.guard, name)
+        metrics: dict[str, Any] = {f"{what}_std": (value, 1) for what, value in spread.items()}
+        metrics["teacher_decay"] = (torch.tensor(decay_at(int(self.updates), c.teacher)), 1)
+        metrics["masked_share"] = (torch.tensor(1 - draw.keep.shape[1] / draw.restore.shape[1]), 1)
+        return LossOutput(terms, metrics, {name: predicted.detach()})
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, local: Tensor, pad: Tensor | None) -> Tensor:
+        kind = self.config.targets.layers
+        if self.config.teacher.own_local:
+            features = self.teacher(batch, layers=kind)
+        else:
+            features = self.teacher(batch, layers=kind, local=local.detach(), pad=pad)
+        return average_targets(features.layers[self.backbone.modality], self.config.targets,
+                               self.backbone.config.extra_tokens)
+
+    def _decode(self, student: Features, draw: Clones) -> Tensor:
+        """(B * M, N, D) predictions at every place."""
+        c = self.config.decoder
+        x = student.tokens[self.backbone.modality]
+        x = F.dropout(x, c.input_dropout, self.training) if c.input_dropout else x
+        x = with_noise(x[:, self.backbone.config.extra_tokens :], draw.noise * self.config.noise_std, draw.restore)
+        if c.add_positions != "none":
+            where = 1.0 if c.add_positions == "all" else draw.mask[..., None].to(x.dtype)
+            x = x + self.backbone.sincos * where
+        return self.decoder(x, student.grid[self.backbone.modality].shape)
+
+    @torch.no_grad()
+    def after_step(self, updates: int) -> None:
+        """Average the student as it is after this update into the teacher: the next step is taught by it."""
+        self.updates.fill_(updates)
+        follow(self.teacher, self.backbone, decay_at(updates, self.config.teacher), self.config.teacher.copied)

@@ -1,0 +1,80 @@
+"""What the student regresses, and how far targets and predictions are from collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avssl.errors import AvsslError, Exit
+from avssl_data2vec.config import GuardConfig, TargetConfig
+
+_OVER = {  # kind of normalisation -> the dimensions of (B, N, D) that share mean and variance
+    "instance": (1,),  # each channel of an item over its tokens, padding included, as the official code does
+    "batch": (0, 1),  # each channel over all tokens of the batch
+    "layer": (2,),  # each token over its channels
+    "item": (1, 2),
+    "frame": (0, 2),  # fairseq's "group norm" of a time-first tensor: each time step over items and channels
+    "across_items": (0,),  # fairseq's instance norm of a time-first tensor
+}
+
+
+def normalise(x: Tensor, kind: str) -> Tensor:
+    """Zero mean and unit (biased) variance, eps 1e-5, without parameters. x: (B, N, D)."""
+    var, mean = torch.var_mean(x, dim=_OVER[kind], correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(var + 1e-5)
+
+
+@torch.no_grad()
+def average_targets(layers: Sequence[Tensor], cfg: TargetConfig, prefix: int = 0) -> Tensor:
+    """(B, N, D) float32: the normalised mean of the teacher's chosen layers.
+
+    layers: each (B, prefix + N, D), in order of depth; the first `prefix` tokens (class, registers) are left out.
+    """
+    chosen = [layers[i] for i in cfg.indices] if cfg.indices else layers[-cfg.top_k :]
+    total = None
+    for layer in chosen:
+        x = layer[:, prefix:].float()
+        for kind in cfg.per_layer:
+            x = normalise(x, kind)
+        total = x if total is None else total + x
+    mean = total / len(chosen)
+    for kind in cfg.mean:
+        mean = normalise(mean, kind)
+    return mean
+
+
+@torch.no_grad()
+def mean_std(x: Tensor) -> Tensor:
+    """(): the mean over dimensions of sqrt(unbiased variance over the rows + 1e-6), over the rows of all processes.
+
+    x: (M, D). The official code calls it a variance.
+    """
+    x = x.float()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return torch.sqrt(x.var(0) + 1e-6).mean()
+    count = torch.tensor(float(len(x)), device=x.device)
+    total, squares = x.sum(0), x.square().sum(0)
+    for value in (count, total, squares):
+        torch.distributed.all_reduce(value)
+    var = squares / (count - 1) - total.square() / (count * (count - 1))
+    return torch.sqrt(var + 1e-6).mean()
+
+
+class Collapsed(AvsslError):
+    """The representations of a run have become constant."""
+
+    code = Exit.GATE
+
+
+def guard(target: Tensor, prediction: Tensor, updates: int, cfg: GuardConfig, where: str) -> None:
+    """Stop a run whose targets or predictions no longer vary. target, prediction: () from `mean_std`."""
+    if updates <= cfg.after:
+        return
+    for what, value, least in (("targets", target, cfg.min_target_std), ("predictions", prediction, cfg.min_prediction_std)):
+        if float(value) < least:
+            raise Collapsed(
+                f"{where}: after {updates} updates the {what} have collapsed: their mean standard deviation is"
+                f" {float(value):.4g}, below {least}",
+                fix="go back to an earlier checkpoint and lower optim.lr, or lengthen loss.teacher.anneal or the warm-up")

@@ -1,0 +1,59 @@
+"""The teacher: a slow copy of the student that never trains."""
+
+from __future__ import annotations
+
+import fnmatch
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from avssl.errors import UsageError
+from avssl_data2vec.config import TeacherConfig
+
+
+def decay_at(updates: int, cfg: TeacherConfig) -> float:
+    """tau after `updates` finished updates: linear from start to end, then constant."""
+    n = updates - cfg.delay
+    if n >= cfg.anneal:
+        return cfg.end
+    return cfg.end - (cfg.end - cfg.start) * (1 - n / cfg.anneal)
+
+
+def make_teacher(student: nn.Module, cfg: TeacherConfig) -> nn.Module:
+    """A copy in float32 and evaluation mode; without its local part when the student's local features serve it."""
+    teacher = deepcopy(student).requires_grad_(False).float().eval()
+    if not cfg.own_local:
+        if not hasattr(teacher, "drop_local"):
+            raise UsageError(f"{type(student).__name__} cannot share local features with a teacher",
+                             fix="set loss.teacher.own_local=true")
+        teacher.drop_local()
+    return teacher
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, decay: float, copied: tuple[str, ...]) -> None:
+    """teacher <- decay * teacher + (1 - decay) * student, in float32.
+
+    Parameters that match a glob of `copied`, those that the student never trains, and buffers are copied. Parameters
+    that the teacher does not have (its local part) are left alone.
+    """
+    if decay >= 1:
+        return
+    ours: list[Tensor] = []
+    theirs: list[Tensor] = []
+    own = dict(teacher.named_parameters())
+    for name, value in student.named_parameters():
+        if name not in own:
+            continue
+        if not value.requires_grad or any(fnmatch.fnmatchcase(name, glob) for glob in copied):
+            own[name].copy_(value)
+        else:
+            ours.append(own[name])
+            theirs.append(value.detach().to(own[name].dtype))
+    torch._foreach_mul_(ours, decay)
+    torch._foreach_add_(ours, theirs, alpha=1 - decay)
+    buffers = dict(teacher.named_buffers())
+    for name, value in student.named_buffers():
+        if name in buffers:
+            buffers[name].copy_(value)
