@@ -84,16 +84,21 @@ def distil(encoded: Tensor, codebook: Codebook, estimator: Callable[[Tensor], Te
         cosine = F.cosine_similarity(estimated, target, dim=-1)  # (B, N)
         scored = cosine[valid]
     error = (q.unit - q.chosen).square().sum(-1)  # (B, N)
-    took_part = torch.ones_like(valid) if cfg.padded_take_part else valid
-    if cfg.scaling == "mean":
-        elements = took_part.sum() * encoded.shape[-1]
-        terms = {"cosine": Term(1.0, (1 - scored).sum(), scored.numel()),
-                 "commitment": Term(cfg.beta, error[took_part].sum(), elements)}
-    else:
-        terms = {"cosine": Term(1.0, -scored.sum(), scored.numel()),
-                 "commitment": Term(cfg.beta, error[valid].sum(), valid.sum()),
-                 "codebook": Term(1.0, error[valid].sum().detach(), valid.sum())}
+    paper = cfg.scaling == "paper"
+    committed = error if cfg.padded_take_part and not paper else error * valid
+    sums = {"cosine": (-scored if paper else 1 - scored).sum(), "commitment": committed.sum()}
+    if paper:
+        sums["codebook"] = committed.sum().detach()
+    weights, counts = {"commitment": cfg.beta}, term_counts(valid, scored.numel(), cfg)
+    terms = {name: Term(weights.get(name, 1.0), total, counts[name]) for name, total in sums.items()}
     return Distilled(q, estimated, cosine, error, terms)
+
+
+def term_counts(valid: Tensor, scored: Tensor | int, cfg: TokenizerConfig) -> dict[str, Tensor | int]:
+    """What each term of `distil` is divided by; `scored`: number of cosines."""
+    if cfg.scaling == "paper":
+        return {"cosine": scored, "commitment": valid.sum(), "codebook": valid.sum()}
+    return {"cosine": scored, "commitment": (valid.numel() if cfg.padded_take_part else valid.sum()) * cfg.code_dim}
 
 
 class TokenizerDistillation(Loss[Beats]):
@@ -134,10 +139,10 @@ class TokenizerDistillation(Loss[Beats]):
         if self.teacher is None:
             raise UsageError("loss.teacher is not set", fix="--set loss.teacher=RUN, a pretrained or fine-tuned model")
         encoded, pad = self._encode(batch)
-        valid = torch.ones(encoded.shape[:2], dtype=torch.bool, device=encoded.device) if pad is None else ~pad
+        valid = self._valid(batch)
         book = self.tokenizer.codebook
         out = distil(encoded, book, lambda codes: self.estimator(codes, pad), self._target(batch), valid, self.config)
-        if self.training:
+        if torch.is_grad_enabled():
             book.collect(out.quantised, None if self.config.padded_take_part else valid)
             self.usage.collect(out.quantised.indices, valid)
         return LossOutput(out.terms, self.usage.metrics(), {"audio": pooled(encoded.detach(), pad)})
@@ -146,6 +151,17 @@ class TokenizerDistillation(Loss[Beats]):
         """(B, N, D) vectors before normalisation, and the padding mask (B, N)."""
         features = self.backbone(batch)
         return self.tokenizer.down(features.tokens["audio"]), features.pad.get("audio")
+
+    def _valid(self, batch: Batch) -> Tensor:
+        """(B, N) bool, True = no padding."""
+        pad, device = self.backbone.padding(batch), batch.need("audio").x.device
+        if pad is not None:
+            return ~pad
+        return torch.ones(len(batch), self.backbone.grid(batch)["audio"].tokens, dtype=torch.bool, device=device)
+
+    def counts(self, batch: Batch, draw: None) -> dict[str, Tensor | int]:
+        valid, c = self._valid(batch), self.config
+        return term_counts(valid, len(batch) if c.target == "logits" and c.pooling == "clip" else valid.sum(), c)
 
     @torch.no_grad()
     def _target(self, batch: Batch) -> Tensor:

@@ -118,7 +118,7 @@ class MaskedLabels(Loss[Beats]):
         logits = self.predictor(features.tokens["audio"], draw, pad)  # (B, N, codes)
         term = label_loss(logits, labels, draw.masked, self.config.label_smoothing)
         valid = torch.ones_like(draw.masked) if pad is None else ~pad
-        if self.training:
+        if torch.is_grad_enabled():
             self.usage.collect(labels, valid)
         guesses, kept = logits.detach().argmax(-1), valid & ~draw.masked
         metrics = {
@@ -129,6 +129,9 @@ class MaskedLabels(Loss[Beats]):
         }
         return LossOutput({"labels": term}, {**metrics, **self.usage.metrics()},
                           {"audio": features.pooled["audio"].detach()})
+
+    def counts(self, batch: Batch, draw: Hidden) -> dict[str, Tensor]:
+        return {"labels": draw.masked.sum()}
 
     def after_step(self, updates: int) -> None:
         if self.tokenizer is not None:

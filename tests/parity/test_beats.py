@@ -137,8 +137,8 @@ def test_encoder_on_kept_patches_and_the_predictors_input(case: Case):
     assert torch.equal(hidden.masked, case.input("mask_true_is_masked"))
     tokens = loss.backbone.patches(batch)
     whole = loss.backbone(batch, keep={"audio": hidden.keep}).tokens["audio"]
-    # The rules of what follows are tighter than what a spectrogram can be reproduced to: the authors' own front-end, run
-    # on another machine, misses them by a factor of 1.5. They hold from the stored patch tokens on.
+    # The rules of what follows are tighter than what a spectrogram can be reproduced to: the authors' own front-end
+    # on another machine misses them by a factor of 1.5. They hold from the stored patch tokens on.
     stored = next((case.io[o["tensor"]] for o in case.outputs("tokens")), tokens)
     kept, _ = loss.backbone.encode(stored, pad, hidden.keep)
     torch.testing.assert_close(whole, kept, atol=1e-3, rtol=0)
