@@ -27,7 +27,7 @@ class Estimator(nn.Module):
 
     def __init__(self, backbone: Beats, cfg: EstimatorConfig, code_dim: int, width: int) -> None:
         super().__init__()
-        layers = small(backbone.config, cfg.depth, cfg.dim, cfg.heads, cfg.ffn, cfg.dropout)
+        layers = small(backbone.config, cfg)
         self.enter = nn.Linear(code_dim, layers.dim)
         self.layers = Layers(layers)
         self.norm = nn.LayerNorm(layers.dim)

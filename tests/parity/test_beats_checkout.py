@@ -1,5 +1,5 @@
 """BEATs against the authors' code itself, over options that no stored case shows. Needs a checkout of
-microsoft/unilm: AVSSL_OFFICIAL_BEATS = its folder beats/. Run in a process of its own: their modules have short names."""
+microsoft/unilm: AVSSL_OFFICIAL_BEATS = its folder beats/, whose modules have short names and run apart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from avssl.model import from_imported
 from avssl_beats.checkpoint import write
 
 OFFICIAL = os.environ.get("AVSSL_OFFICIAL_BEATS", "")
-pytestmark = pytest.mark.skipif(not OFFICIAL, reason="set AVSSL_OFFICIAL_BEATS to a checkout of microsoft/unilm, folder beats/")
+pytestmark = pytest.mark.skipif(not OFFICIAL, reason="AVSSL_OFFICIAL_BEATS is no checkout of microsoft/unilm beats/")
 
 SMALL = {"encoder_layers": 3, "encoder_embed_dim": 48, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4,
          "conv_pos": 16, "conv_pos_groups": 4, "embed_dim": 32, "input_patch_size": 16, "num_buckets": 32,
@@ -57,7 +57,8 @@ else:
     for p in model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     if tokenizer:
-        model.quantize.embedding.weight.data = torch.nn.functional.normalize(torch.randn(spec["quant_n"], spec["quant_dim"]), dim=-1)
+        codes = torch.randn(spec["quant_n"], spec["quant_dim"])
+        model.quantize.embedding.weight.data = torch.nn.functional.normalize(codes, dim=-1)
         model.quantize.embedding.initted.fill_(1)
     torch.save({"cfg": spec, "model": model.state_dict()}, folder + "/official.pt")
 model.eval()
@@ -77,8 +78,8 @@ torch.save(out, folder + "/out.pt")
 
 
 def theirs(spec: dict, folder: Path, *checkpoint: Path) -> dict[str, torch.Tensor]:
-    subprocess.run([sys.executable, "-c", THEIRS, OFFICIAL, json.dumps(spec), str(folder), *map(str, checkpoint)], check=True,
-                   capture_output=True, text=True)
+    arguments = [OFFICIAL, json.dumps(spec), str(folder), *map(str, checkpoint)]
+    subprocess.run([sys.executable, "-c", THEIRS, *arguments], check=True, capture_output=True, text=True)
     return torch.load(folder / "out.pt", weights_only=True)
 
 
