@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ FORMATS = (
 )
 
 
+TIME = re.compile(r"([0-9]+):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
+
+
 @dataclass
 class Media:
     """An open container with the one video and the one audio stream that we use."""
@@ -34,13 +38,17 @@ class Media:
     @property
     def seconds(self) -> float | None:
         """How long the media last, as the headers say; None when they do not."""
-        known = [stream_end(s) - self.origin for s in (self.video, self.audio)
-                 if s is not None and s.duration and s.duration > 0]
+        known = [end for s in (self.video, self.audio) if s is not None and (end := stream_end(s)) is not None]
         if known:
-            return max(known)
-        if self.container.duration and self.container.duration > 0:
-            return self.container.duration / 1e6
-        return None
+            return max(known) - self.origin
+        return self.container.duration / 1e6 if (self.container.duration or 0) > 0 else None
+
+    @property
+    def video_seconds(self) -> float | None:
+        """When the video ends on our clock, as the headers say."""
+        if (end := stream_end(self.video)) is not None:
+            return end - self.origin
+        return self.container.duration / 1e6 if (self.container.duration or 0) > 0 else None
 
 
 def stream_start(stream: Any) -> float:
@@ -48,9 +56,14 @@ def stream_start(stream: Any) -> float:
     return float(stream.start_time * stream.time_base) if stream.start_time is not None and stream.time_base else 0.0
 
 
-def stream_end(stream: Any) -> float:
-    """Seconds on the container's clock at which a stream of known duration ends."""
-    return stream_start(stream) + float(stream.duration * stream.time_base)
+def stream_end(stream: Any) -> float | None:
+    """Seconds on the container's clock at which a stream ends; None when no header says."""
+    if stream.duration and stream.duration > 0:
+        return stream_start(stream) + float(stream.duration * stream.time_base)
+    hours = TIME.fullmatch(stream.metadata.get("DURATION", "").strip())  # Matroska's statistics tag: the end time
+    if hours:
+        return int(hours[1]) * 3600 + int(hours[2]) * 60 + float(hours[3]) or None
+    return None
 
 
 @contextmanager

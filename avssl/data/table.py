@@ -5,7 +5,7 @@
   path, file, filename, video: a file that gives every modality its suffix allows; a folder stands for the frames in it;
 - labels, label, category, class, target: class names, several separated by `;` or `|`, or a JSON list. Of several such
   columns the first that is not all numbers;
-- split; fold; group, speaker, recording, src_file: what must stay in one split; start, end: seconds; duration.
+- split; fold; group, speaker, recording: what must stay in one split; start, end: seconds; duration.
 Every other column is kept in `Row.extra`.
 """
 
@@ -29,7 +29,7 @@ from avssl.errors import DataError
 SUFFIXES = (".csv", ".jsonl", ".parquet", ".tsv")
 IDS = ("id", "video_id", "clip_id", "key")
 LABELS = ("labels", "label", "category", "class", "class_name", "target")
-GROUPS = ("group", "speaker", "recording", "src_file")
+GROUPS = ("group", "speaker", "recording")
 STARTS = ("start", "start_time")
 ENDS = ("end", "end_time")
 JSON = "json:"  # marks a cell that holds JSON: several files, or text that a table cannot hold as it is

@@ -13,7 +13,13 @@ from avssl.data.clip import Absent, Frames, FramesRequest, Limits
 from avssl.data.container import Media
 from avssl.data.source import bad, shown
 
-NEAR = 2.0  # seconds: without a packet index, decoding on is taken to be cheaper than seeking
+TINY = 1e-6  # seconds: two time stamps closer than this are one
+NEAR = 2.0  # seconds: without a packet index, reading on is taken to be cheaper than seeking
+BACK = (0.0, 3.0, 15.0)  # seconds before the wanted time that are tried where a seek lands too late (MPEG streams)
+
+
+class _Lost(Exception):
+    """The quick way did not find a wanted frame: seeking is not reliable here, or packets are damaged."""
 
 
 def decode_video(path: str, request: FramesRequest, *, start: float | None, end: float | None,
@@ -23,141 +29,215 @@ def decode_video(path: str, request: FramesRequest, *, start: float | None, end:
     Damaged packets are passed over. Raises Absent when the file has no video (a cover picture is none), DataError when
     nothing can be decoded.
     """
+    begin = start or 0.0
     with containers.media(path) as media:
-        stream = containers.need(media, media.video, "video")
-        context = stream.codec_context
-        if context.width or context.height:
-            containers.check_size(path, context.width, context.height, limits)
-        containers.only(media, stream)
-        begin = start or 0.0
-        times = [begin + t for t in wanted_times(media, request, begin, end)]
-        found = _decode(media, stream, sorted(set(times)))
-        pictures: dict[int, np.ndarray] = {}
-        pixels = []
-        for t in times:
-            frame = found[t]
-            if id(frame) not in pictures:
-                pictures[id(frame)] = to_rgb(path, frame, request.size, stream, limits, len(set(times)))
-            pixels.append(pictures[id(frame)])
-        if len({p.shape for p in pixels}) > 1:
-            raise bad(path, "its pictures change size", "convert the file")
-        return Frames(np.stack(pixels), tuple(_seconds(media, found[t], t) - begin for t in times))
+        stream = _stream(media, limits)
+        times, moved = wanted_times(media, request, begin, end)
+        wanted = sorted({begin + t for t in times})
+        if not moved:
+            for back in BACK:
+                try:
+                    return _pictures(media, times, begin, quick(media, stream, wanted, back), request.size, limits)
+                except _Lost:
+                    if wanted[0] <= back:
+                        break
+    with containers.media(path) as media:  # a fresh reader: the only rewind that every format keeps
+        return _pictures(media, times, begin, thorough(media, _stream(media, limits), wanted), request.size, limits)
 
 
-def wanted_times(media: Media, request: FramesRequest, begin: float, end: float | None) -> list[float]:
-    """Seconds from the start of the window for each wanted frame."""
+def _stream(media: Media, limits: Limits) -> Any:
+    stream = containers.need(media, media.video, "video")
+    if stream.codec_context.width or stream.codec_context.height:
+        containers.check_size(media.path, stream.codec_context.width, stream.codec_context.height, limits)
+    containers.only(media, stream)
+    return stream
+
+
+def wanted_times(media: Media, request: FramesRequest, begin: float, end: float | None) -> tuple[list[float], bool]:
+    """Seconds from the start of the window for each wanted frame, and whether the reader was moved to find out."""
     if request.times:
-        return list(request.times)
+        return list(request.times), False
     if request.indices:
         stamps = [t for t in stamps_of(media) if t >= begin and (end is None or t < end)]
-        if not stamps:
-            raise bad(media.path, "holds no video frames")
         for index in request.indices:
             if not -len(stamps) <= index < len(stamps):
                 raise Absent(f"{shown(media.path)}: has no frame {index}, only {len(stamps)}",
                              fix="ask for fewer frames")
-        return [stamps[i] - begin for i in request.indices]
-    seconds = video_end(media)
-    last = seconds if end is None else min(end, seconds)
-    length = max(0.0, last - begin)
+        return [stamps[i] - begin for i in request.indices], True
+    seconds, moved = video_end(media)
+    length = max(0.0, (seconds if end is None else min(end, seconds)) - begin)
     if request.within is not None:
         length = min(length, request.within)
-    if request.fractions:
-        return [f * length for f in request.fractions]
-    return [(i + 0.5) * length / request.count for i in range(request.count)]
+    places = request.fractions or tuple((i + 0.5) / request.count for i in range(request.count))
+    return [f * length for f in places], moved
 
 
-def video_end(media: Media) -> float:
-    """When the video ends on our clock; measured from its packets when no header says so."""
-    stream = media.video
-    if stream.duration and stream.duration > 0:
-        return containers.stream_end(stream) - media.origin
-    if media.container.duration and media.container.duration > 0:
-        return media.container.duration / 1e6
+def video_end(media: Media) -> tuple[float, bool]:
+    """When the video ends on our clock; measured from its packets when no header says so (True)."""
+    if (seconds := media.video_seconds) is not None:
+        return seconds, False
     stamps = stamps_of(media)
-    return (stamps[-1] + (stamps[-1] - stamps[0]) / max(1, len(stamps) - 1)) if stamps else 0.0
+    if not stamps:
+        raise bad(media.path, "holds no video frames")
+    return stamps[-1] + (stamps[-1] - stamps[0]) / max(1, len(stamps) - 1), True
 
 
 def stamps_of(media: Media) -> list[float]:
-    """Presentation times of all frames on our clock, ascending, without decoding; the reader is rewound after."""
+    """Presentation times of all frames on our clock, ascending, without decoding. Leaves the reader at its end."""
     import av
 
+    stream: Any = media.video
     stamps = set()
     try:
-        for packet in media.container.demux(media.video):
+        for packet in media.container.demux(stream):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
                 stamps.add(stamp)
     except av.error.FFmpegError:
         pass  # the file ends early: what came before counts
-    _seek(media, media.video, None)
-    return sorted(float(s * media.video.time_base) - media.origin for s in stamps)
+    return sorted(float(s * stream.time_base) - media.origin for s in stamps)
 
 
-def _decode(media: Media, stream: Any, times: Sequence[float]) -> dict[float, Any]:
-    """Time -> the decoded frame on display then. `times` ascending, on our clock."""
-    half_tick = float(stream.time_base) / 2
+def quick(media: Media, stream: Any, times: Sequence[float], back: float = 0.0) -> dict[float, Any]:
+    """Time -> frame by looking at the packets first: seek, read on to the wanted time, then decode from the last key
+    frame before it, passing over frames that no other refers to. Raises _Lost where that finds nothing certain.
+
+    times: ascending, on our clock.
+    """
     found: dict[float, Any] = {}
     waiting = list(times)
-    failed: list[str] = []
-    previous: Any = None
-    decoded_to = -math.inf
-    if waiting[0] > NEAR:
-        _seek(media, stream, waiting[0])
-    rewound = waiting[0] <= NEAR
+    run: list[Any] = []  # packets since the last key frame at or before the first waiting time
+    group: list[float] = []  # wanted times that this run shows
+    sought = _seek(media, stream, waiting[0] - back, 0.0)
+    packets = _packets(media, stream)
     while waiting:
-        for frame in containers.frames_of(media.container, stream, failed):
-            now = _seconds(media, frame, decoded_to if decoded_to > -math.inf else 0.0)
-            if previous is None and not rewound and now > waiting[0] + half_tick:
-                break  # the seek landed too late: from the beginning, then
-            while waiting and now > waiting[0] + half_tick:
-                found[waiting.pop(0)] = previous if previous is not None else frame
-            previous, decoded_to = frame, now
-            if not waiting:
+        packet = next(packets, None)
+        if packet is None:
+            group, waiting = group + waiting, []
+            break
+        if packet.is_keyframe and _time(media, packet) <= waiting[0] + TINY:
+            if group:
+                found.update(_decode(media, stream, run, group, sought))
+                group, sought = [], True
+            run = [packet]
+        elif run or not sought:
+            run.append(packet)
+        reached = -math.inf if packet.dts is None else float(packet.dts * stream.time_base) - media.origin
+        while waiting and reached > waiting[0] + TINY:  # packets come by dts, and no pts is earlier than its dts
+            group.append(waiting.pop(0))
+            if waiting and _seek(media, stream, waiting[0], _time(media, packet)):
+                found.update(_decode(media, stream, run, group, sought))
+                run, group, sought, packets = [], [], True, _packets(media, stream)
                 break
-            if waiting[0] - now > NEAR and _worth_a_seek(media, stream, now, waiting[0]):
-                _seek(media, stream, waiting[0])
-                break
-        else:  # the end: the last frame stays on display
-            if previous is None and not rewound:
-                pass
-            elif previous is None:
-                raise bad(media.path, f"none of its video can be decoded: {failed[0]}" if failed
-                          else "holds no video frames")
-            else:
-                found.update(dict.fromkeys(waiting, previous))
-                return found
-        if waiting and previous is None and not rewound:
-            _seek(media, stream, None)
-            rewound = True
+    found.update(_decode(media, stream, run, group, sought))
     return found
 
 
-def _worth_a_seek(media: Media, stream: Any, now: float, then: float) -> bool:
-    """Whether the index knows a key frame between here and there."""
-    index = getattr(stream, "index_entries", None)
-    if index is None or len(index) == 0:
-        return False
-    at = index.search_timestamp(int((then + media.origin) / stream.time_base), backward=True, any_frame=False)
-    return at >= 0 and float(index[at].timestamp * stream.time_base) - media.origin > now
-
-
-def _seek(media: Media, stream: Any, seconds: float | None) -> None:
-    """To the key frame at or before a time on our clock; None = to the beginning."""
+def _packets(media: Media, stream: Any) -> Any:
     import av
 
     try:
-        if seconds is None:
-            first = stream.start_time if stream.start_time is not None else 0
-            media.container.seek(min(first, 0), stream=stream, backward=True)
-        else:
-            media.container.seek(int((seconds + media.origin) / stream.time_base), stream=stream, backward=True)
+        for packet in media.container.demux(stream):
+            if packet.size == 0:
+                continue  # Theora's "repeat the last frame", or the end
+            if packet.pts is None:
+                raise _Lost
+            yield packet
     except av.error.FFmpegError:
-        pass  # not seekable: reading goes on where it is
+        return  # the file ends early
 
 
-def _seconds(media: Media, frame: Any, otherwise: float) -> float:
-    return otherwise if frame.pts is None else float(frame.pts * frame.time_base) - media.origin
+def _time(media: Media, packet: Any) -> float:
+    return float(packet.pts * packet.time_base) - media.origin
+
+
+def _decode(media: Media, stream: Any, run: Sequence[Any], group: Sequence[float], sought: bool) -> dict[float, Any]:
+    """Decode a run of packets as far as the wanted times need it."""
+    import av
+
+    if not group:
+        return {}
+    stamps = sorted({p.pts for p in run})
+    clock = [float(s * stream.time_base) - media.origin for s in stamps]
+    if not stamps or (clock[0] > group[0] + TINY and sought):
+        raise _Lost  # the seek landed after the wanted frame
+    targets = {t: stamps[max(0, int(np.searchsorted(clock, t + TINY, side="right")) - 1)] for t in group}
+    missing = set(targets.values())
+    frames: dict[int, Any] = {}
+    context = stream.codec_context
+    context.flush_buffers()
+    try:
+        for packet in [*run, None]:
+            if packet is not None:
+                context.skip_frame = "DEFAULT" if packet.pts in missing else "NONREF"
+            for frame in context.decode(packet):
+                if frame.pts in missing:
+                    frames[frame.pts] = frame
+                    missing.discard(frame.pts)
+            if not missing:
+                break
+    except (av.error.FFmpegError, ValueError):
+        raise _Lost from None
+    finally:
+        context.skip_frame = "DEFAULT"
+    if missing:
+        raise _Lost
+    context.flush_buffers()
+    return {t: frames[s] for t, s in targets.items()}
+
+
+def _seek(media: Media, stream: Any, then: float, now: float) -> bool:
+    """Go to the key frame at or before `then` (on our clock) if that is likely to be ahead of `now`."""
+    import av
+
+    stamp = int((then + media.origin) / stream.time_base)
+    index = getattr(stream, "index_entries", None)
+    if index is not None and len(index) > 0:
+        at = index.search_timestamp(stamp, backward=True, any_frame=False)
+        ahead = at >= 0 and float(index[at].timestamp * stream.time_base) - media.origin > now + TINY
+    else:
+        ahead = then - now > NEAR
+    if not ahead:
+        return False
+    try:
+        media.container.seek(stamp, stream=stream, backward=True)
+    except av.error.FFmpegError:
+        return False  # not seekable: reading goes on where it is
+    return True
+
+
+def thorough(media: Media, stream: Any, times: Sequence[float]) -> dict[float, Any]:
+    """Time -> frame by decoding everything from the beginning; packets that fail are passed over."""
+    found: dict[float, Any] = {}
+    waiting = list(times)
+    failed: list[str] = []
+    previous, now = None, -math.inf
+    for frame in containers.frames_of(media.container, stream, failed):
+        now = now if frame.pts is None else float(frame.pts * (frame.time_base or media.video.time_base)) - media.origin
+        while waiting and now > waiting[0] + TINY:
+            found[waiting.pop(0)] = previous if previous is not None else frame
+        if not waiting:
+            return found
+        previous = frame
+    if previous is None:
+        raise bad(media.path, f"none of its video can be decoded: {failed[0]}" if failed else "holds no video frames")
+    return found | dict.fromkeys(waiting, previous)  # the last frame stays on display
+
+
+def _pictures(media: Media, times: Sequence[float], begin: float, found: dict[float, Any], size: int | None,
+              limits: Limits) -> Frames:
+    """Convert each frame once; a frame that is wanted several times is repeated."""
+    converted: dict[int, np.ndarray] = {}
+    pixels, stamps = [], []
+    for t in times:
+        frame = found[begin + t]
+        if id(frame) not in converted:
+            converted[id(frame)] = to_rgb(media.path, frame, size, media.video, limits, len(times))
+        pixels.append(converted[id(frame)])
+        stamps.append(t if frame.pts is None else float(frame.pts * (frame.time_base or media.video.time_base)) - media.origin - begin)
+    if len({p.shape for p in pixels}) > 1:
+        raise bad(media.path, "its pictures change size", "convert the file")
+    return Frames(np.stack(pixels), tuple(stamps))
 
 
 def to_rgb(path: str, frame: Any, size: int | None, stream: Any, limits: Limits, count: int) -> np.ndarray:
