@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -136,53 +135,75 @@ SCALE = {"u8": 128.0, "s16": 32768.0, "s32": 2147483648.0, "s64": 92233720368547
 
 
 def _pyav(path: str, first: float, last: float | None, limits: Limits) -> Waveform:
-    import av
-
+    """Through FFmpeg. Where a seek lands after the window's beginning (MPEG streams), everything is decoded instead."""
+    if first > PREROLL:
+        with containers.media(path) as media:
+            wave = _track(media, first, last, limits, seek=True)
+        if wave is not None:
+            return wave
     with containers.media(path) as media:
-        stream = containers.need(media, media.audio, "sound")
-        containers.only(media, stream)
-        rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
-        begin, count = _window(path, first, last, rate, channels, limits)
-        if first > PREROLL:
-            target = first + media.origin - PREROLL
-            with suppress(av.error.FFmpegError):  # not seekable: decoding from the beginning gets there as well
-                media.container.seek(int(target / stream.time_base), stream=stream, backward=True)
-        blocks: list[np.ndarray] = []
-        position: int | None = None  # on our clock, of the first sample kept
-        total, failures, latest = 0, 0, 0.0
-        for frame in containers.frames_of(media.container, stream, failed := []):
-            if frame.sample_rate != rate or frame.layout.nb_channels != channels:
-                if rate <= 0 or not blocks:
-                    rate, channels = frame.sample_rate, frame.layout.nb_channels
-                    begin, count = _window(path, first, last, rate, channels, limits)
-                else:
-                    raise bad(path, f"its sound changes from {channels} channels at {rate} Hz to "
-                                    f"{frame.layout.nb_channels} at {frame.sample_rate}", "convert the file")
-            samples = _float(path, frame, channels)
-            if position is None or not blocks:
-                at = latest if frame.time is None else frame.time - media.origin
-                latest = at + samples.shape[1] / rate
-                place = round(at * rate)
-                if place + samples.shape[1] <= begin:
-                    continue
-                skip = max(0, begin - place)
-                samples, position = samples[:, skip:], place + skip
-            if count is not None:
-                samples = samples[:, : max(0, begin + count - position - total)]
-                if samples.shape[1] == 0:
-                    break
-            total += samples.shape[1]
-            check_length(path, total, rate, channels, limits)
-            blocks.append(samples)
-        failures = len(failed)
-    if not blocks or position is None:
-        if failures:
-            raise bad(path, f"none of its sound can be decoded: {failed[0]}")
-        if latest > 0:
-            _beyond(path, first, latest)
+        wave = _track(media, first, last, limits, seek=False)
+    assert wave is not None
+    return wave
+
+
+def _track(media: containers.Media, first: float, last: float | None, limits: Limits, *, seek: bool) -> Waveform | None:
+    """The window of the sound track, placed by its time stamps (some containers round them to 1 ms). None: the seek
+    went past its beginning, or nothing came after it."""
+    path, stream = media.path, containers.need(media, media.audio, "sound")
+    containers.only(media, stream)
+    rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+    begin, count = _window(path, first, last, rate, channels, limits)
+    if seek and not _sought(media, stream, first):
+        return None
+    blocks: list[np.ndarray] = []
+    failed: list[str] = []
+    position, total, latest = 0, 0, 0.0  # first sample kept, samples kept, seconds reached
+    for frame in containers.frames_of(media.container, stream, failed):
+        if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
+            if blocks:
+                raise bad(path, f"its sound changes from {channels} channels at {rate} Hz to "
+                                f"{frame.layout.nb_channels} at {frame.sample_rate}", "convert the file")
+            rate, channels = frame.sample_rate, frame.layout.nb_channels  # the header was wrong
+            begin, count = _window(path, first, last, rate, channels, limits)
+        samples = _float(path, frame, channels)
+        if not blocks:
+            at = latest if frame.time is None else frame.time - media.origin
+            if seek and latest == 0.0 and at > first:
+                return None
+            latest = at + samples.shape[1] / rate
+            position = max(begin, place := round(at * rate))
+            samples = samples[:, position - place :]
+            if samples.shape[1] == 0:
+                continue
+        if count is not None:
+            samples = samples[:, : max(0, begin + count - position - total)]
+            if samples.shape[1] == 0:
+                break
+        total += samples.shape[1]
+        check_length(path, total, rate, channels, limits)
+        blocks.append(samples)
+    if not blocks and seek:
+        return None
+    if not blocks and failed:
+        raise bad(path, f"none of its sound can be decoded: {failed[0]}")
+    if not blocks and latest > 0:
+        _beyond(path, first, latest)
+    if not blocks:
         raise bad(path, "its sound track holds no samples")
     joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
-    return Waveform(np.ascontiguousarray(joined), rate, max(position / rate, 0.0))
+    return Waveform(np.ascontiguousarray(joined), rate, position / rate)
+
+
+def _sought(media: containers.Media, stream: Any, first: float) -> bool:
+    import av
+
+    try:
+        stamp = int((first + media.origin - PREROLL) / stream.time_base)
+        media.container.seek(stamp, stream=stream, backward=True)
+    except av.error.FFmpegError:
+        return False
+    return True
 
 
 def _float(path: str, frame: Any, channels: int) -> np.ndarray:

@@ -213,7 +213,7 @@ def thorough(media: Media, stream: Any, times: Sequence[float]) -> dict[float, A
     failed: list[str] = []
     previous, now = None, -math.inf
     for frame in containers.frames_of(media.container, stream, failed):
-        now = now if frame.pts is None else float(frame.pts * (frame.time_base or media.video.time_base)) - media.origin
+        now = now if frame.pts is None else float(frame.pts * (frame.time_base or stream.time_base)) - media.origin
         while waiting and now > waiting[0] + TINY:
             found[waiting.pop(0)] = previous if previous is not None else frame
         if not waiting:
@@ -229,12 +229,13 @@ def _pictures(media: Media, times: Sequence[float], begin: float, found: dict[fl
     """Convert each frame once; a frame that is wanted several times is repeated."""
     converted: dict[int, np.ndarray] = {}
     pixels, stamps = [], []
+    base = media.video.time_base if media.video is not None else None  # frames of a drained decoder do not carry it
     for t in times:
         frame = found[begin + t]
         if id(frame) not in converted:
             converted[id(frame)] = to_rgb(media.path, frame, size, media.video, limits, len(times))
         pixels.append(converted[id(frame)])
-        stamps.append(t if frame.pts is None else float(frame.pts * (frame.time_base or media.video.time_base)) - media.origin - begin)
+        stamps.append(t if frame.pts is None else float(frame.pts * (frame.time_base or base)) - media.origin - begin)
     if len({p.shape for p in pixels}) > 1:
         raise bad(media.path, "its pictures change size", "convert the file")
     return Frames(np.stack(pixels), tuple(stamps))
