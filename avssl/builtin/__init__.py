@@ -43,4 +43,12 @@ def avssl_evaluations() -> list[EvaluationEntry]:
 
 @hookimpl
 def avssl_layouts() -> list[LayoutEntry]:
-    return []
+    layouts = "avssl.data.layouts"
+    return [
+        LayoutEntry(name="esc50", summary="ESC-50 and ESC-10: metadata CSV and audio folder",
+                    detect=f"{layouts}:detect_esc50", read=f"{layouts}:read_esc50"),
+        LayoutEntry(name="audioset", summary="AudioSet: a *_segments.csv beside the clips",
+                    detect=f"{layouts}:detect_audioset", read=f"{layouts}:read_audioset"),
+        LayoutEntry(name="vggsound", summary="VGGSound: vggsound.csv beside the clips",
+                    detect=f"{layouts}:detect_vggsound", read=f"{layouts}:read_vggsound"),
+    ]

@@ -34,7 +34,8 @@ def decode_frames(source: Source, request: FramesRequest | None = None, *, start
     for index in wish.indices if len(paths) > 1 else ():
         if not -len(paths) <= index < len(paths):
             raise Absent(f"{shown(paths[0])}: frame {index} of {len(paths)} files", fix="ask for fewer frames")
-    chosen = list(wish.indices) or pick(len(wish.times) or len(wish.fractions) or wish.count, len(paths))
+    chosen = list(wish.indices) or [min(len(paths) - 1, max(0, int(f * len(paths)))) for f in wish.fractions]
+    chosen = chosen or pick(len(wish.times) or wish.count, len(paths))
     if len(paths) == 1:
         chosen = [0] * len(chosen)
     pictures = {i: decode_image(paths[i], wish.size, limits) for i in sorted(set(chosen))}

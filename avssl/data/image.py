@@ -41,7 +41,8 @@ def decode_image(path: str, size: int | None, limits: Limits) -> np.ndarray:
             kind = "is no image" if isinstance(error, UnidentifiedImageError) else "is too large an image"
             raise bad(path, kind) from None
         except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-                struct.error, MemoryError, ZeroDivisionError, NotImplementedError, AttributeError, RuntimeError) as error:
+                struct.error, MemoryError, ZeroDivisionError, NotImplementedError, AttributeError,
+                RuntimeError) as error:
             raise bad(path, f"the image cannot be decoded: {error or type(error).__name__}") from None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from functools import cache
 
 from avssl.entries import ModalityEntry
 
@@ -12,7 +11,6 @@ from avssl.entries import ModalityEntry
 GENERIC = frozenset({"path", "file", "filename", "media", "video", "video_path"})
 
 
-@cache
 def modalities() -> tuple[ModalityEntry, ...]:
     """All registered modalities, by name."""
     from avssl.registry import registry

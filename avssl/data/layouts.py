@@ -30,7 +30,7 @@ def detect_esc50(path: str) -> bool:
 
 
 def read_esc50(path: str) -> list[Row]:
-    """One row for each clip: label = category, fold = 1..5, group = the source recording (clips of one share a fold)."""
+    """One row for each clip: label = category, fold = 1..5, group = the source recording."""
     table = _esc_table(path)
     assert table is not None
     folder = _audio_folder(table)
@@ -103,7 +103,8 @@ def _present(path: str, listed: list[tuple[str, float, dict[str, str], tuple[str
     rows = []
     for name, start, extra, labels, split in listed:
         parts: dict[str, Source] = {}
-        for stem in (f"{name}_{int(start):06d}", f"{name}_{int(start * 1000)}", f"{name}_{int(start)}", f"Y{name}", name):
+        second = int(start)
+        for stem in (f"{name}_{second:06d}", f"{name}_{round(start * 1000)}", f"{name}_{second}", f"Y{name}", name):
             for file in files.get(stem, ()):
                 for modality in kinds.of_file(file):
                     parts.setdefault(modality, file)
@@ -114,7 +115,8 @@ def _present(path: str, listed: list[tuple[str, float, dict[str, str], tuple[str
         raise DataError(f"{shown(path)}: none of its {len(listed)} clips lies beside it",
                         fix="put the list into the folder that holds the clips")
     if len(rows) < len(listed):
-        log.warning("%s: %d of %d clips are not on disk and are left out", shown(path), len(listed) - len(rows), len(listed))
+        log.warning("%s: %d of %d clips are not on disk and are left out", shown(path), len(listed) - len(rows),
+                    len(listed))
     return rows
 
 

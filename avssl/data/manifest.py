@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection
 from dataclasses import replace
@@ -12,6 +13,8 @@ from avssl.data.folder import read_folder
 from avssl.data.source import shown
 from avssl.data.table import SUFFIXES, read_table, read_text, write_rows
 from avssl.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def read_rows(path: str | os.PathLike[str], *, modalities: Collection[str] | None = None) -> list[Row]:
@@ -45,7 +48,12 @@ def _read(name: str) -> list[Row]:
     from avssl.registry import registry
 
     for entry in registry().all("layout"):
-        if resolve(entry.detect)(name):
+        try:
+            mine = resolve(entry.detect)(name)
+        except Exception as error:  # one broken plugin must not keep the others from reading
+            log.warning("layout %r of %s is passed over: %s", entry.name, entry.origin, error)
+            continue
+        if mine:
             return resolve(entry.read)(name)
     try:
         exists = os.path.exists(name)
