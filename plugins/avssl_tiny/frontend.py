@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from avssl.frontend import Frontend
 from .augment import augment_wave, spec_augment
 from .config import SoundConfig
 from .features import FrameFeatures, standardised
+
+if TYPE_CHECKING:
+    from avssl.export.plan import SoundPlan
 
 
 class SoundFrontend(Frontend):
@@ -100,6 +104,12 @@ class SoundFrontend(Frontend):
         if stream.pad is not None:
             pad = torch.arange(frames.shape[1], device=frames.device) >= self.extract.frames(stream.lengths)[:, None]
         return standardised(frames, self.config, pad), pad
+
+    def edge_plan(self) -> SoundPlan:
+        """The tables of the evaluation path, for exporters that write their own front end."""
+        from .edge import sound_plan
+
+        return sound_plan(self.extract)
 
 
 def to_rate(wave: np.ndarray, have: int, want: int) -> np.ndarray:

@@ -1,0 +1,282 @@
+"""C for microcontrollers: weights, front-end tables and a test vector as headers, beside a plain reference forward pass."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from avssl import __version__
+from avssl.errors import UsageError, check
+from avssl.export.interpret import Quantised, forward, forward_int8, input_point
+from avssl.export.plan import EncoderPlan, SoundPlan
+from avssl.files import write_text
+
+MAX_PARAMETERS = 4_000_000  # beyond this a header takes a compiler minutes, and no microcontroller holds it
+SOURCES = ("avssl_edge.h", "avssl_edge.c", "avssl_frontend.c", "avssl_host.c")
+KINDS = {"mel": 0, "mfcc": 1, "spectrogram": 2, "raw": 3}
+LAYER_PARTS = ("query", "key", "value", "output", "up", "down")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of the C build."""
+
+    weights_int8: int  # int8 matrices
+    flash: int  # with biases, scales, norms, positions and front-end tables
+    ram_int8: int  # static work buffers of the int8 pass; its input frames apart
+    ram_float32: int
+    frames_int8: int  # the input of one clip
+    frames_float32: int
+    frontend_ram: int
+
+
+def write_c(out: Path, plan: EncoderPlan, quantised: Quantised, sound: SoundPlan | None, frames: int, *,
+            labels: Sequence[str] = (), licence: str = "", name: str = "model",
+            test: tuple[np.ndarray, Tensor] | None = None) -> tuple[list[Path], Memory]:  # fmt: skip
+    """Write a folder that compiles as it is: `cc -std=c99 -O2 *.c -lm`.
+
+    plan: without an affine of its own (`avssl.export.plan.folded`). frames: the longest input. test: (int16 PCM (L,) or an empty array, its standardised frames (1, T, F)).
+    Returns the files and the memory they need.
+    """
+    size = sum(d.weight.size + d.bias.size for d in plan.dense().values())
+    check(size <= MAX_PARAMETERS, f"{size:,} parameters are too many for a C header",
+          fix="export to ONNX; C is for models of up to 4 million")  # fmt: skip
+    if sound is not None and sound.kind != "raw" and sound.n_fft & (sound.n_fft - 1):
+        raise UsageError(f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024")
+    out.mkdir(parents=True, exist_ok=True)
+    head = _banner(name, licence)
+    weights = _weights(plan, quantised)
+    texts = {
+        "model_config.h": head + _config(plan, sound, frames, labels, quantised),
+        "model_weights.h": head + weights.text,
+        "model_weights_f32.h": head + _weights_f32(plan),
+    }
+    tables = 0
+    if sound is not None:
+        texts["frontend.h"], tables = _frontend(sound, head)
+    if test is not None:
+        texts["test_vector.h"] = head + _test_vector(plan, quantised, *test)
+    for source in SOURCES:
+        if source != "avssl_host.c" or test is not None:
+            texts[source] = (files("avssl.export") / "c" / source).read_text(encoding="utf-8")
+    for file, text in texts.items():
+        write_text(out / file, text)
+    return [out / file for file in texts], memory(plan, sound, frames, weights.bytes + tables)
+
+
+def memory(plan: EncoderPlan, sound: SoundPlan | None, frames: int, flash: int) -> Memory:
+    n = plan.tokens(frames)
+    matrices = sum(d.weight.size for d in plan.dense().values())
+    inputs = plan.stack * plan.features
+    rows = 4 * (4 * plan.dim + plan.ff) + 4 * n  # rows on the stack, scores
+    frontend = 0 if sound is None or sound.kind == "raw" else 8 * sound.n_fft
+    return Memory(
+        weights_int8=matrices, flash=flash, ram_int8=3 * n * plan.dim + rows + inputs + plan.ff + plan.dim,
+        ram_float32=4 * 3 * n * plan.dim + rows + 4 * inputs, frames_int8=frames * plan.features,
+        frames_float32=4 * frames * plan.features, frontend_ram=frontend,
+    )  # fmt: skip
+
+
+def compiler() -> str | None:
+    """The C compiler of this machine, or None."""
+    return next((found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))), None)
+
+
+def compile_c(folder: Path, *, float32: bool = True, flags: Sequence[str] = ("-O2",)) -> Path:
+    """Build `avssl_host` in a folder that `write_c` wrote. Raises UsageError with the compiler's first words."""
+    cc = compiler()
+    check(cc is not None, "there is no C compiler (cc, gcc, clang)", fix="install one, or leave the test out")
+    binary = folder / "avssl_host"
+    sources = [str(folder / s) for s in SOURCES if s.endswith(".c")]
+    command = [str(cc), "-std=c99", "-Wall", "-Wextra", "-Werror", *flags, f"-DAVSSL_FLOAT={int(float32)}", *sources,
+               "-o", str(binary), "-lm"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    check(done.returncode == 0, f"the C code does not compile: {done.stderr[:400]}", fix="report this, with the compiler's version")
+    return binary
+
+
+def run_c(binary: Path, how: str, what: str, data: np.ndarray) -> np.ndarray:
+    """Clips through the compiled model. how: "f32", "int8" or "frontend"; what: "frames" or "pcm"; data: (B, T, F) float32
+    or (B, L) int16. Returns float32, flat per clip: (B, ...)."""
+    data = np.ascontiguousarray(data, dtype=np.float32 if what == "frames" else np.int16)
+    done = subprocess.run([str(binary), how, what, str(data.shape[1])], input=data.tobytes(), capture_output=True, timeout=600)
+    check(done.returncode == 0, f"{binary.name} {how} {what} ended with status {done.returncode}", fix="is the clip too long?")
+    return np.frombuffer(done.stdout, dtype=np.float32).reshape(len(data), -1)
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+def _banner(name: str, licence: str) -> str:
+    return (f"/* {_comment(name)}: written by avssl {__version__}. Licence of the weights: "
+            f"{_comment(licence) or 'not stated'}. Do not edit. */\n")  # fmt: skip
+
+
+def _comment(text: str) -> str:
+    """Text that cannot end a C comment."""
+    return " ".join(text.replace("*/", "* /").split())
+
+
+def number(value: Any) -> str:
+    """A C float constant that reads back as the same float32."""
+    text = f"{np.float32(value):.9g}"
+    return text + ("f" if "." in text or "e" in text else ".0f")
+
+
+def array(name: str, values: np.ndarray, kind: str) -> str:
+    """`static const` array, 4-byte aligned, row by row."""
+    flat = np.asarray(values).ravel()
+    words = [number(v) for v in flat] if kind == "float" else [str(int(v)) for v in flat]
+    lines = [", ".join(words[i : i + 16]) for i in range(0, len(words), 16)]
+    aligned = " __attribute__((aligned(4)))" if kind == "int8_t" else ""
+    return f"static const {kind} {name}[{len(flat)}]{aligned} = {{\n" + ",\n".join(lines) + "\n};\n"
+
+
+@dataclass
+class _Text:
+    text: str = ""
+    bytes: int = 0
+
+    def array(self, name: str, values: np.ndarray, kind: str) -> None:
+        self.text += array(name, values, kind)
+        self.bytes += np.asarray(values).size * {"int8_t": 1, "float": 4, "int32_t": 4, "int16_t": 2}[kind]
+
+
+def _config(plan: EncoderPlan, sound: SoundPlan | None, frames: int, labels: Sequence[str], quantised: Quantised) -> str:
+    n = plan.tokens(frames)
+    crc = zlib.crc32(b"".join(q.weight.tobytes() for q in quantised.dense.values()))
+    need = memory(plan, sound, frames, 0)
+    values: dict[str, Any] = {
+        "FEATURES": plan.features, "STACK": plan.stack, "DIM": plan.dim, "HEADS": plan.heads, "LAYERS": len(plan.layers),
+        "FF": plan.ff, "OUTPUTS": plan.outputs, "PREFIX": int(plan.token is not None), "MAX_FRAMES": frames, "MAX_TOKENS": n,
+        "ACTIVATION": ("gelu", "gelu_tanh", "relu").index(plan.activation),
+        "POSITIONS": 1 if plan.position_rates is not None else 2 if plan.position_table is not None else 0,
+        "POOL_FIRST": int(plan.pool == "first"), "HAS_POOLER": int(plan.pooler is not None),
+        "HAS_HEAD": int(plan.head is not None), "HAS_HEAD_NORM": int(plan.head_norm is not None),
+        "ATTENTION_SCALE": number((plan.dim // plan.heads) ** -0.5), "HAS_FRONTEND": int(sound is not None),
+        "WEIGHTS_CRC32": f"0x{crc:08X}u", "RAM_INT8": need.ram_int8, "RAM_F32": need.ram_float32,
+    }  # fmt: skip
+    if sound is not None:
+        values |= {
+            "RATE": sound.rate, "KIND": KINDS[sound.kind], "N_FFT": sound.n_fft or 1, "HOP": sound.hop,
+            "CENTER": int(sound.center), "BANDS": 0 if sound.bank is None else len(sound.bank),
+            "EXPONENT": number(sound.exponent), "FLOOR": number(sound.floor), "EPS": number(sound.eps),
+            "STANDARDISE": ("none", "clip", "coefficient").index(sound.standardise), "HAS_STATISTICS": int(sound.gain is not None),
+        }  # fmt: skip
+    lines = [f"#define AVSSL_{key} {value}" for key, value in values.items()]
+    lines += ["#ifndef AVSSL_FLOAT", "#define AVSSL_FLOAT 0 /* 1: compile the float32 pass too */", "#endif"]
+    lines += [f"/* output {i}: {_comment(label)} */" for i, label in enumerate(labels)]
+    return "#ifndef AVSSL_MODEL_CONFIG_H\n#define AVSSL_MODEL_CONFIG_H\n" + "\n".join(lines) + "\n#endif\n"
+
+
+def _weights(plan: EncoderPlan, quantised: Quantised) -> _Text:
+    """int8 matrices, int32 biases, scales; and what stays float: norms, the first token, positions."""
+    out = _Text("/* int8 weights, row-major [output][input]; bias at the accumulator's scale. */\n")
+    for name, q in quantised.dense.items():
+        out.array(f"{name}_q", q.weight, "int8_t")
+        out.array(f"{name}_qb", q.bias, "int32_t")
+        out.array(f"{name}_qs", q.scale, "float")
+    for name, layer in plan.norms().items():
+        out.array(f"{name}_weight", layer.weight, "float")
+        out.array(f"{name}_bias", layer.bias, "float")
+    out.array("first_token", plan.token if plan.token is not None else np.zeros(plan.dim), "float")
+    if plan.position_rates is not None:
+        out.array("position_rates", plan.position_rates, "float")
+    if plan.position_table is not None:
+        out.array("position_table", plan.position_table, "float")
+    scales = quantised.scales
+
+    def inverse(point: str) -> str:
+        return number(np.float32(1) / scales[point])
+
+    def norm_struct(name: str) -> str:
+        return f"{{{name}_weight, {name}_bias, {number(plan.norms()[name].eps)}}}"
+
+    def dense_struct(name: str) -> str:
+        return f"{{{name}_q, {name}_qb, {name}_qs, {inverse(input_point(name))}}}"
+
+    text = f"static const layer_norm first_norm = {norm_struct('norm')};\n"
+    if plan.head_norm is not None:
+        text += f"static const layer_norm head_norm = {norm_struct('head_norm')};\n"
+    text += "static const layer_common layers_common[AVSSL_LAYERS] = {\n"
+    text += "".join(f"{{{norm_struct(f'layer{i}_attention_norm')}, {norm_struct(f'layer{i}_output_norm')}}},\n"
+                    for i in range(len(plan.layers))) + "};\n"  # fmt: skip
+    text += "static const layer_int8 layers_int8[AVSSL_LAYERS] = {\n"
+    for i in range(len(plan.layers)):
+        p = f"layer{i}_"
+        factor = np.float32(scales[p + "query"] * scales[p + "key"] / np.float32(np.sqrt(plan.dim // plan.heads)))
+        text += "{" + ", ".join(dense_struct(p + part) for part in LAYER_PARTS)
+        text += f",\n {number(scales[p + 'x'])}, {inverse(p + 'key')}, {inverse(p + 'value')}, {inverse(p + 'query')}"
+        text += f", {number(factor)}, {number(scales[p + 'value'])}}},\n"
+    text += "};\n"
+    singles = [n for n in ("project", "pooler", "head") if n in quantised.dense]
+    text += "".join(f"static const dense_int8 {name}_int8 = {dense_struct(name)};\n" for name in singles)
+    text += "static const struct { const int8_t *data; size_t size; } all_weights[] = {\n"
+    text += "".join(f"{{{name}_q, sizeof {name}_q}},\n" for name in quantised.dense) + "};\n"
+    out.text += text
+    return out
+
+
+def _weights_f32(plan: EncoderPlan) -> str:
+    text = "/* float32 weights, row-major [output][input]; only for a build with AVSSL_FLOAT=1. */\n"
+    for name, layer in plan.dense().items():
+        text += array(f"{name}_w", layer.weight, "float") + array(f"{name}_b", layer.bias, "float")
+    text += "static const layer_f32 layers_f32[AVSSL_LAYERS] = {\n"
+    for i in range(len(plan.layers)):
+        text += "{" + ", ".join(f"{{layer{i}_{part}_w, layer{i}_{part}_b}}" for part in LAYER_PARTS) + "},\n"
+    text += "};\n"
+    singles = [n for n in ("project", "pooler", "head") if n in plan.dense()]
+    return text + "".join(f"static const dense_f32 {n}_f32 = {{{n}_w, {n}_b}};\n" for n in singles)
+
+
+def _frontend(sound: SoundPlan, head: str) -> tuple[str, int]:
+    """Window, twiddle factors, sparse filters, DCT, fixed statistics; and their bytes."""
+    out = _Text(head)
+    if sound.kind != "raw":
+        angle = 2 * np.pi * np.arange(sound.n_fft // 2) / sound.n_fft
+        out.array("window", sound.window, "float")
+        out.array("twiddle_cos", np.cos(angle), "float")
+        out.array("twiddle_sin", np.sin(angle), "float")
+    if sound.bank is not None:
+        starts, lengths, weights = sparse(sound.bank)
+        out.array("mel_start", starts, "int16_t")
+        out.array("mel_length", lengths, "int16_t")
+        out.array("mel_weights", weights, "float")
+    if sound.dct is not None:
+        out.array("dct", sound.dct, "float")
+    if sound.gain is not None and sound.shift is not None:
+        out.array("feature_shift", sound.shift, "float")
+        out.array("feature_gain", sound.gain, "float")
+    return out.text, out.bytes
+
+
+def sparse(bank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Filters (M, bins) as first bin, number of bins and the weights one after the other."""
+    starts, lengths, weights = [], [], []
+    for row in bank:
+        used = np.flatnonzero(row)
+        first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 0)
+        starts.append(first)
+        lengths.append(last - first)
+        weights.append(row[first:last])
+    return np.array(starts), np.array(lengths), np.concatenate(weights)
+
+
+def _test_vector(plan: EncoderPlan, quantised: Quantised, pcm: np.ndarray, frames: Tensor) -> str:
+    """Sound, its frames and the outputs of both passes; what the self-test compares."""
+    real, small = forward(plan, frames)[0].numpy(), forward_int8(quantised, frames)[0].numpy()
+    # A value that lies on a rounding edge may fall to the other side in another libm: one step somewhere.
+    allowed = max(0.02 * float(np.abs(small).max()), 1e-3)
+    text = f"#define AVSSL_TEST_SAMPLES {len(pcm)}\n#define AVSSL_TEST_FRAMES {frames.shape[1]}\n"
+    text += f"#define AVSSL_TEST_INT8_TOLERANCE {number(allowed)}\n"
+    if len(pcm):
+        text += array("test_pcm", pcm, "int16_t")
+    text += array("test_frames", frames[0].numpy(), "float")
+    return text + array("test_logits_f32", real, "float") + array("test_logits_int8", small, "float")
