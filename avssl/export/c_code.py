@@ -1,4 +1,4 @@
-"""C for microcontrollers: weights, front-end tables and a test vector as headers, beside a plain reference forward pass."""
+"""C for microcontrollers: weights, front-end tables and a test vector as headers, and a plain forward pass."""
 
 from __future__ import annotations
 
@@ -39,19 +39,34 @@ class Memory:
     frontend_ram: int
 
 
-def write_c(out: Path, plan: EncoderPlan, quantised: Quantised, sound: SoundPlan | None, frames: int, *,
-            labels: Sequence[str] = (), licence: str = "", name: str = "model",
-            test: tuple[np.ndarray, Tensor] | None = None) -> tuple[list[Path], Memory]:  # fmt: skip
+def write_c(
+    out: Path,
+    plan: EncoderPlan,
+    quantised: Quantised,
+    sound: SoundPlan | None,
+    frames: int,
+    *,
+    labels: Sequence[str] = (),
+    licence: str = "",
+    name: str = "model",
+    test: tuple[np.ndarray, Tensor] | None = None,
+) -> tuple[list[Path], Memory]:
     """Write a folder that compiles as it is: `cc -std=c99 -O2 *.c -lm`.
 
-    plan: without an affine of its own (`avssl.export.plan.folded`). frames: the longest input. test: (int16 PCM (L,) or an empty array, its standardised frames (1, T, F)).
+    plan: without an affine of its own (`avssl.export.plan.folded`). frames: the longest input.
+    test: (int16 PCM (L,) or an empty array, its standardised frames (1, T, F)).
     Returns the files and the memory they need.
     """
     size = sum(d.weight.size + d.bias.size for d in plan.dense().values())
-    check(size <= MAX_PARAMETERS, f"{size:,} parameters are too many for a C header",
-          fix="export to ONNX; C is for models of up to 4 million")  # fmt: skip
+    check(
+        size <= MAX_PARAMETERS,
+        f"{size:,} parameters are too many for a C header",
+        fix="export to ONNX; C is for models of up to 4 million",
+    )
     if sound is not None and sound.kind != "raw" and sound.n_fft & (sound.n_fft - 1):
-        raise UsageError(f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024")
+        raise UsageError(
+            f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024"
+        )
     out.mkdir(parents=True, exist_ok=True)
     head = _banner(name, licence)
     weights = _weights(plan, quantised)
@@ -80,10 +95,14 @@ def memory(plan: EncoderPlan, sound: SoundPlan | None, frames: int, flash: int) 
     rows = 4 * (4 * plan.dim + plan.ff) + 4 * n  # rows on the stack, scores
     frontend = 0 if sound is None or sound.kind == "raw" else 8 * sound.n_fft
     return Memory(
-        weights_int8=matrices, flash=flash, ram_int8=3 * n * plan.dim + rows + inputs + plan.ff + plan.dim,
-        ram_float32=4 * 3 * n * plan.dim + rows + 4 * inputs, frames_int8=frames * plan.features,
-        frames_float32=4 * frames * plan.features, frontend_ram=frontend,
-    )  # fmt: skip
+        weights_int8=matrices,
+        flash=flash,
+        ram_int8=3 * n * plan.dim + rows + inputs + plan.ff + plan.dim,
+        ram_float32=4 * 3 * n * plan.dim + rows + 4 * inputs,
+        frames_int8=frames * plan.features,
+        frames_float32=4 * frames * plan.features,
+        frontend_ram=frontend,
+    )
 
 
 def compiler() -> str | None:
@@ -97,26 +116,51 @@ def compile_c(folder: Path, *, float32: bool = True, flags: Sequence[str] = ("-O
     check(cc is not None, "there is no C compiler (cc, gcc, clang)", fix="install one, or leave the test out")
     binary = folder / "avssl_host"
     sources = [str(folder / s) for s in SOURCES if s.endswith(".c")]
-    command = [str(cc), "-std=c99", "-Wall", "-Wextra", "-Werror", *flags, f"-DAVSSL_FLOAT={int(float32)}", *sources,
-               "-o", str(binary), "-lm"]  # fmt: skip
+    command = [
+        str(cc),
+        "-std=c99",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        *flags,
+        f"-DAVSSL_FLOAT={int(float32)}",
+        *sources,
+        "-o",
+        str(binary),
+        "-lm",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    check(done.returncode == 0, f"the C code does not compile: {done.stderr[:400]}", fix="report this, with the compiler's version")
+    check(
+        done.returncode == 0,
+        f"the C code does not compile: {done.stderr[:400]}",
+        fix="report this, with the compiler's version",
+    )
     return binary
 
 
 def run_c(binary: Path, how: str, what: str, data: np.ndarray) -> np.ndarray:
-    """Clips through the compiled model. how: "f32", "int8" or "frontend"; what: "frames" or "pcm"; data: (B, T, F) float32
-    or (B, L) int16. Returns float32, flat per clip: (B, ...)."""
+    """Clips through the compiled model. how: "f32", "int8" or "frontend"; what: "frames" or "pcm".
+
+    data: (B, T, F) float32 or (B, L) int16. Returns float32, flat per clip: (B, ...).
+    """
     data = np.ascontiguousarray(data, dtype=np.float32 if what == "frames" else np.int16)
-    done = subprocess.run([str(binary), how, what, str(data.shape[1])], input=data.tobytes(), capture_output=True, timeout=600)
-    check(done.returncode == 0, f"{binary.name} {how} {what} ended with status {done.returncode}", fix="is the clip too long?")
+    done = subprocess.run(
+        [str(binary), how, what, str(data.shape[1])], input=data.tobytes(), capture_output=True, timeout=600
+    )
+    check(
+        done.returncode == 0,
+        f"{binary.name} {how} {what} ended with status {done.returncode}",
+        fix="is the clip too long?",
+    )
     return np.frombuffer(done.stdout, dtype=np.float32).reshape(len(data), -1)
 
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 def _banner(name: str, licence: str) -> str:
-    return (f"/* {_comment(name)}: written by avssl {__version__}. Licence of the weights: "
-            f"{_comment(licence) or 'not stated'}. Do not edit. */\n")  # fmt: skip
+    return (
+        f"/* {_comment(name)}: written by avssl {__version__}. Licence of the weights: "
+        f"{_comment(licence) or 'not stated'}. Do not edit. */\n"
+    )
 
 
 def _comment(text: str) -> str:
@@ -149,27 +193,49 @@ class _Text:
         self.bytes += np.asarray(values).size * {"int8_t": 1, "float": 4, "int32_t": 4, "int16_t": 2}[kind]
 
 
-def _config(plan: EncoderPlan, sound: SoundPlan | None, frames: int, labels: Sequence[str], quantised: Quantised) -> str:
+def _config(
+    plan: EncoderPlan, sound: SoundPlan | None, frames: int, labels: Sequence[str], quantised: Quantised
+) -> str:
     n = plan.tokens(frames)
     crc = zlib.crc32(b"".join(q.weight.tobytes() for q in quantised.dense.values()))
     need = memory(plan, sound, frames, 0)
     values: dict[str, Any] = {
-        "FEATURES": plan.features, "STACK": plan.stack, "DIM": plan.dim, "HEADS": plan.heads, "LAYERS": len(plan.layers),
-        "FF": plan.ff, "OUTPUTS": plan.outputs, "PREFIX": int(plan.token is not None), "MAX_FRAMES": frames, "MAX_TOKENS": n,
+        "FEATURES": plan.features,
+        "STACK": plan.stack,
+        "DIM": plan.dim,
+        "HEADS": plan.heads,
+        "LAYERS": len(plan.layers),
+        "FF": plan.ff,
+        "OUTPUTS": plan.outputs,
+        "PREFIX": int(plan.token is not None),
+        "MAX_FRAMES": frames,
+        "MAX_TOKENS": n,
         "ACTIVATION": ("gelu", "gelu_tanh", "relu").index(plan.activation),
         "POSITIONS": 1 if plan.position_rates is not None else 2 if plan.position_table is not None else 0,
-        "POOL_FIRST": int(plan.pool == "first"), "HAS_POOLER": int(plan.pooler is not None),
-        "HAS_HEAD": int(plan.head is not None), "HAS_HEAD_NORM": int(plan.head_norm is not None),
-        "ATTENTION_SCALE": number((plan.dim // plan.heads) ** -0.5), "HAS_FRONTEND": int(sound is not None),
-        "WEIGHTS_CRC32": f"0x{crc:08X}u", "RAM_INT8": need.ram_int8, "RAM_F32": need.ram_float32,
-    }  # fmt: skip
+        "POOL_FIRST": int(plan.pool == "first"),
+        "HAS_POOLER": int(plan.pooler is not None),
+        "HAS_HEAD": int(plan.head is not None),
+        "HAS_HEAD_NORM": int(plan.head_norm is not None),
+        "ATTENTION_SCALE": number((plan.dim // plan.heads) ** -0.5),
+        "HAS_FRONTEND": int(sound is not None),
+        "WEIGHTS_CRC32": f"0x{crc:08X}u",
+        "RAM_INT8": need.ram_int8,
+        "RAM_F32": need.ram_float32,
+    }
     if sound is not None:
         values |= {
-            "RATE": sound.rate, "KIND": KINDS[sound.kind], "N_FFT": sound.n_fft or 1, "HOP": sound.hop,
-            "CENTER": int(sound.center), "BANDS": 0 if sound.bank is None else len(sound.bank),
-            "EXPONENT": number(sound.exponent), "FLOOR": number(sound.floor), "EPS": number(sound.eps),
-            "STANDARDISE": ("none", "clip", "coefficient").index(sound.standardise), "HAS_STATISTICS": int(sound.gain is not None),
-        }  # fmt: skip
+            "RATE": sound.rate,
+            "KIND": KINDS[sound.kind],
+            "N_FFT": sound.n_fft or 1,
+            "HOP": sound.hop,
+            "CENTER": int(sound.center),
+            "BANDS": 0 if sound.bank is None else len(sound.bank),
+            "EXPONENT": number(sound.exponent),
+            "FLOOR": number(sound.floor),
+            "EPS": number(sound.eps),
+            "STANDARDISE": ("none", "clip", "coefficient").index(sound.standardise),
+            "HAS_STATISTICS": int(sound.gain is not None),
+        }
     lines = [f"#define AVSSL_{key} {value}" for key, value in values.items()]
     lines += ["#ifndef AVSSL_FLOAT", "#define AVSSL_FLOAT 0 /* 1: compile the float32 pass too */", "#endif"]
     lines += [f"/* output {i}: {_comment(label)} */" for i, label in enumerate(labels)]
@@ -206,8 +272,13 @@ def _weights(plan: EncoderPlan, quantised: Quantised) -> _Text:
     if plan.head_norm is not None:
         text += f"static const layer_norm head_norm = {norm_struct('head_norm')};\n"
     text += "static const layer_common layers_common[AVSSL_LAYERS] = {\n"
-    text += "".join(f"{{{norm_struct(f'layer{i}_attention_norm')}, {norm_struct(f'layer{i}_output_norm')}}},\n"
-                    for i in range(len(plan.layers))) + "};\n"  # fmt: skip
+    text += (
+        "".join(
+            f"{{{norm_struct(f'layer{i}_attention_norm')}, {norm_struct(f'layer{i}_output_norm')}}},\n"
+            for i in range(len(plan.layers))
+        )
+        + "};\n"
+    )
     text += "static const layer_int8 layers_int8[AVSSL_LAYERS] = {\n"
     for i in range(len(plan.layers)):
         p = f"layer{i}_"

@@ -1,4 +1,4 @@
-"""The forward pass of a plan in torch, float or int8: the definition that the C code repeats, and what calibrates it."""
+"""The forward pass of a plan in torch, float or int8: the definition that the C code repeats."""
 
 from __future__ import annotations
 
@@ -172,8 +172,11 @@ def norm(x: Tensor, layer: Norm) -> Tensor:
 def positions(plan: EncoderPlan, count: int) -> Tensor:
     """(count, D)."""
     if plan.position_table is not None:
-        check(count <= len(plan.position_table), f"{count} tokens for {len(plan.position_table)} learned positions",
-              fix="export a shorter clip")
+        check(
+            count <= len(plan.position_table),
+            f"{count} tokens for {len(plan.position_table)} learned positions",
+            fix="export a shorter clip",
+        )
         return torch.from_numpy(plan.position_table[:count])
     if plan.position_rates is None:
         return torch.zeros(count, plan.dim)

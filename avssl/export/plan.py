@@ -54,7 +54,7 @@ class EncoderLayer:
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """[affine,] stack frames, project, [prepend a token,] add positions, norm, layers, pool, [tanh dense,] [norm,] head."""
+    """[affine,] stack frames, project, [prepend,] add positions, norm, layers, pool, [tanh dense,] [norm,] head."""
 
     features: int  # numbers per frame
     stack: int  # frames per token; the last token is filled with zeros
@@ -161,7 +161,9 @@ def dense(layer: nn.Linear) -> Dense:
 
 def norm(layer: nn.LayerNorm) -> Norm:
     """A LayerNorm as arrays."""
-    return Norm(layer.weight.detach().float().cpu().numpy(), layer.bias.detach().float().cpu().numpy(), float(layer.eps))
+    return Norm(
+        layer.weight.detach().float().cpu().numpy(), layer.bias.detach().float().cpu().numpy(), float(layer.eps)
+    )
 
 
 def with_head(plan: EncoderPlan, head: nn.Module | None) -> EncoderPlan:
@@ -179,8 +181,10 @@ def with_head(plan: EncoderPlan, head: nn.Module | None) -> EncoderPlan:
 def plan_of(model: Any) -> tuple[EncoderPlan, SoundPlan | None]:
     """The plans of a model's backbone (with its head) and frontend. Raises UsageError when the backbone offers none."""
     if not hasattr(model.backbone, "edge_plan"):
-        raise UsageError(f"a {type(model.backbone).__name__} has no plan for microcontrollers",
-                         fix="export it with --to onnx, or give its class an `edge_plan()` (avssl.export.plan)")
+        raise UsageError(
+            f"a {type(model.backbone).__name__} has no plan for microcontrollers",
+            fix="export it with --to onnx, or give its class an `edge_plan()` (avssl.export.plan)",
+        )
     offer = getattr(model.frontend, "edge_plan", None)
     return with_head(model.backbone.edge_plan(), model.head), offer() if offer else None
 
@@ -193,8 +197,10 @@ def folded(plan: EncoderPlan, sound: SoundPlan | None) -> tuple[EncoderPlan, Sou
     if plan.shift is None or plan.gain is None:
         return plan, sound
     if sound is None:
-        raise UsageError("the frontend has no plan for microcontrollers, and the backbone standardises its frames",
-                         fix="export it with --to onnx")  # fmt: skip
+        raise UsageError(
+            "the frontend has no plan for microcontrollers, and the backbone standardises its frames",
+            fix="export it with --to onnx",
+        )
     shift, gain = plan.shift, plan.gain
     if sound.shift is not None and sound.gain is not None:  # ((x - a) g - b) h = (x - (a + b / g)) g h
         shift, gain = sound.shift + plan.shift / sound.gain, sound.gain * plan.gain

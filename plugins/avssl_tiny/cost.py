@@ -55,13 +55,35 @@ def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
 
 def table(frames: int = 216, classes: int = 50, presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> str:
     """The presets as a Markdown table; the last column but two has four frames per token ("mel patches")."""
-    heads = ["preset", "features", "dim", "layers", "heads", "ff", "parameters", f"MACs, {frames} frames",
-             "MACs, four per token", "float32 bytes", "RAM int8"]  # fmt: skip
+    heads = [
+        "preset",
+        "features",
+        "dim",
+        "layers",
+        "heads",
+        "ff",
+        "parameters",
+        f"MACs, {frames} frames",
+        "MACs, four per token",
+        "float32 bytes",
+        "RAM int8",
+    ]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
     for name, sizes in presets.items():
         c = structure(TinyConfig, sizes)
         plain, patches = cost(c, classes, frames), cost(replace(c, stack=4), classes, frames)
-        cells = [name, c.features, c.dim, c.layers, c.heads, c.ff, plain["parameters"], plain["macs"], patches["macs"],
-                 plain["bytes_float32"], plain["ram_int8"]]  # fmt: skip
+        cells = [
+            name,
+            c.features,
+            c.dim,
+            c.layers,
+            c.heads,
+            c.ff,
+            plain["parameters"],
+            plain["macs"],
+            patches["macs"],
+            plain["bytes_float32"],
+            plain["ram_int8"],
+        ]
         lines.append("| " + " | ".join(f"{x:,}" if isinstance(x, int) else str(x) for x in cells) + " |")
     return "\n".join(lines)

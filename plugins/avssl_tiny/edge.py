@@ -18,15 +18,22 @@ if TYPE_CHECKING:
 def encoder_plan(backbone: Tiny) -> EncoderPlan:
     """Raises UsageError for pre-norm encoders, whose residual stream has no range that int8 could hold."""
     c = backbone.config
-    check(c.post_norm, "the C forward pass covers post-norm encoders", fix="export to ONNX, or train with post_norm=true")
+    check(
+        c.post_norm, "the C forward pass covers post-norm encoders", fix="export to ONNX, or train with post_norm=true"
+    )
     layers = tuple(
         EncoderLayer(
-            query=dense(b.attention.self.query), key=dense(b.attention.self.key), value=dense(b.attention.self.value),
-            output=dense(b.attention.output.dense), attention_norm=norm(b.attention.output.LayerNorm),
-            up=dense(b.intermediate.dense), down=dense(b.output.dense), output_norm=norm(b.output.LayerNorm),
+            query=dense(b.attention.self.query),
+            key=dense(b.attention.self.key),
+            value=dense(b.attention.self.value),
+            output=dense(b.attention.output.dense),
+            attention_norm=norm(b.attention.output.LayerNorm),
+            up=dense(b.intermediate.dense),
+            down=dense(b.output.dense),
+            output_norm=norm(b.output.LayerNorm),
         )
         for b in backbone.blocks
-    )  # fmt: skip
+    )
     shift = gain = None
     if c.input_norm:
         statistics = backbone.input_norm
@@ -34,13 +41,21 @@ def encoder_plan(backbone: Tiny) -> EncoderPlan:
         gain = (1 / np.sqrt(statistics.running_var.numpy() + statistics.eps)).astype(np.float32)
     learned = c.positions == "learned"
     return EncoderPlan(
-        features=c.features, stack=c.stack, heads=c.heads, activation=c.activation, project=dense(backbone.proj),
-        norm=norm(backbone.norm), layers=layers, pool="first" if backbone.prefix else "mean",
+        features=c.features,
+        stack=c.stack,
+        heads=c.heads,
+        activation=c.activation,
+        project=dense(backbone.proj),
+        norm=norm(backbone.norm),
+        layers=layers,
+        pool="first" if backbone.prefix else "mean",
         token=backbone.cls.detach().float().numpy() if backbone.prefix else None,
         position_table=backbone.positions.detach().float().numpy() if learned else None,
-        position_rates=None if learned else backbone.rates.numpy(), shift=shift, gain=gain,
+        position_rates=None if learned else backbone.rates.numpy(),
+        shift=shift,
+        gain=gain,
         pooler=dense(backbone.pooler["dense"]) if c.pooler == "tanh_dense_of_cls" else None,
-    )  # fmt: skip
+    )
 
 
 def sound_plan(extract: FrameFeatures) -> SoundPlan:
@@ -50,11 +65,25 @@ def sound_plan(extract: FrameFeatures) -> SoundPlan:
     if c.standardise == "fixed":
         shift = np.broadcast_to(np.float32(c.mean), c.features).copy()
         gain = np.broadcast_to(1 / np.float32(c.std), c.features).copy()
-    rest = {"standardise": "none" if c.standardise == "fixed" else c.standardise, "eps": c.eps, "shift": shift, "gain": gain}
+    rest = {
+        "standardise": "none" if c.standardise == "fixed" else c.standardise,
+        "eps": c.eps,
+        "shift": shift,
+        "gain": gain,
+    }
     if c.kind == "raw":
         return SoundPlan(rate=c.rate, samples=samples, kind="raw", hop=c.segment, **rest)
     return SoundPlan(
-        rate=c.rate, samples=samples, kind=c.kind, n_fft=c.n_fft, hop=c.hop, center=c.center, window=extract.window.numpy(),
-        bank=None if c.kind == "spectrogram" else extract.bank.numpy().T, dct=extract.dct.numpy().T if c.kind == "mfcc" else None,
-        exponent=c.power / 2, floor=c.floor, **rest,
-    )  # fmt: skip
+        rate=c.rate,
+        samples=samples,
+        kind=c.kind,
+        n_fft=c.n_fft,
+        hop=c.hop,
+        center=c.center,
+        window=extract.window.numpy(),
+        bank=None if c.kind == "spectrogram" else extract.bank.numpy().T,
+        dct=extract.dct.numpy().T if c.kind == "mfcc" else None,
+        exponent=c.power / 2,
+        floor=c.floor,
+        **rest,
+    )
