@@ -39,7 +39,7 @@ class CavMaeConfig:
                   f"backbone.{name} is {getattr(self, name)}", fix=f"use a multiple of the patch, {self.patch}")
         check(self.dim % self.heads == 0, f"backbone.dim {self.dim} does not divide into {self.heads} heads",
               fix="choose heads that divide dim")
-        check(self.dim % 4 == 0, f"backbone.dim is {self.dim}", fix="use a multiple of 4: positions are sines and cosines")
+        check(self.dim % 4 == 0, f"backbone.dim is {self.dim}", fix="use a multiple of 4, as sine-cosine tables need")
         check(self.depth >= 0 and self.shared_depth >= 1, "backbone.shared_depth is below 1", fix="use at least 1")
 
     def grid(self, modality: str) -> tuple[int, int]:
