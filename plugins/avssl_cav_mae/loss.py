@@ -26,7 +26,7 @@ class CavMaeLoss(Loss[CavMae]):
     """
 
     config: CavMaeLossConfig
-    contrastive = True
+    contrastive = True  # type: ignore[misc]
 
     def __init__(self, backbone: CavMae, config: CavMaeLossConfig) -> None:
         super().__init__(backbone, config)
@@ -36,6 +36,7 @@ class CavMaeLoss(Loss[CavMae]):
               fix="--set backbone.cls_tokens=true")
         self.contrast_on = ("cls" if has_cls else "mean") if config.contrast_on == "auto" else config.contrast_on
         self.decoder = Decoder(config, backbone.config) if config.decoder_depth else None
+        self.contrastive = config.contrast_weight > 0  # else there is nothing to gather
         if self.decoder is not None and config.reconstruction_weight == 0:
             self.decoder.requires_grad_(False)  # it is kept for its checkpoint, but no gradient will come
 
@@ -54,6 +55,11 @@ class CavMaeLoss(Loss[CavMae]):
             generator = next(iter(generators(batch.seeds[:1], salt=2)))
             ratios = {m: low + (high - low) * torch.rand((), generator=generator).item() for m in MODALITIES}
         return draw_masks(batch.seeds, grids, ratios, {"audio": c.mask_mode, "vision": "unstructured"})
+
+    def counts(self, batch: Batch, draw: Masks) -> dict[str, int]:
+        if not self.config.reconstruction_weight:
+            return {}
+        return {f"reconstruct_{m}": len(batch) * draw.hidden(m).shape[1] for m in MODALITIES}
 
     def local(self, batch: Batch, draw: Masks) -> tuple[LossOutput, dict[str, Tensor]]:
         draw = _on(draw, batch)
@@ -144,7 +150,9 @@ def info_nce(audio: Tensor, vision: Tensor, temperature: float, bidirectional: b
     Each picture looks for its sound: softmax over sounds; bidirectional: the mean with each sound looking for its
     picture (official forward_contrastive).
     """
-    logits = F.normalize(vision, dim=-1) @ F.normalize(audio, dim=-1).T / temperature  # (B, B), rows are pictures
+    with torch.autocast(audio.device.type, enabled=False):  # a temperature of 0.05 magnifies the rounding of bf16
+        audio, vision = F.normalize(audio.float(), dim=-1), F.normalize(vision.float(), dim=-1)
+        logits = vision @ audio.T / temperature  # (B, B), rows are pictures
     truth = torch.arange(len(logits), device=logits.device)
     views = (logits, logits.T) if bidirectional else (logits,)
     losses = torch.stack([F.cross_entropy(view, truth, reduction="sum") for view in views])
