@@ -21,6 +21,10 @@ app = typer.Typer(
 )
 
 
+# typer brings its own copy of click since 0.29: take the base class of usage errors from wherever it is
+_USAGE: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+
 def _version(show: bool) -> None:
     if show:
         print(f"avssl {__version__}")
@@ -55,8 +59,6 @@ def _register() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point `avssl`. Every known error is one line on stderr and a documented exit code."""
-    import click
-
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
@@ -69,11 +71,11 @@ def main(arguments: list[str] | None = None) -> None:
         kind = "stopped" if error.code == Exit.STOPPED else "error"
         print(f"{kind}: {error}", file=sys.stderr)
         sys.exit(int(error.code))
-    except click.exceptions.Abort:
+    except typer.Abort:
         print("interrupted", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
-    except click.ClickException as error:
-        error.show()
+    except _USAGE as error:
+        error.show()  # type: ignore[attr-defined]
         sys.exit(Exit.USAGE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
