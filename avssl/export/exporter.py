@@ -135,6 +135,7 @@ def _onnx(context: Context, targets: Collection[str], frontend: bool, dynamic: b
             first = context.inputs if front is not None else context.frames
             measure(one, context, lambda *x, run=session: run(*x), feeds, first)
             if target == "onnx" and one.max_logit_difference is not None:
+                assert context.expected is not None
                 scale = max(1.0, float(np.abs(context.expected).max())) if context.model.head is None else 1.0
                 check(
                     one.max_logit_difference < LIMIT_FP32 * scale,

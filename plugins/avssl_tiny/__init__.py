@@ -15,6 +15,7 @@ def avssl_backbones() -> list[BackboneEntry]:
             summary="BERT-style encoder over frames, patches or raw segments, from 6,000 parameters",
             cls="avssl_tiny.backbone:Tiny",
             config="avssl_tiny.config:TinyConfig",
+            example="avssl_tiny.examples:encoder",
             modalities=frozenset({"audio"}),
             supports=frozenset({"hide", "keep", "layers:blocks", "layers:ffn"}),
             **FRONTEND,
@@ -24,8 +25,10 @@ def avssl_backbones() -> list[BackboneEntry]:
             summary="The 4-million-parameter MFCC CNN that tiny Transformers are measured against",
             cls="avssl_tiny.cnn:TinyCnn",
             config="avssl_tiny.config:TinyCnnConfig",
+            example="avssl_tiny.examples:cnn",
             modalities=frozenset({"audio"}),
-            **FRONTEND,
+            frontend="avssl_tiny.frontend:SoundFrontend",
+            frontend_config="avssl_tiny.config:MfccConfig",
         ),
     ]
 
@@ -57,6 +60,7 @@ def avssl_losses() -> list[LossEntry]:
             backbones=both,
             supervised=True,
             frontend="avssl_tiny.distill:TaughtFrontend",
+            example="avssl_tiny.examples:taught",
             frontend_config="avssl_tiny.config:SoundConfig",
         ),
         LossEntry(
@@ -66,6 +70,7 @@ def avssl_losses() -> list[LossEntry]:
             config="avssl_tiny.config:DistillEmbeddingConfig",
             backbones=both,
             frontend="avssl_tiny.distill:TaughtFrontend",
+            example="avssl_tiny.examples:taught",
             frontend_config="avssl_tiny.config:SoundConfig",
         ),
     ]

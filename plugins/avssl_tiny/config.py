@@ -157,6 +157,17 @@ class SoundConfig:
 
 
 @config
+class MfccConfig(SoundConfig):
+    """What the CNN reads by default: 40 coefficients of 128 bands, left for the backbone to standardise."""
+
+    kind: Literal["mel", "mfcc", "spectrogram", "raw"] = "mfcc"
+    n_fft: int = 1024
+    hop: int = 512
+    n_mels: int = 128
+    standardise: Literal["clip", "coefficient", "fixed", "none"] = "none"
+
+
+@config
 class ClassifyConfig:
     """A linear head and cross-entropy."""
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avssl.batch import Batch, Stream, item
 from avssl.data.clip import AudioRequest, Clip, Request, Row, Waveform
+from avssl.data.resample import mono, resample
 from avssl.errors import DataError, check
 from avssl.frontend import Frontend
 
@@ -81,7 +82,7 @@ class SoundFrontend(Frontend):
         part = clip.parts.get("audio")
         if not isinstance(part, Waveform) or part.samples.shape[-1] == 0:
             raise DataError(f"{clip.id}: has no sound", fix="leave it out, or give a file with an audio track")
-        wave = to_rate(part.samples.mean(0), part.rate, self.config.rate)
+        wave = resample(mono(part.samples), part.rate, self.config.rate)
         if self.config.seconds is not None:
             length = round(self.config.seconds * self.config.rate)
             wave = wave[:length] if len(wave) >= length else np.pad(wave, (0, length - len(wave)))
@@ -110,13 +111,3 @@ class SoundFrontend(Frontend):
         from .edge import sound_plan
 
         return sound_plan(self.extract)
-
-
-def to_rate(wave: np.ndarray, have: int, want: int) -> np.ndarray:
-    """(L,) float32 at `want` Hz: band-limited (windowed sinc), unchanged when the rates agree."""
-    wave = np.ascontiguousarray(wave, dtype=np.float32)
-    if have == want:
-        return wave
-    from torchaudio.functional import resample
-
-    return resample(torch.from_numpy(wave), have, want).numpy()
