@@ -45,7 +45,7 @@ def read(path: Path) -> list[Row]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: no CAV-MAE json: {error}", fix='it is {"data": [{"video_id": ..., "wav": ...}]}') from None
+        raise DataError(f"{path}: no CAV-MAE json: {error}", fix='it is {"data": [{"video_id": ...}]}') from None
     check(isinstance(entries, list) and bool(entries), f"{path}: it lists no clips", fix="give a json with clips",
           error=DataError)
     names = labels_beside(path)
