@@ -1,0 +1,200 @@
+"""Decode once, train often: sound as 16 kHz mono files, videos as a few JPEG frames, and a manifest of both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avssl.data import kinds
+from avssl.data.bad import BadFiles, BadItem
+from avssl.data.clip import Absent, AudioRequest, FramesRequest, Limits, Row, Source, Waveform
+from avssl.data.decode import decode_audio, decode_frames
+from avssl.data.resample import mono, resample
+from avssl.data.source import bad, opened, shown
+from avssl.data.table import write_rows
+from avssl.data.workers import Blame, WorkerPool
+from avssl.errors import DataError, check
+
+OPTIONS, MANIFEST, BAD = "prepare.json", "manifest.parquet", "bad_files.csv"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rate: Hz of the prepared sound; frames: pictures of each video; size: their short side, never scaled up;
+    quality: of the JPEG files; format: "flac" (16 bit) or "wav" (float)."""
+
+    rate: int = 16_000
+    frames: int = 10
+    size: int = 256
+    quality: int = 95
+    format: str = "flac"
+
+    def __post_init__(self) -> None:
+        check(self.format in ("flac", "wav"), f"format {self.format!r} is not known", fix="flac or wav")
+        check(self.rate > 0 and self.frames > 0 and self.size > 0 and 1 <= self.quality <= 100,
+              "rate, frames and size must be positive, quality 1 to 100", fix="see `avssl data prepare --help`")
+
+
+def prepare(rows: Sequence[Row], out: Path, plan: Plan = Plan(), *, workers: int = 0, limits: Limits = Limits(),
+            progress: Callable[[int], None] | None = None) -> tuple[list[Row], list[BadItem]]:
+    """Write the prepared files and `manifest.parquet` into a folder; rows and bad items are returned.
+
+    Every file is complete or absent, and one that exists is not made again: the same call goes on where it stopped.
+    A row's window is cut out. Still images and parts of other modalities stay where they are.
+    Raises DataError when the folder was made with another plan, or when nothing can be prepared.
+    """
+    out = Path(os.path.abspath(out))
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, plan)
+    bads = BadFiles(out / BAD)
+    bads.items.clear()
+    (out / BAD).unlink(missing_ok=True)
+    made: list[Row] = []
+    done = 0
+    with WorkerPool(_Preparer(rows, out, plan, limits), workers, timeout=600.0) as pool:
+        for results in pool.map([list(range(i, min(i + 4, len(rows)))) for i in range(0, len(rows), 4)]):
+            for row, problems in results:
+                bads.add(problems)
+                if row is not None:
+                    made.append(row)
+            done += len(results)
+            if progress is not None:
+                progress(done)
+    if not made:
+        raise DataError(f"none of the {len(rows)} items can be prepared", fix=f"see {shown(str(out / BAD))}")
+    write_rows(made, out / MANIFEST)
+    return made, list(bads.items.values())
+
+
+def _claim(out: Path, plan: Plan) -> None:
+    from avssl.files import write_json
+
+    path = out / OPTIONS
+    if not path.exists():
+        write_json(path, asdict(plan))
+        return
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise bad(str(path), f"cannot be read: {error}", "remove it or choose another folder") from None
+    if old != asdict(plan):
+        raise DataError(f"{shown(str(out))} was prepared with other options ({old})", fix="choose another folder")
+
+
+@dataclass
+class _Preparer:
+    rows: Sequence[Row]
+    out: Path
+    plan: Plan
+    limits: Limits
+
+    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame[int]],
+                 hold: Callable[[int], None]) -> list[tuple[Row | None, list[BadItem]]]:
+        blames = {b.key: b for b in blamed}
+        results: list[tuple[Row | None, list[BadItem]]] = []
+        for position, index in enumerate(keys):
+            hold(position)
+            row = self.rows[index]
+            if index in blames:
+                results.append((None, [BadItem(row.id, _file(row), blames[index].what, blames[index].reason)]))
+            else:
+                results.append(self._one(row))
+        return results
+
+    def _one(self, row: Row) -> tuple[Row | None, list[BadItem]]:
+        parts: dict[str, Source] = {}
+        problems = []
+        duration = None
+        for modality, source in row.parts.items():
+            try:
+                if modality == "audio":
+                    parts[modality], duration = self._audio(row)
+                elif modality == "vision" and isinstance(source, str) and not _still(source):
+                    parts[modality] = self._frames(row, source)
+                else:
+                    parts[modality] = source
+            except DataError as error:
+                what = "missing" if isinstance(error, Absent) else "bad"
+                problems.append(BadItem(row.id, _file(row), what, error.message))
+        if not parts:
+            return None, problems
+        extra = {**row.extra, "source": _file(row)}
+        for key in ("rate", "channels", "width", "height", "fps", "codec"):
+            extra.pop(key, None)  # facts of the source that the prepared files no longer have
+        return replace(row, parts=parts, start=None, end=None, duration=duration or row.duration, extra=extra), problems
+
+    def _audio(self, row: Row) -> tuple[str, float]:
+        import soundfile
+
+        path = self.out / "audio" / f"{slug(row.id)}.{self.plan.format}"
+        if not path.exists():
+            wave: Waveform = decode_audio(row.parts["audio"], AudioRequest(), start=row.start, end=row.end,
+                                          limits=self.limits)
+            samples = resample(mono(wave.samples), wave.rate, self.plan.rate)
+            if samples.shape[-1] == 0:
+                raise bad(_file(row), "its sound is empty (0 samples)")
+            lead = round(wave.start * self.plan.rate)
+            if lead > 0 and "vision" in row.parts:  # keeps the pictures and the sound on one clock
+                samples = np.concatenate([np.zeros(lead, np.float32), samples])
+            subtype = "PCM_16" if self.plan.format == "flac" else "FLOAT"
+            with _writing(path) as temporary:
+                soundfile.write(temporary, np.clip(samples, -1, 1) if subtype == "PCM_16" else samples, self.plan.rate,
+                                subtype=subtype, format=self.plan.format.upper())
+        info = soundfile.info(str(path))
+        return str(path), info.frames / info.samplerate
+
+    def _frames(self, row: Row, source: str) -> tuple[str, ...]:
+        from PIL import Image
+
+        stem = slug(row.id)
+        paths = [self.out / "frames" / stem / f"{i:03d}.jpg" for i in range(self.plan.frames)]
+        if not all(p.exists() for p in paths):
+            wish = FramesRequest(count=self.plan.frames, size=self.plan.size)
+            frames = decode_frames(source, wish, start=row.start, end=row.end, limits=self.limits)
+            for path, pixels in zip(paths, frames.pixels, strict=True):
+                with _writing(path) as temporary:
+                    Image.fromarray(pixels).save(temporary, format="JPEG", quality=self.plan.quality)
+        return tuple(map(str, paths))
+
+
+class _writing:
+    """A temporary name beside a file, which takes the file's own name when the block succeeds."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> str:
+        return str(self.temporary)
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def slug(identity: str) -> str:
+    """A file name for an id: readable, portable, and unique through its digest."""
+    digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', identity).strip('._-')[:80]}-{digest}"
+
+
+def _still(path: str) -> bool:
+    from avssl.data.source import head, is_image
+
+    with opened(path) as descriptor:
+        return is_image(head(descriptor))
+
+
+def _file(row: Row) -> str:
+    source = next((s for m, s in row.parts.items() if m not in kinds.inline()), "")
+    return source[0] if isinstance(source, tuple) else source
