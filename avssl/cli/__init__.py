@@ -45,7 +45,7 @@ def options(
 
 
 def _register() -> None:
-    from avssl.cli import listing, models, train
+    from avssl.cli import data, listing, models, train
 
     train_panel, use_panel, look_panel = "Train", "Use", "Look"
     app.command("pretrain", rich_help_panel=train_panel)(train.pretrain)
@@ -54,6 +54,7 @@ def _register() -> None:
     app.command("recipes", rich_help_panel=look_panel)(listing.recipes)
     app.command("backbones", rich_help_panel=look_panel)(listing.backbones)
     app.command("losses", rich_help_panel=look_panel)(listing.losses)
+    app.add_typer(data.app, name="data", rich_help_panel=look_panel)
     app.add_typer(listing.plugins_app, name="plugins", rich_help_panel=look_panel)
 
 
