@@ -6,6 +6,7 @@ from avssl import BackboneEntry, FormatEntry, LossEntry, RecipeEntry, hookimpl, 
 
 _SUPPORTS = frozenset({"hide", "keep", "layers:blocks", "layers:ffn"})
 _C = "avssl_data2vec.config"
+_E = "avssl_data2vec.example"
 
 
 @hookimpl
@@ -17,20 +18,20 @@ def avssl_backbones() -> list[BackboneEntry]:
     text = {"frontend": "avssl_data2vec.frontends.text:TextFrontend",
             "frontend_config": "avssl_data2vec.frontends.configs:TextFrontendConfig"}
     return [
-        BackboneEntry(name="data2vec_audio", cls="avssl_data2vec.audio:AudioEncoder", config=f"{_C}:AudioConfig",
+        BackboneEntry(name="data2vec_audio", example=f"{_E}:audio", cls="avssl_data2vec.audio:AudioEncoder", config=f"{_C}:AudioConfig",
                       modalities={"audio"}, supports=_SUPPORTS, **audio,
                       summary="Waveform encoder of data2vec 1 (wav2vec 2.0 style)"),
-        BackboneEntry(name="data2vec_vision", cls="avssl_data2vec.vision:VisionEncoder", config=f"{_C}:VisionConfig",
+        BackboneEntry(name="data2vec_vision", example=f"{_E}:vision", cls="avssl_data2vec.vision:VisionEncoder", config=f"{_C}:VisionConfig",
                       modalities={"vision"}, supports=_SUPPORTS, **vision,
                       summary="Image encoder of data2vec 1 (BEiT style)"),
-        BackboneEntry(name="data2vec_text", cls="avssl_data2vec.text:TextEncoder", config=f"{_C}:TextConfig",
+        BackboneEntry(name="data2vec_text", example=f"{_E}:text", cls="avssl_data2vec.text:TextEncoder", config=f"{_C}:TextConfig",
                       modalities={"text"}, supports=_SUPPORTS, **text,
                       summary="Token encoder of data2vec 1 (RoBERTa style)"),
-        BackboneEntry(name="data2vec2_audio", cls="avssl_data2vec.multi:AudioEncoder2", config=f"{_C}:Audio2Config",
+        BackboneEntry(name="data2vec2_audio", example=f"{_E}:audio2", cls="avssl_data2vec.multi:AudioEncoder2", config=f"{_C}:Audio2Config",
                       modalities={"audio"}, supports=_SUPPORTS, **audio, summary="Waveform encoder of data2vec 2.0"),
-        BackboneEntry(name="data2vec2_vision", cls="avssl_data2vec.multi:VisionEncoder2", config=f"{_C}:Vision2Config",
+        BackboneEntry(name="data2vec2_vision", example=f"{_E}:vision2", cls="avssl_data2vec.multi:VisionEncoder2", config=f"{_C}:Vision2Config",
                       modalities={"vision"}, supports=_SUPPORTS, **vision, summary="Image encoder of data2vec 2.0"),
-        BackboneEntry(name="data2vec2_text", cls="avssl_data2vec.multi:TextEncoder2", config=f"{_C}:Text2Config",
+        BackboneEntry(name="data2vec2_text", example=f"{_E}:text2", cls="avssl_data2vec.multi:TextEncoder2", config=f"{_C}:Text2Config",
                       modalities={"text"}, supports=_SUPPORTS, **text, summary="Token encoder of data2vec 2.0"),
     ]
 
@@ -38,14 +39,12 @@ def avssl_backbones() -> list[BackboneEntry]:
 @hookimpl
 def avssl_losses() -> list[LossEntry]:
     return [
-        LossEntry(name="data2vec", cls="avssl_data2vec.loss:Data2Vec", config=f"{_C}:Data2VecConfig",
+        LossEntry(name="data2vec", example=f"{_E}:data2vec", cls="avssl_data2vec.loss:Data2Vec", config=f"{_C}:Data2VecConfig",
                   requires={"hide", "layers:blocks"},
                   summary="Regress a slow teacher's inner layers at hidden tokens, in any modality"),
-        LossEntry(name="data2vec2", cls="avssl_data2vec.loss2:Data2Vec2", config=f"{_C}:Data2Vec2Config",
+        LossEntry(name="data2vec2", example=f"{_E}:data2vec2", cls="avssl_data2vec.loss2:Data2Vec2", config=f"{_C}:Data2Vec2Config",
                   backbones={"data2vec2_audio", "data2vec2_vision", "data2vec2_text"}, requires={"keep"},
                   summary="data2vec 2.0: many masks per item, one target, a convolutional decoder"),
-        LossEntry(name="data2vec_encoder", cls="avssl_data2vec.encoder_only:EncoderOnly",
-                  config=f"{_C}:EncoderOnlyConfig", summary="None: an imported encoder whose objective was not published"),
     ]
 
 

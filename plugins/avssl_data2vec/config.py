@@ -347,8 +347,3 @@ def _check_heads(dim: int, heads: int) -> None:
 def _check_patches(size: int, patch: int) -> None:
     check(size % patch == 0, f"backbone.image_size {size} is no multiple of backbone.patch {patch}",
           fix=f"use {size // patch * patch}")
-
-
-@config
-class EncoderOnlyConfig:
-    """Nothing to choose."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avssl.errors import AvsslError, Exit
+from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig
 
 _OVER = {  # kind of normalisation -> the dimensions of (B, N, D) that share mean and variance
@@ -60,12 +60,6 @@ def mean_std(x: Tensor) -> Tensor:
         torch.distributed.all_reduce(value)
     var = squares / (count - 1) - total.square() / (count * (count - 1))
     return torch.sqrt(var + 1e-6).mean()
-
-
-class Collapsed(AvsslError):
-    """The representations of a run have become constant."""
-
-    code = Exit.GATE
 
 
 def guard(target: Tensor, prediction: Tensor, updates: int, cfg: GuardConfig, where: str) -> None:

@@ -19,6 +19,15 @@ _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "gelu_fast": "gelu_fast", "relu": "relu", "silu": "swish",
                 "swish": "swish", "tanh": "tanh", "linear": "linear"}
 
+_OBJECTIVES: dict[str, dict[str, Any]] = {  # of the published models (arXiv:2202.03555, Sec. 4)
+    "audio": {"targets": {"layers": "ffn", "top_k": 8, "per_layer": ["instance"]},
+              "teacher": {"own_local": False, "copied": ["positions.*"]}},
+    "vision": {"targets": {"layers": "blocks", "top_k": 6, "per_layer": ["layer"], "mean": ["layer"]}, "beta": 2.0,
+               "scale": 1.0, "reduction": "mean", "teacher": {"end": 0.9998, "anneal": 0, "delay": 1}},
+    "text": {"targets": {"layers": "ffn", "top_k": 10, "per_layer": ["layer"]}, "beta": 4.0, "scale": 1.0, "head_layers": 2,
+             "teacher": {"anneal": 300000, "copied": ["embed.*"]}},
+}
+
 
 def detect(path: Path) -> bool:
     """Whether a folder (or a weight file beside its config.json) is a Hugging Face data2vec model."""
@@ -178,8 +187,25 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
 
 def _encoder(backbone: dict[str, Any], ours: dict[str, Tensor], frontend: dict[str, Any],
              ignored: Mapping[str, str] | None = None) -> Imported:
-    """The conversion to Hugging Face drops head and teacher: an encoder without objective."""
-    return Imported(backbone=backbone, loss={"name": "data2vec_encoder"}, tensors=prefixed(ours, "backbone."),
+    """An encoder alone: the conversion to Hugging Face drops head and teacher. The objective is the published one, its
+    teacher a copy of the encoder and its head new (from a fixed seed), as at the start of pretraining."""
+    import torch
+
+    from avssl_data2vec.loss import make_head
+
+    modality = backbone["name"].removeprefix("data2vec_")
+    objective = _OBJECTIVES[modality]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = make_head(int(backbone["dim"]), objective.get("head_layers", 1)).state_dict()
+    depth = int(backbone["depth"])
+    targets = {**objective["targets"], "top_k": min(objective["targets"]["top_k"], depth)}
+    teacher = dict(ours)
+    if modality == "audio":
+        teacher = {k: v for k, v in ours.items() if not k.startswith(("extractor.", "feature_norm.", "project.", "mask_"))}
+    return Imported(backbone=backbone, loss={"name": "data2vec", **objective, "targets": targets},
+                    tensors={**prefixed(ours, "backbone."), **prefixed(teacher, "teacher."),
+                             **prefixed(head, f"heads.{modality}."), "updates": torch.tensor(0)},
                     frontend=frontend, ignored=ignored or {}, licence="Apache-2.0", source=_SOURCE)
 
 

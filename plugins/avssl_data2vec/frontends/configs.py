@@ -45,4 +45,5 @@ class TextFrontendConfig:
     tokenizer: str = "bytes"  # a tokenizer.json of the `tokenizers` library, or "bytes" (UTF-8 bytes, nothing to train)
     max_tokens: int = 512  # with the two tokens at the ends
     pad: int = 1
+    pairs: bool = False  # a tab in a text parts two sentences (natural language inference and the like)
     lines: bool = False  # in training, start a crop of a long text at the beginning of a line
