@@ -45,6 +45,15 @@ def avssl_losses() -> list[LossEntry]:
         LossEntry(name="data2vec2", example=f"{_E}:data2vec2", cls="avssl_data2vec.loss2:Data2Vec2", config=f"{_C}:Data2Vec2Config",
                   backbones={"data2vec2_audio", "data2vec2_vision", "data2vec2_text"}, requires={"keep"},
                   summary="data2vec 2.0: many masks per item, one target, a convolutional decoder"),
+        LossEntry(name="ctc", cls="avssl_data2vec.ctc:Ctc", config=f"{_C}:CtcConfig", example=f"{_E}:ctc", supervised=True,
+                  backbones={"data2vec_audio", "data2vec2_audio"}, modalities={"audio"},
+                  summary="Fine-tuning: speech recognition, letters by CTC"),
+        LossEntry(name="data2vec_text_classify", cls="avssl_data2vec.classify:TextClassify", supervised=True, example=f"{_E}:text_classify",
+                  config=f"{_C}:TextClassifyConfig", backbones={"data2vec_text", "data2vec2_text"}, modalities={"text"},
+                  summary="Fine-tuning: sentences and pairs, RoBERTa's head; classes or a number"),
+        LossEntry(name="data2vec_image_classify", cls="avssl_data2vec.classify:ImageClassify", supervised=True, example=f"{_E}:image_classify",
+                  config=f"{_C}:ImageClassifyConfig", backbones={"data2vec_vision", "data2vec2_vision"},
+                  modalities={"vision"}, summary="Fine-tuning: images, BEiT's head on pooled patches"),
     ]
 
 

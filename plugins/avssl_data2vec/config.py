@@ -347,3 +347,35 @@ def _check_heads(dim: int, heads: int) -> None:
 def _check_patches(size: int, patch: int) -> None:
     check(size % patch == 0, f"backbone.image_size {size} is no multiple of backbone.patch {patch}",
           fix=f"use {size // patch * patch}")
+
+
+# -- fine-tuning -----------------------------------------------------------------------------------------------------
+@config
+class CtcConfig:
+    """Speech recognition by connectionist temporal classification (Graves et al., 2006)."""
+
+    classes: int = 0  # symbols, with the blank; 0 = as many as the training labels have
+    blank: int = 0
+    final_dropout: float = 0.0
+    spans: SpanConfig = SpanConfig(probability=0.0)  # frames that are hidden in training; probability 0 = none
+    channels: SpanConfig = SpanConfig(probability=0.0, length=64, min_spans=0)  # channels that are set to 0
+    channels_first: bool = False
+
+
+@config
+class TextClassifyConfig:
+    """RoBERTa's head on the first token: dropout, linear, tanh, dropout, linear."""
+
+    classes: int = 0  # 0 = as many as the training labels have
+    regression: bool = False  # one number, squared error (STS-B)
+    dropout: float = 0.1
+
+
+@config
+class ImageClassifyConfig:
+    """BEiT's head on pooled patches: LayerNorm, linear with a small start."""
+
+    classes: int = 0  # 0 = as many as the training labels have
+    label_smoothing: float = 0.1
+    initial_scale: float = 0.001  # of the linear layer's initial weights
+    norm_eps: float = 1e-6

@@ -51,3 +51,11 @@ def data2vec2(folder: Path) -> dict[str, Any]:
 
 def ctc(folder: Path) -> dict[str, Any]:
     return {**audio(folder), "loss": {"classes": 5}}
+
+
+def text_classify(folder: Path) -> dict[str, Any]:
+    return {**text(folder), "loss": {"classes": 2, "dropout": 0.0}}
+
+
+def image_classify(folder: Path) -> dict[str, Any]:
+    return {**vision(folder), "loss": {"classes": 2}}

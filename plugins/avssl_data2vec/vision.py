@@ -101,6 +101,10 @@ class VisionEncoder(Backbone):
     def blocks(self) -> nn.ModuleList:
         return self.layers
 
+    def depth_of(self, parameter: str) -> int:
+        """The shared bias table learns at the rate of the top, as BEiT assigns it."""
+        return len(self.layers) + 1 if parameter == "relative.table" else super().depth_of(parameter)
+
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         return {"vision": Grid((self.side, self.side), ("y", "x"), prefix=1)}
 

@@ -178,7 +178,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
     }
     frontend = {"size": c["image_size"]}
     if classifier and pooler:
-        loss = {"name": "classify", "classes": int(classifier["head.linear.weight"].shape[0])}
+        loss = {"name": "data2vec_image_classify", "classes": int(classifier["head.linear.weight"].shape[0])}
         return Imported(backbone=backbone, loss=loss, frontend=frontend, ignored=ignored, licence="Apache-2.0",
                         tensors={**prefixed(ours, "backbone."), **pooler, **classifier}, source=_SOURCE)
     ignored |= {k: "the norm of the pooled patches, without a classifier" for k in base if k.startswith("pooler.")}

@@ -161,7 +161,7 @@ def _classifier(ours: dict[str, Tensor], tensors: Mapping[str, Tensor], left: se
     mean = "fc_norm.weight" in tensors
     check(mean, f"{where}: the classifier reads the class token", fix="only mean-pooled classifiers are supported",
           error=CheckpointError)
-    return Imported(backbone={"name": "data2vec_vision", **backbone}, loss={"name": "classify", "classes": classes},
+    return Imported(backbone={"name": "data2vec_vision", **backbone}, loss={"name": "data2vec_image_classify", "classes": classes},
                     tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names}},
                     frontend={"size": backbone["image_size"]}, ignored={_INDEX: "computed from the grid"},
                     licence=LICENCE, source=SOURCE)

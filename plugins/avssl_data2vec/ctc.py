@@ -1,0 +1,108 @@
+"""Speech recognition: letters from frames (fine-tuning of arXiv:2006.11477, Sec. 4.2, and arXiv:2202.03555)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from avssl.backbone import Backbone, Features
+from avssl.batch import Batch, Stream
+from avssl.errors import DataError, UsageError, check
+from avssl.loss import Loss, LossOutput, Term
+from avssl_data2vec import masks
+from avssl_data2vec.config import CtcConfig
+from avssl_data2vec.decode import distance, greedy
+
+
+class LetterHead(nn.Module):
+    """Frames -> (B, T, V) symbol logits."""
+
+    streams = ("audio",)
+
+    def __init__(self, dim: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(dim, classes)
+        nn.init.xavier_uniform_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Features) -> Tensor:
+        prefix = features.grid["audio"].prefix
+        return self.linear(self.dropout(features.tokens["audio"][:, prefix:]))
+
+
+@dataclass(frozen=True)
+class SpeechMask:
+    """What training hides of a batch; None = nothing."""
+
+    frames: Tensor | None  # (B, T) bool
+    channels: Tensor | None  # (B, D) bool
+
+
+class Ctc(Loss[Backbone]):
+    """CTC over letters; batch.targets.x is (B, N) symbol ids, padded, without blanks. Frames and channels are hidden in
+    training as in pretraining. The sum over a batch is divided by the number of items (fairseq's `sentence_avg`)."""
+
+    config: CtcConfig
+
+    def __init__(self, backbone: Backbone, config: CtcConfig) -> None:
+        super().__init__(backbone, config)
+        check(config.classes > 1, f"loss.classes is {config.classes}: there is nothing to recognise",
+              fix="give labelled data with data.target=characters, or set loss.classes")
+        if config.channels.probability > 0 and not hasattr(backbone, "feature_norm"):
+            raise UsageError(f"{type(backbone).__name__} cannot hide channels", fix="set loss.channels.probability=0")
+        self.head = LetterHead(backbone.dim, config.classes, config.final_dropout)
+
+    def exports(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "head": self.head}
+
+    def sample(self, batch: Batch) -> SpeechMask:
+        c = self.config
+        if not self.training:
+            return SpeechMask(None, None)
+        frames = channels = None
+        if c.spans.probability > 0:
+            stream = batch.need("audio")
+            lengths = [int(n) for n in self.backbone.extractor.frames(stream.lengths)]
+            size = self.backbone.grid(batch)["audio"].shape[0]
+            frames = torch.from_numpy(masks.spans(masks.generators(batch.seeds, 0), size, lengths, c.spans))
+        if c.channels.probability > 0:
+            dim = self.backbone.dim
+            rngs = masks.generators(batch.seeds, 1)
+            channels = torch.from_numpy(masks.spans(rngs, dim, [dim] * len(rngs), c.channels))
+        return SpeechMask(frames, channels)
+
+    def counts(self, batch: Batch, draw: SpeechMask) -> dict[str, int]:
+        return {"ctc": len(batch)}
+
+    def compute(self, batch: Batch, draw: SpeechMask) -> LossOutput:
+        if batch.targets is None:
+            raise DataError("a fine-tuning batch has no targets", fix="set data.target=characters, and give transcripts")
+        device = batch.need("audio").x.device
+        hide = None if draw.frames is None else {"audio": draw.frames.to(device)}
+        extra = {} if draw.channels is None else {"hide_channels": draw.channels.to(device),
+                                                  "channels_first": self.config.channels_first}
+        features = self.backbone(batch, hide=hide, only={"audio"}, **extra)
+        logits = self.head(features)
+        log_probs = logits.float().log_softmax(-1)
+        pad = features.pad.get("audio")
+        frames = torch.full((len(batch),), logits.shape[1], device=device) if pad is None else \
+            (~pad[:, features.grid["audio"].prefix :]).sum(1)
+        # (B,) targets are one symbol per item
+        meant = batch.targets if batch.targets.x.ndim == 2 else Stream(batch.targets.x[:, None])
+        target, lengths = meant.x, meant.lengths
+        total = F.ctc_loss(log_probs.transpose(0, 1), target, frames, lengths, blank=self.config.blank, reduction="sum",
+                           zero_infinity=True)
+        metrics = {} if self.training else self._errors(log_probs, frames, target, lengths)
+        return LossOutput({"ctc": Term(1.0, total, len(batch))}, metrics)
+
+    def _errors(self, log_probs: Tensor, frames: Tensor, target: Tensor, lengths: Tensor) -> dict[str, tuple[Tensor, int]]:
+        """Symbol error rate of greedy decoding: (edits, symbols)."""
+        edits = 0
+        for row, n, meant, m in zip(log_probs.detach().cpu().numpy(), frames.tolist(), target.tolist(), lengths.tolist(),
+                                    strict=True):
+            edits += distance(greedy(row[:n], self.config.blank), meant[:m])
+        return {"cer": (torch.tensor(float(edits)), int(lengths.sum()))}
