@@ -8,7 +8,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +17,7 @@ import numpy as np
 
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Clip, Row
+from avssl.embedding_rows import cut, probed
 from avssl.errors import DataError, UsageError, check, nearest
 from avssl.schema import config
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from avssl.backbone import Features
     from avssl.batch import Batch
     from avssl.data.clip import Limits
+    from avssl.frontend import Frontend
     from avssl.model import Model
 
 BOUND = 1e-5  # largest change of a float32 vector, relative to its length, over batch sizes, neighbours and workers
@@ -109,7 +111,7 @@ class Encoder:
         for stream, arrays in out.items():
             for id, array in zip(batch.ids, arrays, strict=True):
                 check(bool(np.isfinite(array).all()), f"{id}: its {stream} embedding is not finite",
-                      fix="the weights or the input are damaged; in bf16 or fp16 try --precision fp32", error=DataError)
+                      fix="the weights or the input are damaged", error=DataError)
         return out
 
     @property
@@ -173,7 +175,7 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, worke
 
     options = encoder.options
     known = set(bad.items)
-    owners, windows = _windows(with_durations(rows, encoder.modalities), options)
+    owners, windows = cut(probed(rows, encoder.modalities, workers), options.window, options.hop)
     seen: dict[int, list[tuple[int, str, dict[str, np.ndarray]]]] = {}
     for indices, views, batch in evaluation_batches(
             windows, encoder.model.frontend, batch_size=batch_size, workers=workers, modalities=encoder.modalities,
@@ -184,17 +186,8 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, worke
             seen.setdefault(owners[index], []).append((index, view, one))
     failed = {id for id, _ in set(bad.items) - known}
     indices = [i for i in sorted(seen) if rows[i].id not in failed]  # a row with a bad window is bad
-    out = Vectors([rows[i].id for i in indices], indices)
-    for stream in encoder.streams:
-        joined = [_join([one[stream] for _, _, one in sorted(seen[i], key=lambda s: s[:2]) if stream in one], options)
-                  for i in indices]
-        out.present[stream] = np.array([j is not None for j in joined], dtype=bool)
-        if options.sequence:
-            out.values[stream] = [np.zeros((0, encoder.widths[stream]), np.float32) if j is None else j for j in joined]
-        else:
-            empty = np.full(encoder.widths[stream], np.nan, np.float32)
-            out.values[stream] = np.stack([empty if j is None else j for j in joined]) if joined else empty[None][:0]
-    return out
+    each = [[one for _, _, one in sorted(seen[i], key=lambda s: s[:2])] for i in indices]
+    return _vectors(encoder, [rows[i].id for i in indices], indices, each)
 
 
 def embed_inputs(model: Model, inputs: Any, *, rate: int = 16000, modality: str = "", batch_size: int = 32,
@@ -220,82 +213,76 @@ def embed_inputs(model: Model, inputs: Any, *, rate: int = 16000, modality: str 
 
 
 def embed_clips(encoder: Encoder, clips: Sequence[Clip], batch_size: int = 32) -> Vectors:
-    """Embed decoded clips, one view each, without a manifest or workers."""
+    """Embed decoded clips, in the views that a file of their contents would have; no manifest, no workers."""
     from avssl.batch import Batch
 
-    options = encoder.options
+    options, frontend = encoder.options, encoder.model.frontend
     check(options.window is None, "arrays are not cut into windows", fix="cut them yourself, or give files")
-    frontend = encoder.model.frontend
+    made, owners = [], []
     groups: dict[tuple, list[int]] = {}
-    made = [frontend.item([clip], None) for clip in clips]
-    for n, item in enumerate(made):
-        key = tuple((name, *stream.x.shape[1:]) for name, stream in sorted(item.streams.items()))
-        groups.setdefault(key, []).append(n)
-    found: dict[int, dict[str, np.ndarray]] = {}
+    for number, clip in enumerate(clips):
+        for view in seen_by(frontend, clip, options.views == "all" and not options.sequence):
+            item = frontend.item([view], None)
+            key = tuple((name, *stream.x.shape[1:]) for name, stream in sorted(item.streams.items()))
+            groups.setdefault(key, []).append(len(made))
+            made.append(item)
+            owners.append(number)
+    found: list[dict[str, np.ndarray]] = [{} for _ in made]
     for members in groups.values():
         for start in range(0, len(members), batch_size):
             chosen = members[start : start + batch_size]
             arrays = encoder(Batch.cat([made[n] for n in chosen], frontend.pad_values))
             for position, n in enumerate(chosen):
                 found[n] = {stream: values[position] for stream, values in arrays.items()}
-    out = Vectors([c.id for c in clips], list(range(len(clips))))
-    for stream in encoder.streams:
-        joined = [_join([found[n][stream]] if stream in found[n] else [], options) for n in range(len(clips))]
-        out.present[stream] = np.array([j is not None for j in joined], dtype=bool)
-        empty = np.full(encoder.widths[stream], np.nan, np.float32)
-        out.values[stream] = [empty[None][:0] if j is None else j for j in joined] if options.sequence else np.stack(
-            [empty if j is None else j for j in joined])
+    each: list[list[dict[str, np.ndarray]]] = [[] for _ in clips]
+    for owner, one in zip(owners, found, strict=True):
+        each[owner].append(one)
+    return _vectors(encoder, [c.id for c in clips], list(range(len(clips))), each)
+
+
+def seen_by(frontend: Frontend, clip: Clip, all_views: bool) -> list[Clip]:
+    """The clips that the frontend's views would decode, cut from one that is decoded whole."""
+    wave, frames = clip.parts.get("audio"), clip.parts.get("vision")
+    count = len(frames.pixels) if frames is not None else 0
+    parts: dict[str, Any] = {m: "" for m in clip.parts} | ({"vision": ("",) * count} if count > 1 else {})
+    row = Row(id=clip.id, parts=parts, duration=None if wave is None else wave.samples.shape[1] / wave.rate)
+    requests = frontend.views(row) if all_views else [frontend.plan(row, None)]
+    out = []
+    for request in requests:
+        cut_parts = {m: _requested(part, request.parts[m]) for m, part in clip.parts.items() if m in request.parts}
+        out.append(replace(clip, parts=cut_parts, row=row, view=request.view))
     return out
 
 
-def with_durations(rows: Sequence[Row], modalities: Sequence[str] | frozenset[str]) -> list[Row]:
-    """Rows with their length in seconds, looked up in the file's header when a scan did not measure it.
+def _requested(part: Any, wish: Any) -> Any:
+    """What a decoder would give of a part for a request."""
+    from avssl.data.clip import AudioRequest, Frames, FramesRequest, Waveform
+    from avssl.data.image import pick
 
-    A file that cannot be read keeps None: the decoder will say why."""
-    from avssl.registry import load, registry
-
-    def measured(row: Row) -> Row:
-        if row.duration is not None or row.end is not None:
-            return row if row.duration is not None else replace(row, duration=row.end - (row.start or 0.0))
-        for modality in sorted(set(row.parts) & set(modalities)):
-            source = row.parts[modality]
-            if not isinstance(source, str) or not registry().get("modality", modality).probe:
-                continue
-            try:
-                seconds = load("modality", modality, "probe")(source).seconds
-            except DataError:
-                return row
-            if seconds is not None:
-                return replace(row, duration=max(0.0, seconds - (row.start or 0.0)))
-        return row
-
-    return [measured(row) for row in rows]
+    if isinstance(part, Waveform) and isinstance(wish, AudioRequest):
+        first = round(wish.start * part.rate)
+        last = None if wish.seconds is None else first + round(wish.seconds * part.rate)
+        return part if first == 0 and last is None else Waveform(part.samples[:, first:last], part.rate, wish.start)
+    if isinstance(part, Frames) and isinstance(wish, FramesRequest):
+        total = len(part.pixels)
+        chosen = [min(i, total - 1) for i in wish.indices] or pick(wish.count, total)
+        return Frames(part.pixels[chosen])
+    return part
 
 
-def _windows(rows: Sequence[Row], options: EmbedOptions) -> tuple[list[int], list[Row]]:
-    """Rows cut into windows, and which row each window belongs to. A row of unknown length stays whole."""
-    if options.window is None:
-        return list(range(len(rows))), list(rows)
-    owners, out = [], []
-    for n, row in enumerate(rows):
-        for start, end in spans(row.duration, options.window, options.hop or options.window):
-            offset = rows[n].start or 0.0
-            if end is not None:
-                row = replace(rows[n], start=offset + start, end=offset + end, duration=end - start)
-            out.append(row)
-            owners.append(n)
-    return owners, out
-
-
-def spans(duration: float | None, window: float, hop: float) -> Iterator[tuple[float, float | None]]:
-    """(start, end) in seconds of the windows of a recording: every `hop`, the last one ending with the recording."""
-    if duration is None or duration <= window:
-        yield 0.0, None
-        return
-    count = 1 + int(np.ceil((duration - window) / hop - 1e-9))
-    for i in range(count):
-        start = min(i * hop, duration - window)
-        yield start, start + window
+def _vectors(encoder: Encoder, ids: list[str], indices: list[int],
+             each: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> Vectors:
+    """One `Vectors` from the arrays of each item's views and windows, in their order."""
+    out = Vectors(ids, indices)
+    for stream in encoder.streams:
+        joined = [_join([one[stream] for one in views if stream in one], encoder.options) for views in each]
+        empty = np.full(encoder.widths[stream], np.nan, np.float32)
+        out.present[stream] = np.array([j is not None for j in joined], dtype=bool)
+        if encoder.options.sequence:
+            out.values[stream] = [empty[None][:0] if j is None else j for j in joined]
+        else:
+            out.values[stream] = np.stack([empty if j is None else j for j in joined]) if joined else empty[None][:0]
+    return out
 
 
 def _join(arrays: list[np.ndarray], options: EmbedOptions) -> np.ndarray | None:

@@ -38,7 +38,21 @@ def avssl_losses() -> list[LossEntry]:
 
 @hookimpl
 def avssl_evaluations() -> list[EvaluationEntry]:
-    return []
+    def entry(name: str, summary: str, module: str, config: str, needs_train: bool = False) -> EvaluationEntry:
+        return EvaluationEntry(name=name, summary=summary, cls=f"avssl.evaluation.{module}:{name}",
+                               config=f"avssl.evaluation.configs:{config}", needs_train=needs_train)
+
+    return [
+        entry("retrieval", "Nearest clips between any two modalities: R@1/5/10, median rank, instance and class level",
+              "retrieval", "RetrievalConfig"),
+        entry("probe", "Logistic regression on frozen features, fitted on the training split", "probe", "ProbeConfig",
+              needs_train=True),
+        entry("knn", "Weighted nearest neighbours on frozen features", "knn", "KnnConfig", needs_train=True),
+        entry("kfold", "Probe or neighbours over the folds of the data, mean and standard deviation", "kfold",
+              "KfoldConfig"),
+        entry("classification", "The fine-tuned head: accuracy, mAP, AUC, d-prime, F1, confusion", "classification",
+              "ClassificationConfig"),
+    ]
 
 
 @hookimpl

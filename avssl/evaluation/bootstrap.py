@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,12 +14,24 @@ _CHUNK = 1 << 22  # elements of a working array: 32 MB in float64
 
 
 def percentiles(values: np.ndarray, level: float) -> Interval:
-    """The central `level` of the values, nan left out."""
-    values = values[np.isfinite(values)]
+    """The central `level` of the values, nan left out; values are picked, not interpolated, so that infinities may be
+    among them (d-prime of a perfect AUC)."""
+    values = values[~np.isnan(values)]
     if not len(values):
         return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
     return float(low), float(high)
+
+
+def centred(values: np.ndarray, estimate: float, level: float, low: float, high: float) -> Interval:
+    """`percentiles` of values whose mean is moved to the estimate, within [low, high].
+
+    A resample holds copies of items, and copies of a positive raise average precision: uncorrected, the interval of a
+    weak classifier on few items may lie above its own estimate.
+    """
+    if np.isfinite(estimate) and np.isfinite(mean := np.nanmean(values)):
+        values = np.clip(values - mean + estimate, low, high)
+    return percentiles(values, level)
 
 
 def of_mean(values: np.ndarray, *, resamples: int, level: float, seed: int,
@@ -43,6 +56,7 @@ def of_classification(scores: np.ndarray, targets: np.ndarray, *, resamples: int
 
     Curves are sorted once per class and re-weighted for all resamples together: equal to scikit-learn's with
     `sample_weight`, and fast enough for 527 classes. A class without positives in a resample is left out of its mean.
+    Intervals are centred on the estimate (see `centred`).
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     truth = metrics.one_hot(targets, scores.shape[1])
@@ -51,7 +65,8 @@ def of_classification(scores: np.ndarray, targets: np.ndarray, *, resamples: int
         made["top5"] = []
     single = targets.ndim == 1
     guess = metrics.one_hot(scores.argmax(1), scores.shape[1]) if single else (scores > threshold).astype(int)
-    for weights in _batches(len(scores), resamples, seed):
+    batches = itertools.chain([np.ones((1, len(scores)))], _batches(len(scores), resamples, seed))
+    for weights in batches:  # first the items as they are: the estimate
         pairs = [weighted_curves(scores[:, c], truth[:, c], weights) for c in range(scores.shape[1])]
         auc = _nanmean(np.stack([p[1] for p in pairs]))
         made["map"].append(_nanmean(np.stack([p[0] for p in pairs])))
@@ -63,7 +78,12 @@ def of_classification(scores: np.ndarray, targets: np.ndarray, *, resamples: int
         for name, k in (("accuracy", 1), ("top5", 5)):
             if name in made:
                 made[name].append(weights @ metrics.hits(scores, targets, k) / weights.sum(1))
-    return {name: percentiles(np.concatenate(values), level) for name, values in made.items()}
+    out = {}
+    for name, values in made.items():
+        (estimate,), resampled = values[0], np.concatenate(values[1:])
+        limits = (-np.inf, np.inf) if name == "d_prime" else (0.0, 1.0)
+        out[name] = centred(resampled, estimate, level, *limits)
+    return out
 
 
 def weighted_curves(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

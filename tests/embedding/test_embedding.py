@@ -10,7 +10,8 @@ import pytest
 import toy
 
 from avssl.data.bad import BadFiles
-from avssl.embedding import BOUND, EmbedOptions, embed_inputs, embed_rows, spans
+from avssl.embedding import BOUND, EmbedOptions, embed_inputs, embed_rows
+from avssl.embedding_rows import spans
 from avssl.errors import DataError, UsageError
 
 

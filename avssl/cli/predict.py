@@ -1,0 +1,77 @@
+"""predict: labels of clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from avssl.cli.inputs import BatchSize, Device, Format, ModelPath, OnBad, Workers, opened, rows_of, worker_count
+from avssl.cli.listing import AsJson
+from avssl.cli.output import print_json, print_table, say
+from avssl.errors import UsageError, check
+
+
+def predict(
+    paths: Annotated[list[str], Argument(metavar="PATH...", help="Folders of media, manifests, or files.")],
+    model: ModelPath,
+    out: Annotated[Path | None, Option(help="Also write .json or .csv.")] = None,
+    format: Format = "",
+    threshold: Annotated[float, Option(help="Score above which a label counts.")] = 0.5,
+    top: Annotated[int, Option(help="Labels shown per clip.", min=1)] = 5,
+    views: Annotated[str, Option(help="all: average over the frontend's views; one: a single view.")] = "all",
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    device: Device = "auto",
+    on_bad: OnBad = "skip",
+    as_json: AsJson = False,
+) -> None:
+    """Predict labels with scores, by a fine-tuned model. Scores are probabilities, averaged over the views."""
+    from avssl.data.bad import BadFiles
+
+    check(on_bad in ("skip", "fail"), f"--on-bad {on_bad}", fix="skip or fail")
+    check(views in ("all", "one"), f"--views {views}", fix="all or one")
+    if out is not None and out.suffix not in (".json", ".csv"):
+        raise UsageError(f"{out}: what format is {out.suffix or 'a name without an ending'}?",
+                         fix="end it with .json or .csv")
+    rows = rows_of(paths)
+    from avssl.predict import predict_rows
+
+    bad = BadFiles()
+    found = predict_rows(opened(model, format, device), rows, views=views, batch_size=batch_size,
+                         workers=worker_count(workers, len(rows)), on_bad=on_bad, bad=bad)
+    records = found.plain(threshold, top)
+    failed = [item._asdict() for item in bad.items.values()]
+    if out is not None:
+        _write(out, records, failed)
+        say(f"{len(records)} clips in {out}")
+    if as_json:
+        print_json({"model": model, "classes": list(found.classes), "threshold": threshold, "predictions": records,
+                    "failed": failed})
+    elif found.kind == "float":
+        print_table(("id", "value"), [(r["id"], f"{r['value']:.4f}") for r in records])
+    else:
+        shown = [", ".join(f"{x['label']} {x['score']:.3f}" for x in r["labels"]) for r in records]
+        print_table(("id", "label", "scores"),
+                    [(r["id"], r["label"] or "-", s) for r, s in zip(records, shown, strict=True)])
+    for item in failed:
+        say(f"not predicted: {item['path']}: {item['reason']}")
+
+
+def _write(out: Path, records: list[dict], failed: list[dict]) -> None:
+    from avssl.files import replacing, write_json
+
+    if out.suffix == ".json":
+        write_json(out, {"predictions": records, "failed": failed})
+        return
+    import csv
+
+    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("id", "rank", "label", "score"))
+        for record in records:
+            if "value" in record:
+                writer.writerow((record["id"], 1, "", f"{record['value']:.6g}"))
+            for rank, one in enumerate(record.get("labels", ()), 1):
+                writer.writerow((record["id"], rank, one["label"], f"{one['score']:.6f}"))

@@ -1,0 +1,63 @@
+"""What each metric means and how it was computed, in one sentence each, for `--explain`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from avssl.evaluation.report import Report
+
+_TIES = {
+    "expected": "candidates with equal similarity count as if in random order",
+    "first": "a right answer stands before candidates with equal similarity (optimistic)",
+    "last": "a right answer stands after candidates with equal similarity (pessimistic)",
+    "listed": "every position of a tie counts as one more query (the official CAV-MAE script)",
+}
+_METRICS = (
+    (r"r@(\d+)$", "share of queries with a right answer among the first {0} by cosine similarity; {ties}"),
+    (r"median_rank$", "median over the queries of the rank of the best right answer (lower is better); {ties}"),
+    (r"mrr$", "mean over the queries of 1 / rank of the best right answer; {ties}"),
+    (r"accuracy$", "share of items whose highest score is the right class"),
+    (r"top5$", "share of items whose class is among the five highest scores"),
+    (r"map$", "unweighted mean over the classes of average precision (no interpolation); {empty}"),
+    (r"auc$", "unweighted mean over the classes of the area under the ROC curve, ties half; {empty}"),
+    (r"d_prime$", "sqrt(2) x the inverse normal distribution function of the mean AUC"),
+    (r"f1$", "unweighted mean over the classes of F1 = 2TP / (2TP + FP + FN)"),
+    (r"pearson$", "Pearson correlation of predictions and targets"),
+    (r"spearman$", "Pearson correlation of the ranks of predictions and targets"),
+    (r"mse$", "mean squared error (lower is better)"),
+    (r"mae$", "mean absolute error (lower is better)"),
+    (r"r2$", "1 - residual variance / variance of the targets"),
+    (r"std$", "sample standard deviation over the folds (lower is steadier)"),
+    (r"fold\.[^.]+$", "the value on that fold, fitted on the others"),
+)
+_LEVELS = {"instance": "right = the same clip", "class": "right = a clip that shares a label"}
+_EMPTY = {"skip": "classes without positives are left out",
+          "zero": "classes without positives count as AP 0 and AUC -1 (official scripts)"}
+
+
+def describe(name: str, protocol: dict) -> str:
+    """The meaning of one metric; for an unknown one (a plugin's) its name says it all."""
+    ties, empty = _TIES[protocol.get("ties", "expected")], _EMPTY[protocol.get("empty", "skip")]
+    for pattern, text in _METRICS:
+        if match := re.search(r"(?:^|\.)" + pattern, name):
+            notes = [note for level, note in _LEVELS.items() if f".{level}." in f".{name}."]
+            return "; ".join([text.format(*match.groups(), ties=ties, empty=empty), *notes])
+    return "see the protocol"
+
+
+def explain(report: Report) -> list[str]:
+    """Lines: the protocol, then each metric."""
+    lines = [f"task {report.task}; " + ", ".join(f"{k} {v}" for k, v in report.n.items())]
+    lines += [f"  {key}: {_shown(value)}" for key, value in report.protocol.items()]
+    lines += [f"{name}: {describe(name, report.protocol)}" for name in report.metrics]
+    if report.intervals:
+        lines.append(f"intervals: {report.protocol.get('confidence', 0.95):.0%} percentile bootstrap over the items, "
+                     f"{report.protocol.get('bootstrap')} resamples, seed {report.protocol.get('seed')}")
+    if report.chance:
+        lines.append("chance: what an answer without any information would score on these items")
+    return lines
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
