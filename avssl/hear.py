@@ -72,7 +72,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     centres = np.round((np.arange(count) + 0.5) * hop).astype(int)  # in samples
     encoder = Encoder(model.model, EmbedOptions(streams=("audio",)))
     padded = np.pad(waves, ((0, 0), (window // 2, window)))
-    clips = [_clip(f"{n}@{i}", wave[s : s + window], rate) for n, wave in enumerate(padded) for i, s in enumerate(centres)]
+    clips = [_clip(f"{n}@{s}", wave[s : s + window], rate) for n, wave in enumerate(padded) for s in centres]
     vectors = embed_clips(encoder, clips, model.batch_size)["audio"]
     times = np.tile(centres / rate * 1000.0, (len(waves), 1)).astype(np.float32)
     device = model.model.device

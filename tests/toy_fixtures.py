@@ -41,6 +41,14 @@ def toy_model(toy_path: Path):
 
 
 @pytest.fixture(scope="session")
+def toy_classifier(toy_plugin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with an untrained head of three classes."""
+    import toy
+
+    return toy.make_model(tmp_path_factory.mktemp("toy-classifier") / "model", classes=["class 0", "class 1", "class 2"])
+
+
+@pytest.fixture(scope="session")
 def toy_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 audio-visual clips of three classes in four lengths."""
     import toy
