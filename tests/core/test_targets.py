@@ -1,0 +1,55 @@
+"""Label codecs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from avssl.data.clip import Row
+from avssl.data.targets import Codec, fit_codec
+from avssl.errors import DataError
+
+
+def row(*labels: str, id: str = "clip") -> Row:
+    return Row(id=id, parts={}, labels=labels)
+
+
+def test_classes_come_in_natural_order() -> None:
+    codec = fit_codec([row("class 10"), row("class 2"), row("class 1")], "index")
+    assert codec is not None and codec.classes == ("class 1", "class 2", "class 10")
+    assert codec.encode(row("class 10")) == 2
+
+
+def test_multi_hot_marks_every_label() -> None:
+    codec = fit_codec([row("a", "b"), row("c")], "multi_hot")
+    assert codec is not None and codec.encode(row("c", "a")).tolist() == [1, 0, 1]
+
+
+def test_characters_begin_with_the_blank() -> None:
+    codec = fit_codec([row("ab"), row("ba c")], "characters")
+    assert codec is not None and codec.classes == ("<blank>", " ", "a", "b", "c")
+    assert codec.encode(row("cab")).tolist() == [4, 2, 3]
+
+
+def test_a_label_outside_the_set_is_named() -> None:
+    codec = Codec("index", ("dog", "rain"))
+    with pytest.raises(DataError) as caught:
+        codec.encode(row("dig", id="clip 7"))
+    assert str(caught.value) == "clip 7: label 'dig' is not among the 2 known ones (did you mean 'dog'?)"
+
+
+def test_wrong_targets_are_named() -> None:
+    with pytest.raises(DataError, match="clip: 2 labels where one class is expected"):
+        Codec("index", ("a", "b")).encode(row("a", "b"))
+    with pytest.raises(DataError, match="label 'x' is no number"):
+        Codec("float").encode(row("x"))
+    with pytest.raises(DataError, match="none of the 1 rows has a label"):
+        fit_codec([row()], "index")
+    with pytest.raises(DataError, match="clip: no label"):
+        Codec("index", ("a",)).encode(row())
+
+
+def test_a_codec_survives_its_state() -> None:
+    codec = Codec("multi_hot", ("a", "b"))
+    assert Codec.load(codec.state()) == codec
+    assert np.array_equal(Codec.load(codec.state()).encode(row("b")), [0, 1])
