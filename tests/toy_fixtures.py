@@ -45,7 +45,7 @@ def toy_classifier(toy_plugin: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The same, with an untrained head of three classes."""
     import toy
 
-    return toy.make_model(tmp_path_factory.mktemp("toy-classifier") / "model", classes=["class 0", "class 1", "class 2"])
+    return toy.make_model(tmp_path_factory.mktemp("toy-classifier") / "model", ["class 0", "class 1", "class 2"])
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,188 @@
+"""evaluate, embed, search and predict as a user types them: output, exit codes, files, one line per error."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import toy
+from toy_fixtures import toy_classifier, toy_manifest, toy_model, toy_path, toy_plugin  # noqa: F401  (fixtures)
+
+from avssl.embedding_files import read_index
+
+
+@pytest.fixture
+def avssl(toy_plugin, capsys):  # noqa: F811
+    """Runs a command in this process; gives (exit code, stdout, stderr)."""
+    import avssl.cli as cli
+
+    def run(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run
+
+
+def test_the_commands_import_no_torch(toy_plugin):  # noqa: F811
+    code = ("import sys; from avssl.cli import embed, evaluate, inputs, predict, search; "
+            "import avssl.evaluation.configs, avssl.evaluation.gates; "
+            "print(*[m for m in ('torch', 'sklearn', 'pyarrow') if m in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], env=toy.environment(toy_plugin), text=True, capture_output=True)
+    assert (done.stdout.strip(), done.returncode) == ("", 0), done.stderr
+
+
+# -- evaluate ----------------------------------------------------------------------------------------------------------
+def test_evaluate_prints_the_table_and_keeps_the_report_with_the_model(avssl, toy_path, toy_manifest):  # noqa: F811
+    code, out, err = avssl("evaluate", "--model", toy_path, "--data", toy_manifest, "--task", "retrieval")
+    report = json.loads((toy_path / "evaluations" / "retrieval.json").read_text())
+    assert code == 0 and f"the report is {toy_path}/evaluations/retrieval.json" in err
+    for name, value in report["metrics"].items():
+        (line,) = [line for line in out.splitlines() if line.startswith(name + " ")]
+        assert f"{value:.4f}" in line
+    assert report["n"]["items"] == 10 and report["protocol"]["ties"] == "expected"
+
+
+def test_json_is_the_report_and_the_log_goes_to_stderr(avssl, toy_path, toy_manifest, tmp_path):  # noqa: F811
+    code, out, err = avssl("evaluate", "--model", toy_path, "--data", toy_manifest, "--task", "knn", "--json", "--out",
+                           tmp_path / "r.json", "--set", "k=3", "--set", 'streams=["audio"]', "--explain")
+    assert code == 0 and json.loads(out) == json.loads((tmp_path / "r.json").read_text())
+    assert json.loads(out)["protocol"]["k"] == 3 and set(json.loads(out)["per_class"]) == {"knn.audio"}
+    assert "knn.audio.map: unweighted mean over the classes of average precision" in err
+
+
+@pytest.mark.parametrize(("gate", "code", "text"), [
+    ("knn.audio.accuracy=0.9", 0, "gates passed: knn.audio.accuracy"),
+    ("knn.audio.accuracy=1.1", 5, "error: knn.audio.accuracy = 1.0000 < 1.1 (1 of 1 gated metrics failed)"),
+    ("knn.audio.precision=0.1", 2, "error: --fail-under knn.audio.precision: no such metric"),
+    ("knn", 2, "error: --fail-under 'knn' is no NAME=VALUE"),
+])
+def test_gates_decide_the_exit_code(avssl, toy_path, toy_manifest, gate, code, text):  # noqa: F811
+    got, out, err = avssl("evaluate", "--model", toy_path, "--data", toy_manifest, "--task", "knn", "--fail-under",
+                          gate)
+    assert got == code and text in err
+    assert bool(out) == ("NAME=VALUE" not in text)  # the table is printed even when a gate fails
+
+
+def test_training_rows_may_come_from_elsewhere(avssl, toy_path, toy_manifest, tmp_path):  # noqa: F811
+    lines = [json.loads(x) for x in toy_manifest.read_text().splitlines()]
+    for name, chosen in (("train", lines[:20]), ("test", lines[20:])):
+        text = "".join(json.dumps({k: v if k not in ("audio", "vision") else str(toy_manifest.parent / v)
+                                   for k, v in x.items() if k not in ("split", "fold")}) + "\n" for x in chosen)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    code, out, _ = avssl("evaluate", "--model", toy_path, "--data", tmp_path / "test.jsonl", "--train",
+                         tmp_path / "train.jsonl", "--task", "knn", "--json")
+    assert code == 0 and json.loads(out)["n"] == {"train": 20, "test": 10}
+
+
+@pytest.mark.parametrize(("arguments", "code", "text"), [
+    (["--task", "retreival"], 2, "error: no evaluation is called 'retreival' (did you mean 'retrieval'?"),
+    (["--task", "knn", "--set", "neighbors=3"], 2, "error: unknown key --set.neighbors"),
+    (["--task", "knn", "--split", "tset"], 3, "error: the data have no 'tset' split (did you mean 'test'?)"),
+    (["--task", "classification"], 4, "has no classification head (fine-tune it (`avssl finetune`), or evaluate"),
+])
+def test_mistakes_are_one_line_and_a_code(avssl, toy_path, toy_manifest, arguments, code, text):  # noqa: F811
+    got, out, err = avssl("evaluate", "--model", toy_path, "--data", toy_manifest, *arguments)
+    assert (got, out) == (code, "") and text in err and err.count("\n") == 1
+
+
+def test_a_missing_model_or_data_is_one_line_and_a_code(avssl, toy_path, toy_manifest, tmp_path):  # noqa: F811
+    for arguments, code, text in (
+            (["--model", tmp_path / "none", "--data", toy_manifest], 4, "no such model"),
+            (["--model", toy_path, "--data", tmp_path / "none"], 3, "no such file or folder"),
+            (["--model", tmp_path, "--data", toy_manifest], 4, str(tmp_path))):
+        got, out, err = avssl("evaluate", "--task", "knn", *arguments)
+        assert (got, out) == (code, "") and text in err and err.count("\n") == 1, err
+
+
+# -- embed and search --------------------------------------------------------------------------------------------------
+def test_embed_then_search_by_id_file_and_page(avssl, toy_path, toy_manifest, tmp_path):  # noqa: F811
+    index = tmp_path / "x.parquet"
+    code, out, err = avssl("embed", toy_manifest.parent, "--model", toy_path, "--out", index, "--normalize", "--json")
+    assert code == 0 and json.loads(out)["rows"] == 30 and json.loads(out)["streams"] == {
+        "audio": 16, "vision": 16, "joint": 16}
+    assert f"next: `avssl search {index} QUERY`" in err
+    code, out, _ = avssl("search", index, "0003", "--from", "audio", "--to", "vision", "--top", 4, "--json")
+    (answer,) = json.loads(out)
+    assert code == 0 and (answer["stream"], answer["among"], len(answer["hits"])) == ("audio", "vision", 4)
+    code, out, err = avssl("search", index, toy_manifest.parent / "0005.wav", "--html", tmp_path / "x.html")
+    assert code == 0 and out.splitlines()[0] == "audio -> audio" and out.splitlines()[2].split()[:2] == ["1", "0005"]
+    assert (tmp_path / "x.html").is_file() and f"open {tmp_path / 'x.html'}" in err
+
+
+def test_embed_names_each_bad_file_and_goes_on(avssl, toy_path, tmp_path):  # noqa: F811
+    toy.write_media(tmp_path / "media", items=3)
+    (tmp_path / "media" / "manifest.jsonl").unlink()
+    (tmp_path / "media" / "damaged.wav").write_bytes(b"RIFF....WAVE")
+    out = tmp_path / "x.npz"
+    code, _, err = avssl("embed", tmp_path / "media", "--model", toy_path, "--out", out)
+    assert code == 0 and "3 clips in" in err and f"1 could not be embedded: {tmp_path / 'bad_files.csv'}" in err
+    with (tmp_path / "bad_files.csv").open(newline="") as file:
+        assert [line["id"] for line in csv.DictReader(file)] == ["damaged"]
+    assert read_index(out).ids == ["0000", "0001", "0002"]
+    got, _, err = avssl("embed", tmp_path / "media", "--model", toy_path, "--out", tmp_path / "y.npz", "--on-bad",
+                        "fail")
+    assert got == 3 and "damaged.wav" in err
+
+
+@pytest.mark.parametrize(("arguments", "text"), [
+    (["--out", "x.csv"], "what format is .csv"), (["--out", "x.npz", "--stream", "sound"], "no 'sound' stream"),
+    (["--out", "x.npz", "--layer", "0"], "an inner layer has no pooling"),
+    (["--out", "x.npz", "--pooling", "median"], "pooling"), (["--out", "x.npz", "--device", "cuda:99"], "cuda"),
+])
+def test_embed_options_that_cannot_be_served_exit_with_2(avssl, toy_path, toy_manifest, tmp_path, monkeypatch,  # noqa: F811
+                                                         arguments, text):
+    monkeypatch.chdir(tmp_path)
+    got, out, err = avssl("embed", toy_manifest, "--model", toy_path, *arguments)
+    assert (got, out) == (2, "") and text in err and err.count("\n") == 1, err
+
+
+def test_folders_with_equal_names_are_kept_apart(avssl, toy_path, tmp_path):  # noqa: F811
+    for name in "ab":
+        toy.write_media(tmp_path / name, items=2)
+        (tmp_path / name / "manifest.jsonl").unlink()
+    code, _, _ = avssl("embed", tmp_path / "a", tmp_path / "b", "--model", toy_path, "--out", tmp_path / "x.npz")
+    assert code == 0 and read_index(tmp_path / "x.npz").ids == [f"{tmp_path}/{f}/000{n}" for f in "ab" for n in (0, 1)]
+    got, _, err = avssl("embed", tmp_path / "a", tmp_path / "a", "--model", toy_path, "--out", tmp_path / "y.npz")
+    assert got == 3 and "is given twice" in err
+
+
+# -- predict -----------------------------------------------------------------------------------------------------------
+def test_predict_gives_labels_with_scores(avssl, toy_classifier, toy_manifest, tmp_path):  # noqa: F811
+    code, out, _ = avssl("predict", toy_manifest, "--model", toy_classifier, "--json", "--out", tmp_path / "p.csv",
+                         "--top", 3)
+    found = json.loads(out)
+    assert code == 0 and len(found["predictions"]) == 30 and found["classes"] == ["class 0", "class 1", "class 2"]
+    for record in found["predictions"]:
+        scores = [x["score"] for x in record["labels"]]
+        assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
+        assert record["label"] == (record["labels"][0]["label"] if scores[0] > 0.5 else None)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 90 and lines[0]["id"] == "0000" and lines[0]["rank"] == "1"
+    assert lines[0]["label"] == found["predictions"][0]["labels"][0]["label"]
+
+
+def test_predict_of_a_single_file_and_of_a_damaged_one(avssl, toy_classifier, toy_manifest, tmp_path):  # noqa: F811
+    code, out, _ = avssl("predict", toy_manifest.parent / "0001.wav", "--model", toy_classifier)
+    assert code == 0 and len(out.splitlines()) == 2
+    (tmp_path / "x.wav").write_bytes(b"nothing")
+    code, out, err = avssl("predict", tmp_path / "x.wav", "--model", toy_classifier)
+    assert (code, out) == (3, "") and "none of the 1 items could be read" in err
+
+
+def test_several_labels_are_those_above_the_threshold(toy_plugin, toy_manifest, avssl, tmp_path):  # noqa: F811
+    model = toy.make_model(tmp_path / "m", ["a", "b", "c"], kind="multi_hot")
+    for threshold in (0.0, 1.0):
+        code, out, _ = avssl("predict", toy_manifest, "--model", model, "--json", "--threshold", threshold)
+        sizes = {len(r["labels"]) for r in json.loads(out)["predictions"]}
+        assert code == 0 and sizes == ({3} if threshold == 0 else {0})
+
+
+def test_predict_without_a_head_is_a_checkpoint_error(avssl, toy_path, toy_manifest):  # noqa: F811
+    code, out, err = avssl("predict", toy_manifest, "--model", toy_path)
+    assert (code, out) == (4, "") and "has no head that predicts (fine-tune it first" in err
