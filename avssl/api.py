@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,9 @@ from avssl.training.run import pretrain as _pretrain
 from avssl.training.setup import Machine
 
 if TYPE_CHECKING:
+    from avssl.embedding import Vectors
+    from avssl.evaluation.report import Report
+    from avssl.predict import Predictions
     from avssl.recipe import Recipe
 
 Data = str | Path | Sequence[Row]
@@ -38,6 +41,31 @@ def pretrain(recipe: str | Recipe, data: Data, out: str | Path, *, overrides: Se
 
         return run_pipeline(loaded, data, out, resume=resume, machine=machine, init=init, init_format=init_format)
     return _pretrain(loaded, data, out, resume=resume, init=init, init_format=init_format, machine=machine)
+
+
+def evaluate(model: str | Path, data: str | Path, task: str, *, train: str | Path | None = None, split: str = "",
+             overrides: Sequence[str] = (), format: str = "", device: str = "auto") -> Report:
+    """The Report of a protocol ("retrieval", "probe", "knn", "kfold", "classification", or a plugin's). See `avssl evaluate`."""
+    from avssl.cli.evaluate import run
+
+    return run(str(model), [str(data)], task, train=[str(train)] if train is not None else None, format=format, split=split,
+               overrides=tuple(overrides), device=device)
+
+
+def embed(model: str | Path | Model, inputs: Any, **options: Any) -> Vectors:
+    """Embeddings of paths, rows or arrays; options are those of `avssl.embedding.embed_inputs`."""
+    from avssl.embedding import embed_inputs
+
+    return embed_inputs(model if isinstance(model, Model) else open_model(model), inputs, **options)
+
+
+def predict(model: str | Path | Model, data: str | Path | Sequence[Row], **options: Any) -> Predictions:
+    """Labels with scores from a fine-tuned model; options are those of `avssl.predict.predict_rows`."""
+    from avssl.data.manifest import read_rows
+    from avssl.predict import predict_rows
+
+    rows = read_rows(str(data)) if isinstance(data, (str, Path)) else data
+    return predict_rows(model if isinstance(model, Model) else open_model(model), rows, **options)
 
 
 __all__ = ["embed", "evaluate", "finetune", "load", "predict", "pretrain"]

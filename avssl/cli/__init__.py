@@ -45,17 +45,19 @@ def options(
 
 
 def _register() -> None:
-    from avssl.cli import data, listing, models, train
+    from avssl.cli import bench, data, embed, evaluate, listing, models, predict, search, train
 
-    train_panel, use_panel, look_panel = "Train", "Use", "Look"
-    app.command("pretrain", rich_help_panel=train_panel)(train.pretrain)
-    app.command("finetune", rich_help_panel=train_panel)(train.finetune)
-    app.command("import", rich_help_panel=use_panel)(models.import_)
-    app.command("recipes", rich_help_panel=look_panel)(listing.recipes)
-    app.command("backbones", rich_help_panel=look_panel)(listing.backbones)
-    app.command("losses", rich_help_panel=look_panel)(listing.losses)
-    app.add_typer(data.app, name="data", rich_help_panel=look_panel)
-    app.add_typer(listing.plugins_app, name="plugins", rich_help_panel=look_panel)
+    panels = {
+        "Train": {"pretrain": train.pretrain, "finetune": train.finetune},
+        "Use": {"evaluate": evaluate.evaluate, "embed": embed.embed, "search": search.search, "predict": predict.predict,
+                "import": models.import_},
+        "Look": {"bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones, "losses": listing.losses},
+    }
+    for panel, commands in panels.items():
+        for name, function in commands.items():
+            app.command(name, rich_help_panel=panel)(function)
+    app.add_typer(data.app, name="data", rich_help_panel="Use")
+    app.add_typer(listing.plugins_app, name="plugins", rich_help_panel="Look")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -44,9 +44,11 @@ class BadFiles:
 
     def add(self, items: Iterable[BadItem]) -> list[BadItem]:
         """Record items not seen before and return those. Raises DataError when the budget is exceeded."""
-        fresh = [i for i in items if (i.id, i.what) not in self.items]
-        for item in fresh:
-            self.items[item.id, item.what] = item
+        fresh = []
+        for item in items:
+            if (item.id, item.what) not in self.items:
+                self.items[item.id, item.what] = item
+                fresh.append(item)
         if fresh and self.path is not None:
             self._append(fresh)
         counted = sum(i.what != "missing" for i in self.items.values())

@@ -13,6 +13,7 @@ from avssl.recipe import Recipe
 from avssl.training.distributed import World
 from avssl.training.loop import memory
 from avssl.training.progress import clock
+from avssl.training.run import look
 from avssl.training.setup import Machine, build_run, needed_modalities, pick_device, plan_data
 
 
@@ -20,6 +21,7 @@ def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machi
     """Shapes, parameters, memory and time of a run, from one update on the first real batch."""
     device = pick_device(machine.device)
     rows = read_rows(data, modalities=needed_modalities(recipe))
+    rows, unusable = look(rows, machine)
     plan, lacking = plan_data(recipe, rows)
     with tempfile.TemporaryDirectory() as folder:
         run = build_run(recipe, plan, Path(folder), World(), device, machine, read_initial(init, init_format) if init else None)
@@ -44,7 +46,7 @@ def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machi
     trained = sum(p.numel() for p in run.parameters)
     clips = sum(map(len, micros))
     return {
-        "items": len(plan.train), "items that lack a modality": len(lacking), "validation items": len(plan.validation),
+        "items": len(plan.train), "items that cannot be read": len(unusable), "items that lack a modality": len(lacking), "validation items": len(plan.validation),
         "updates": run.total, "updates per epoch": run.per_epoch, "clips per update": clips, "micro-batches": len(micros), **shapes,
         "parameters of the backbone": f"{backbone:,}", "parameters that train": f"{trained:,}",
         "loss terms": ", ".join(f"{k} {float(s / c):.4f}" for k, (_, s, c) in out.terms.items()),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 
+from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Row
+from avssl.data.loader import default_workers
 from avssl.data.manifest import read_rows, write_rows
-from avssl.errors import UsageError, check
+from avssl.errors import DataError, UsageError, check
 from avssl.files import write_json
 from avssl.model import RECIPE, TARGETS, WEIGHTS, Initial, read_initial, read_tables, save_model
 from avssl.recipe import Recipe, load_recipe, show
+from avssl.registry import registry
 from avssl.training import checkpoint
 from avssl.training.distributed import World, join_world, leave_world
 from avssl.training.lock import RunLock
@@ -112,16 +116,14 @@ def _check_directory(out: Path, resume: bool) -> None:
 
 
 def _finished(out: Path, world: World) -> dict[str, Any]:
-    import json
-
     if world.first:
         print(f"{out} is finished already", file=sys.stderr)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
 def _train(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, init: Initial | None, machine: Machine,
-           device: torch.device, world: World, trackers: Sequence[str]) -> dict[str, Any]:
-    plan = _plan(recipe, data, out, resume, world, init)
+           device: Any, world: World, trackers: Sequence[str]) -> dict[str, Any]:
+    plan = _plan(recipe, data, out, resume, machine, world, init)
     run = build_run(recipe, plan, out, world, device, machine, init, validator(plan.validation))
     if world.first:
         from avssl.training.trackers import open_trackers
@@ -139,27 +141,57 @@ def _train(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: 
     return _finish(run, plan, time.monotonic() - began)
 
 
-def _plan(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, world: World, init: Initial | None) -> DataPlan:
+def _plan(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, machine: Machine, world: World,
+          init: Initial | None) -> DataPlan:
     """The rows of the run, frozen in its manifest when it first starts: a resumed run sees what the first one saw."""
     manifest = out / MANIFEST
     if world.first and not (resume and manifest.is_file()):
-        rows = _rows(data, recipe)
+        rows, unusable = look(_rows(data, recipe), machine)
+        rejected = [b for b in unusable if b.what != "missing"]
+        if rejected and recipe.data.on_bad == "fail":
+            raise DataError(f"{rejected[0].path}: {rejected[0].reason}", fix="data.on_bad=skip goes on without it")
+        BadFiles(out / "bad_files.csv", budget=math.ceil(recipe.data.max_bad * len(rows))).add(unusable)
+        check(bool(rows), f"none of the {len(unusable)} items can be used", fix=f"see {out / 'bad_files.csv'}", error=DataError)
         write_rows(rows, manifest)
     world.barrier()
     rows = read_rows(str(manifest), modalities=None)
-    classes = None
-    if init is not None and (init.path / TARGETS).is_file() and "head.linear.weight" in init.tensors:
-        import json
-
-        codec = json.loads((init.path / TARGETS).read_text(encoding="utf-8"))
-        classes = codec["classes"] if codec["kind"] == recipe.data.target else None
-    plan, lacking = plan_data(recipe, rows, classes)
+    plan, lacking = plan_data(recipe, rows, _classes_of(init, recipe))
     if world.first and lacking:
-        from avssl.data.bad import BadFiles
-
         BadFiles(out / "bad_files.csv").add(lacking)
-        print(f"note: {len(lacking)} of {len(rows)} items lack a modality and are left out; see {out / 'bad_files.csv'}", file=sys.stderr)
+        print(f"note: {len(lacking)} of {len(rows)} items lack a modality and are left out; see {out / 'bad_files.csv'}",
+              file=sys.stderr)
     return plan
+
+
+def look(rows: list[Row], machine: Machine) -> tuple[list[Row], list[BadItem]]:
+    """What the headers of files that no scan has seen yet say: what they carry, how long they are, what is unreadable."""
+    from avssl.data.scan import scan
+
+    inline = {e.name for e in registry().all("modality") if e.inline}
+
+    def unseen(row: Row) -> bool:
+        files = [s for m, s in row.parts.items() if m not in inline]
+        shared = len({str(f) for f in files}) < len(files)  # one container: does it really carry both?
+        return bool(files) and (row.duration is None or shared) and "codec" not in row.extra
+
+    fresh = [r for r in rows if unseen(r)]
+    if not fresh:
+        return rows, []
+    if len(fresh) > 10_000:
+        print(f"note: looking at {len(fresh)} files; `avssl data scan` writes a manifest that saves this", file=sys.stderr)
+    workers = default_workers() if machine.workers is None else machine.workers
+    seen = scan(fresh, depth="headers", workers=workers, timeout=machine.timeout)
+    usable = {r.id: r for r in seen.rows}
+    names = {r.id for r in fresh}
+    return [usable.get(r.id, r) for r in rows if r.id not in names or r.id in usable], seen.bad
+
+
+def _classes_of(init: Initial | None, recipe: Recipe) -> list[str] | None:
+    """The class list of a fine-tuned model to start from: its head keeps its order."""
+    if init is None or not (init.path / TARGETS).is_file() or not any(k.startswith("head.") for k in init.tensors):
+        return None
+    codec = json.loads((init.path / TARGETS).read_text(encoding="utf-8"))
+    return codec["classes"] if codec["kind"] == recipe.data.target else None
 
 
 def _same_recipe(run: Run, out: Path) -> None:
