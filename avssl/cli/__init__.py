@@ -45,13 +45,13 @@ def options(
 
 
 def _register() -> None:
-    from avssl.cli import bench, data, embed, evaluate, listing, models, predict, search, train
+    from avssl.cli import bench, data, embed, evaluate, listing, models, predict, reproduce, search, train
 
     panels = {
         "Train": {"pretrain": train.pretrain, "finetune": train.finetune},
         "Use": {"evaluate": evaluate.evaluate, "embed": embed.embed, "search": search.search, "predict": predict.predict,
                 "import": models.import_},
-        "Look": {"bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones, "losses": listing.losses},
+        "Look": {"bench": bench.bench, "reproduce": reproduce.reproduce, "recipes": listing.recipes, "backbones": listing.backbones, "losses": listing.losses},
     }
     for panel, commands in panels.items():
         for name, function in commands.items():

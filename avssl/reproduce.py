@@ -1,0 +1,46 @@
+"""Run a recipe and hold its numbers against those it states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from avssl.errors import UsageError, check
+from avssl.files import write_json
+from avssl.recipe import Recipe, load_recipe
+from avssl.registry import registry
+from avssl.training.setup import Machine
+
+MARGIN = 0.05  # relative; a recipe's numbers are one seed's, other machines round otherwise
+
+
+def reproduce(recipe_name: str, data: str, out: Path, *, source: str | None = None, resume: bool = False,
+              machine: Machine | None = None, margin: float = MARGIN) -> dict[str, Any]:
+    """Train the recipe, run the protocols that its `expected` metrics name, and compare.
+
+    Returns {"metrics": {name: {"expected", "got", "ok"}}, "ok", "run"}; ok = not below expected by more than `margin`
+    (relative). Metrics are those of `avssl evaluate` (`retrieval.audio->vision.class.r@1`) or, with the prefix
+    `validation.`, of the run itself. Raises UsageError for a recipe that states nothing.
+    """
+    from avssl.api import evaluate
+    from avssl.training.run import finetune, pretrain
+
+    recipe = load_recipe(recipe_name)
+    if not isinstance(recipe, Recipe):
+        raise UsageError(f"{recipe_name} is a pipeline", fix="reproduce its stages one by one")
+    check(bool(recipe.expected), f"{recipe_name} states no expected numbers", fix="see `avssl recipes show NAME`: [expected]")
+    if recipe.stage == "finetune":
+        report = finetune(recipe_name, source, data, out, resume=resume, machine=machine)
+    else:
+        report = pretrain(recipe, data, out, resume=resume, machine=machine)
+    got: dict[str, float] = {f"validation.{k}": v for k, v in report["validation"].items()}
+    known = {e.name for e in registry().all("evaluation")}
+    for task in sorted({name.split(".")[0] for name in recipe.expected} & known):
+        got |= evaluate(out, data, task, device=machine.device if machine else "auto").metrics
+    compared = {}
+    for name, wanted in recipe.expected.items():
+        value = got.get(name)
+        compared[name] = {"expected": wanted, "got": value, "ok": value is not None and value >= wanted - margin * abs(wanted)}
+    result = {"recipe": recipe_name, "run": str(out), "margin": margin, "metrics": compared, "ok": all(c["ok"] for c in compared.values())}
+    write_json(out / "reproduction.json", result)
+    return result
