@@ -199,7 +199,8 @@ def compare_mel(args: argparse.Namespace) -> None:
 
     def theirs() -> Tensor:
         return torch.stack([kaldi.fbank(row[None], htk_compat=True, sample_frequency=16000, use_energy=False,
-                                        window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10) for row in x])
+                                        window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)
+                            for row in x])
 
     worst = (theirs() - fbank(x)).abs().max().item()
     times: dict[str, list[float]] = {"torchaudio": [], "ours": []}
