@@ -18,6 +18,7 @@ from avssl_beats.config import EstimatorConfig, TokenizerConfig
 from avssl_beats.encoder import Layers
 from avssl_beats.masked import small
 from avssl_beats.quantizer import Codebook, Quantised
+from avssl_beats.standardise import RunningStandard
 from avssl_beats.tokenizers import TokenizerHead, check_statistics
 from avssl_beats.usage import CodeUsage
 
@@ -118,12 +119,16 @@ class TokenizerDistillation(Loss[Beats]):
                 width = self.teacher.head.linear.out_features  # type: ignore[union-attr]
             self.estimator = Estimator(backbone, config.estimator, config.code_dim, width)
             self.usage = CodeUsage(config.codes, config.min_usage)
+            self.standard = RunningStandard(width) if config.standardise else None
 
     def exports(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "tokenizer": self.tokenizer}
 
     def prepare(self, first_batch: Batch) -> None:
-        """Start the codebook by k-means over the patches of the first batch, without dropout."""
+        """Start the codebook by k-means over the patches of the first batch, without dropout, and the statistics."""
+        if self.teacher is not None and self.standard is not None:
+            self.standard.collect(*self._target(first_batch))
+            self.standard.update(decay=0.0)
         if bool(self.tokenizer.codebook.started):
             return
         mode = self.training
@@ -141,8 +146,12 @@ class TokenizerDistillation(Loss[Beats]):
         encoded, pad = self._encode(batch)
         valid = self._valid(batch)
         book = self.tokenizer.codebook
-        out = distil(encoded, book, lambda codes: self.estimator(codes, pad), self._target(batch), valid, self.config)
+        target, where = self._target(batch)
+        shown = target if self.standard is None else self.standard(target)
+        out = distil(encoded, book, lambda codes: self.estimator(codes, pad), shown, valid, self.config)
         if torch.is_grad_enabled():
+            if self.standard is not None:
+                self.standard.collect(target, where)
             book.collect(out.quantised, None if self.config.padded_take_part else valid)
             self.usage.collect(out.quantised.indices, valid)
         return LossOutput(out.terms, self.usage.metrics(), {"audio": pooled(encoded.detach(), pad)})
@@ -164,18 +173,23 @@ class TokenizerDistillation(Loss[Beats]):
         return term_counts(valid, len(batch) if c.target == "logits" and c.pooling == "clip" else valid.sum(), c)
 
     @torch.no_grad()
-    def _target(self, batch: Batch) -> Tensor:
+    def _target(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the teacher gives, (B, N, W) per patch or (B, W) per clip, and which of it is no padding."""
         assert self.teacher is not None
-        features = self.teacher(batch)
+        features, valid = self.teacher(batch), self._valid(batch)
         if self.config.target == "features":
-            return features.tokens["audio"]
+            return features.tokens["audio"], valid
         assert self.teacher.head is not None
-        return self.teacher.head(features) if self.config.pooling == "clip" else self.teacher.head.patches(features)
+        if self.config.pooling == "patch":
+            return self.teacher.head.patches(features), valid
+        return self.teacher.head(features), torch.ones_like(valid[:, 0])
 
     def after_step(self, updates: int) -> None:
         self.tokenizer.codebook.update()
         if self.teacher is not None:
             self.usage.update(updates)
+            if self.standard is not None:
+                self.standard.update()
 
 
 def load_teacher(config: TokenizerConfig, backbone: Beats) -> Teacher:
