@@ -9,7 +9,7 @@ import numpy as np
 
 from avssl.data import container as containers
 from avssl.data.clip import Absent, AudioRequest, Limits, Source, Waveform
-from avssl.data.source import bad, head, one_path, opened, shown
+from avssl.data.source import bad, head, is_image, one_path, opened, shown
 
 BLOCK = 1 << 18  # frames read at a time: memory follows what a file holds, not what its header says
 PREROLL = 0.5  # seconds decoded before a window, for codecs that remember (Opus 80 ms, AAC one frame)
@@ -70,6 +70,8 @@ def _soundfile(path: str, first: float, last: float | None, limits: Limits) -> W
 
     with opened(path) as descriptor:
         start = head(descriptor)
+        if is_image(start):
+            raise Absent(f"{shown(path)}: is an image, it has no sound", fix="leave it out")
         if start[4:8] in CONTAINERS or start.startswith(b"\x1a\x45\xdf\xa3"):
             return None
         try:
@@ -77,6 +79,8 @@ def _soundfile(path: str, first: float, last: float | None, limits: Limits) -> W
         except (soundfile.LibsndfileError, RuntimeError, TypeError):
             return None
         with file:
+            if file.format == "MP3":  # after a seek, libmpg123 gives a quarter of a second of nothing and complains
+                return None
             begin, count = _window(path, first, last, file.samplerate, file.channels, limits)
             if file.frames == 0:
                 if promised(descriptor):

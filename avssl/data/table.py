@@ -345,7 +345,7 @@ def _record(row: Row, base: str, *, typed: bool, raw: bool) -> dict[str, Any]:
 
 
 def _encodable(text: str) -> bool:
-    return not any("\ud800" <= c <= "\udfff" for c in text)
+    return not any("\ud800" <= c <= "\udfff" or (c < " " and c not in "\n\t") for c in text)
 
 
 def _plain(value: Any) -> str:

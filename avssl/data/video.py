@@ -15,7 +15,9 @@ from avssl.data.source import bad, shown
 
 TINY = 1e-6  # seconds: two time stamps closer than this are one
 NEAR = 2.0  # seconds: without a packet index, reading on is taken to be cheaper than seeking
-BACK = (0.0, 3.0, 15.0)  # seconds before the wanted time that are tried where a seek lands too late (MPEG streams)
+# Seconds before the wanted time to seek to, tried in turn: a seek goes by decoding time, so that it may land on the key
+# frame after a B-frame, and in MPEG streams anywhere
+BACK = (0.0, 1.0, 4.0, 16.0)
 
 
 class _Lost(Exception):
@@ -30,18 +32,22 @@ def decode_video(path: str, request: FramesRequest, *, start: float | None, end:
     nothing can be decoded.
     """
     begin = start or 0.0
+    times: list[float] = []
+    for back in BACK:
+        with containers.media(path) as media:  # a fresh reader: the only rewind that every format keeps
+            stream = _stream(media, limits)
+            if not times:
+                times, moved = wanted_times(media, request, begin, end)
+                if moved:
+                    continue
+            wanted = sorted({begin + t for t in times})
+            try:
+                return _pictures(media, times, begin, quick(media, stream, wanted, back), request.size, limits)
+            except _Lost:
+                if wanted[0] <= back:
+                    break
     with containers.media(path) as media:
-        stream = _stream(media, limits)
-        times, moved = wanted_times(media, request, begin, end)
         wanted = sorted({begin + t for t in times})
-        if not moved:
-            for back in BACK:
-                try:
-                    return _pictures(media, times, begin, quick(media, stream, wanted, back), request.size, limits)
-                except _Lost:
-                    if wanted[0] <= back:
-                        break
-    with containers.media(path) as media:  # a fresh reader: the only rewind that every format keeps
         return _pictures(media, times, begin, thorough(media, _stream(media, limits), wanted), request.size, limits)
 
 
@@ -125,7 +131,7 @@ def quick(media: Media, stream: Any, times: Sequence[float], back: float = 0.0) 
         reached = -math.inf if packet.dts is None else float(packet.dts * stream.time_base) - media.origin
         while waiting and reached > waiting[0] + TINY:  # packets come by dts, and no pts is earlier than its dts
             group.append(waiting.pop(0))
-            if waiting and _seek(media, stream, waiting[0], _time(media, packet)):
+            if waiting and _seek(media, stream, waiting[0] - back, _time(media, packet)):
                 found.update(_decode(media, stream, run, group, sought))
                 run, group, sought, packets = [], [], True, _packets(media, stream)
                 break
