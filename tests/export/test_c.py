@@ -19,19 +19,36 @@ needs_cc = pytest.mark.skipif(c_code.compiler() is None, reason="there is no C c
 MFCC = {"kind": "mfcc", "n_mels": 64, "coefficients": 20, "standardise": "none"}
 VARIANTS = {
     "class token, clip statistics": ({}, {}, {}),
-    "mean of the tokens, ReLU, a larger epsilon": ({"pooler": "mean", "activation": "relu", "layer_norm_eps": 1e-5}, {}, {}),
-    "learned positions, tanh GELU, no pooler": ({"positions": "learned", "activation": "gelu_tanh", "pooler": "cls"}, {}, {}),
+    "mean of the tokens, ReLU, a larger epsilon": (
+        {"pooler": "mean", "activation": "relu", "layer_norm_eps": 1e-5},
+        {},
+        {},
+    ),
+    "learned positions, tanh GELU, no pooler": (
+        {"positions": "learned", "activation": "gelu_tanh", "pooler": "cls"},
+        {},
+        {},
+    ),
     "four frames per token that do not divide the clip": ({"stack": 4, "layers": 1, "ff": 64}, {}, {}),
     "MFCC with the statistics of training": ({"features": 20, "input_norm": True}, MFCC, {}),
-    "fixed and training statistics": ({"input_norm": True},
-                                      {"standardise": "fixed", "mean": [-40.0], "std": [12.0], "hop": 200}, {}),
-    "spectrum, each bin standardised": ({"features": 129}, {"kind": "spectrogram", "n_fft": 256, "hop": 128,
-                                                            "standardise": "coefficient", "center": False}, {}),
+    "fixed and training statistics": (
+        {"input_norm": True},
+        {"standardise": "fixed", "mean": [-40.0], "std": [12.0], "hop": 200},
+        {},
+    ),
+    "spectrum, each bin standardised": (
+        {"features": 129},
+        {"kind": "spectrogram", "n_fft": 256, "hop": 128, "standardise": "coefficient", "center": False},
+        {},
+    ),
     "raw segments": ({"features": 400}, {"kind": "raw"}, {}),
-    "HTK bands of an amplitude spectrum": ({"features": 40}, {"n_mels": 40, "mel_scale": "htk", "mel_norm": "none", "power": 1.0,
-                                                              "n_fft": 1024}, {}),
+    "HTK bands of an amplitude spectrum": (
+        {"features": 40},
+        {"n_mels": 40, "mel_scale": "htk", "mel_norm": "none", "power": 1.0, "n_fft": 1024},
+        {},
+    ),
     "the core's head, with its norm": ({}, {}, {"name": "classify"}),
-}  # fmt: skip
+}
 
 
 def prepared(model, batch):
@@ -118,7 +135,7 @@ def test_int8_weights_have_a_scale_for_each_output():
 
 def test_memory_is_what_the_compiler_reserves(tmp_path):
     model = tiny_model()
-    plan, sound, frames = prepared(model, clips(2))
+    plan, sound, _frames = prepared(model, clips(2))
     need = c_code.memory(plan, sound, 313, 0)
     n, d = 314, plan.dim
     assert need.ram_int8 >= 3 * n * d + 4 * n  # tokens, keys, values in bytes; one row of scores in float

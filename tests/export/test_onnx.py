@@ -32,8 +32,14 @@ def run(path, **inputs):
 def exported(tmp_path_factory):
     out = tmp_path_factory.mktemp("onnx")
     model = tiny_model()
-    report = export_model(model, out, ["onnx", "onnx-int8", "onnx-int8-dynamic"], example=clips(1), calibration=clips(20, seed=1),
-                          test=clips(6, seed=2))  # fmt: skip
+    report = export_model(
+        model,
+        out,
+        ["onnx", "onnx-int8", "onnx-int8-dynamic"],
+        example=clips(1),
+        calibration=clips(20, seed=1),
+        test=clips(6, seed=2),
+    )
     return model, out, report
 
 
