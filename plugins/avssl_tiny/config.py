@@ -120,7 +120,7 @@ class SoundConfig:
     time_mask_share: float = 0.2  # of the frames, all masks together
     frequency_masks: int = 0
     frequency_mask_bins: int = 8  # widest mask
-    mixup: float = 0.0  # alpha of the Beta distribution; needs data.target = "multi_hot"
+    mixup: float = 0.0  # alpha of the Beta distribution (arXiv:1710.09412)
 
     @property
     def features(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from avssl.batch import Batch, Stream, item
 from avssl.data.clip import AudioRequest, Clip, Request, Row, Waveform
 from avssl.data.resample import mono, resample
-from avssl.errors import DataError, check
+from avssl.errors import DataError
 from avssl.frontend import Frontend
 
 from .augment import augment_wave, spec_augment
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 class SoundFrontend(Frontend):
     """Mono, resampled, cut or zero-padded to `seconds` (per item); frames and standardisation (batched).
 
-    After `item`: audio.x (1, L) float32. After `batch`: audio.x (B, T, F). With mixup, `item` carries the partner in
-    streams "partner" and "share", which `batch` mixes in after standardisation and removes.
+    After `item`: audio.x (1, L) float32. After `batch`: audio.x (B, T, F). With mixup, `item` carries the partner's
+    sound in stream "partner", which `batch` mixes in after standardisation and removes. What stays is "share" (B,), the
+    share of the item itself, at least a half, and "other" (B,) or (B, C), the partner's target, for `avssl_tiny.loss`.
     """
 
     modalities = frozenset({"audio"})
@@ -61,22 +62,10 @@ class SoundFrontend(Frontend):
             return item(clip.id, clip.seed, clip.target, audio=torch.from_numpy(wave))
         assert rng is not None
         share = float(rng.beta(self.config.mixup, self.config.mixup))
-        target = clip.target
-        if target is not None:
-            check(
-                np.ndim(target) == 1 and np.asarray(target).dtype.kind == "f",
-                "mixup needs class targets that can be mixed",
-                fix="--set data.target=multi_hot, or frontend.mixup=0",
-            )
-            target = (share * target + (1 - share) * clips[1].target).astype(np.float32)
-        return item(
-            clip.id,
-            clip.seed,
-            target,
-            audio=torch.from_numpy(wave),
-            partner=torch.from_numpy(self._wave(clips[1], rng)),
-            share=torch.tensor(share),
-        )
+        streams = {"partner": torch.from_numpy(self._wave(clips[1], rng)), "share": torch.tensor(max(share, 1 - share))}
+        if clips[1].target is not None:
+            streams["other"] = torch.as_tensor(clips[1].target)
+        return item(clip.id, clip.seed, clip.target, audio=torch.from_numpy(wave), **streams)
 
     def _wave(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
         part = clip.parts.get("audio")
@@ -96,7 +85,7 @@ class SoundFrontend(Frontend):
             other, _ = self._frames(batch.streams["partner"])
             share = batch.streams["share"].x[:, None, None]
             frames = share * frames + (1 - share) * other
-        streams = {k: v for k, v in batch.streams.items() if k not in ("partner", "share")}
+        streams = {k: v for k, v in batch.streams.items() if k != "partner"}
         return Batch(batch.ids, batch.seeds, {**streams, "audio": Stream(frames, pad)}, batch.targets)
 
     def _frames(self, stream: Stream) -> tuple[Tensor, Tensor | None]:

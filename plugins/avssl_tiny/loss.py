@@ -32,7 +32,7 @@ class Head(nn.Linear):
 
 
 class Classify(Loss[Backbone]):
-    """Cross-entropy. Targets: class indices (B,), or distributions (B, C) as mixup makes them."""
+    """Cross-entropy. Targets: class indices (B,) or multi-hot (B, C); mixed ones as the frontend mixed the clips."""
 
     config: ClassifyConfig
 
@@ -53,9 +53,17 @@ def supervised(logits: Tensor, batch: Batch, smoothing: float, weight: float = 1
     if batch.targets is None:
         raise DataError("a supervised batch has no targets", fix="set data.target, and give labels")
     logits, target = logits.float(), batch.targets.x
-    if target.is_floating_point() and target.ndim == 2:
-        target = target / target.sum(1, keepdim=True).clamp_min(1e-8)  # several labels: an even share each
-    total = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing)
+
+    def cross_entropy(target: Tensor) -> Tensor:
+        if target.is_floating_point() and target.ndim == 2:
+            target = target / target.sum(1, keepdim=True).clamp_min(1e-8)  # several labels: an even share each
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+
+    each = cross_entropy(target)  # (B,)
+    if "other" in batch.streams:  # mixed by the frontend
+        share = batch.streams["share"].x.to(each.dtype)
+        each = share * each + (1 - share) * cross_entropy(batch.streams["other"].x)
+    total = each.sum()
     truth = target if target.ndim == 1 else target.argmax(1)
     return LossOutput(
         {"cross_entropy": Term(weight, total, len(batch))},
