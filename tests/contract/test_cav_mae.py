@@ -108,7 +108,7 @@ def test_a_shorter_sound_lies_on_the_beginning_of_the_grid():
 
 
 def test_a_longer_sound_is_refused_with_the_remedy():
-    with pytest.raises(DataError, match="32 x 80.*32 x 64.*audio_frames"):
+    with pytest.raises(DataError, match=r"32 x 80.*32 x 64.*audio_frames"):
         small()(batch_of(frames=80))
 
 
@@ -288,8 +288,8 @@ def test_a_label_that_the_csv_does_not_know_is_named(layout):
 
 
 # -- the front end -----------------------------------------------------------------------------------------------------
-AUGMENTED = CavMaeFrontendConfig(frames=64, mel_bins=32, image_size=32, noise=True, freq_mask=8, time_mask=16, mixup=0.5,
-                                 label_smoothing=0.1)
+AUGMENTED = CavMaeFrontendConfig(frames=64, mel_bins=32, image_size=32, noise=True, freq_mask=8, time_mask=16,
+                                 mixup=0.5, label_smoothing=0.1)
 
 
 def clip(name: str, seconds: float, target=None) -> Clip:
