@@ -21,16 +21,28 @@ RESERVES = 20  # replacements tried for one bad item before the run stops
 Packed = tuple[Any, ...]
 
 
-def decode_clip(row: Row, request: Request, limits: Limits, codec: Codec | None = None, seed: int = 0) -> Clip:
-    """Decode what the request asks for. Raises DataError naming the file and the reason."""
+def decode_clip(row: Row, request: Request, limits: Limits, codec: Codec | None = None, seed: int = 0, *,
+                some: bool = False) -> Clip:
+    """Decode what the request asks for. Raises DataError naming the file and the reason.
+
+    some: a part that is absent (no sound in this window) is left out as long as another part is there.
+    """
     from avssl.registry import load
 
     parts = {}
+    absent: Absent | None = None
     for modality, wish in request.parts.items():
         if modality not in row.parts:
             raise DataError(f"{row.id}: has no {modality}", fix="leave it out of the manifest")
         decode = load("modality", modality, "decode")
-        parts[modality] = decode(row.parts[modality], wish, start=row.start, end=row.end, limits=limits)
+        try:
+            parts[modality] = decode(row.parts[modality], wish, start=row.start, end=row.end, limits=limits)
+        except Absent as error:
+            if not some:
+                raise
+            absent = error
+    if absent is not None and not parts:
+        raise absent
     target = codec.encode(row) if codec is not None else None
     return Clip(id=row.id, parts=parts, row=row, target=target, seed=seed, view=request.view)
 
@@ -160,7 +172,7 @@ class EvaluationItems:
             requests = self.frontend.views(row) if self.all_views else [self.frontend.plan(row, None)]
             made = []
             for request in requests:
-                clip = decode_clip(row, request, self.limits, self.codec)
+                clip = decode_clip(row, request, self.limits, self.codec, some=True)
                 made.append(Made(_made_by(self.frontend, [clip], None, 0), [index], [request.view], []))
             return made
         except (DataError, _Blamed) as error:
