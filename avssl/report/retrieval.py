@@ -1,0 +1,136 @@
+"""Which clips a model takes for neighbours: between any two streams, and inside one."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from avssl.data.clip import Row
+from avssl.evaluation.ranking import Placement, blocks, rank, same, shared, unit
+
+SHOWN = 8  # hits kept for each query
+MATRIX = 240  # clips of the similarity matrix, at most
+
+
+@dataclass(frozen=True)
+class Direction:
+    """All queries of one stream against a gallery of another (or of itself, without the query)."""
+
+    query: str
+    gallery: str
+    clips: np.ndarray  # (Q,) clip numbers; queries and gallery are the clips that have both streams
+    hits: np.ndarray  # (Q, K) clip numbers, best first
+    scores: np.ndarray  # (Q, K) cosines
+    place: np.ndarray  # (Q,) rank of the best right answer, 1 = first; 0 = it has none
+    metrics: Mapping[str, float] = field(default_factory=dict)  # "instance.r@1", "class.r@1", ".chance", ...
+
+    @property
+    def name(self) -> str:
+        return f"{self.query}->{self.gallery}"
+
+    @property
+    def crossing(self) -> bool:
+        return self.query != self.gallery
+
+    def plain(self) -> dict[str, Any]:
+        """For the page; cosines in thousandths."""
+        return {"from": self.query, "to": self.gallery, "clips": self.clips.tolist(), "hits": self.hits.tolist(),
+                "scores": (self.scores * 1000).round().astype(int).tolist(),
+                "place": [round(float(p), 1) for p in self.place]}
+
+
+def directions(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rows: Sequence[Row],
+               modalities: frozenset[str]) -> list[Direction]:
+    """Every direction that means something for these streams.
+
+    Between two modalities whose streams are equally wide; else, for a model of one modality, inside its stream. A fused
+    stream is searched inside itself: its neighbours should share a class.
+    """
+    own = [s for s in vectors if s in modalities]
+    fused = [s for s in vectors if s not in modalities]
+    pairs = [(a, b) for a in own for b in own if a != b and vectors[a].shape[1] == vectors[b].shape[1]]
+    if not pairs:
+        pairs = [(s, s) for s in own]
+    pairs += [(s, s) for s in fused]
+    found = (_direction(a, b, vectors, present, rows) for a, b in pairs)
+    return [d for d in found if d is not None]
+
+
+def _direction(query: str, gallery: str, vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray],
+               rows: Sequence[Row]) -> Direction | None:
+    clips = np.flatnonzero(present[query] & present[gallery])
+    if len(clips) < 3:
+        return None
+    inside = query == gallery
+    q, g = unit(vectors[query][clips]), unit(vectors[gallery][clips])
+    kept = min(SHOWN, len(clips) - inside)
+    hits, scores = np.zeros((len(clips), kept), np.int64), np.zeros((len(clips), kept), np.float32)
+    for part in blocks(len(q), len(g)):
+        similarity = q[part] @ g.T
+        if inside:
+            similarity[np.arange(len(similarity)), np.arange(part.start, part.start + len(similarity))] = -np.inf
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, :kept]
+        hits[part], scores[part] = clips[order], np.take_along_axis(similarity, order, 1)
+    ids = np.arange(len(clips))
+    itself = same(ids, ids)
+    metrics: dict[str, float] = {}
+    place = np.zeros(len(clips))
+    labels = label_matrix([rows[i] for i in clips])
+    if not inside:
+        placed = rank(q, g, itself)
+        metrics |= _numbers("instance", placed)
+        place = placed.ranks()
+    if labels is not None:
+        relevance = shared(labels, labels)
+        exclude = itself if inside else None
+        answerable = np.array([bool((relevance(slice(i, i + 1)) & (ids != i if inside else ids == ids)).any()) for i in ids])
+        if answerable.any():
+            placed = rank(q, g, relevance, exclude=exclude)
+            metrics |= _numbers("class", placed)
+            if inside:
+                place[answerable] = placed.ranks()
+    return Direction(query, gallery, clips, hits, scores, place, metrics)
+
+
+def _numbers(level: str, placed: Placement) -> dict[str, float]:
+    out = {f"{level}.r@{k}": placed.recall(k) for k in (1, 5, 10)}
+    out |= {f"{level}.chance@{k}": placed.chance(k) for k in (1, 5, 10)}
+    return out | {f"{level}.median_rank": placed.median_rank(), f"{level}.queries": float(len(placed))}
+
+
+def label_matrix(rows: Sequence[Row]) -> np.ndarray | None:
+    """(N, C) zeros and ones over the labels of these rows; None when fewer than two classes occur."""
+    classes = sorted({label for row in rows for label in row.labels})
+    if len(classes) < 2:
+        return None
+    index = {name: i for i, name in enumerate(classes)}
+    out = np.zeros((len(rows), len(classes)), np.float32)
+    for i, row in enumerate(rows):
+        out[i, [index[label] for label in row.labels]] = 1
+    return out
+
+
+def matrix(direction: Direction, vectors: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict[str, Any]:
+    """Cosines between the queries (rows) and gallery (columns) of a direction, clips sorted by class, for the page.
+
+    "values": base64 of (n, n) uint8 between "low" and "high"; at most MATRIX clips, evenly spaced after sorting.
+    """
+    from avssl.data.targets import natural
+
+    key = [(natural(rows[i].labels[0]) if rows[i].labels else [], i) for i in direction.clips.tolist()]
+    order = [i for _, i in sorted(key)]
+    if len(order) > MATRIX:
+        order = [order[k * len(order) // MATRIX] for k in range(MATRIX)]
+    q, g = (unit(vectors[s][order]) for s in (direction.query, direction.gallery))
+    cosines = q @ g.T
+    low, high = float(cosines.min()), float(cosines.max())
+    levels = ((cosines - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+    names = [rows[i].labels[0] if rows[i].labels else "" for i in order]
+    starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
+    groups = [[s, e, names[s]] for s, e in zip(starts, [*starts[1:], len(names)], strict=True)]
+    return {"from": direction.query, "to": direction.gallery, "clips": order, "low": low, "high": high,
+            "values": base64.b64encode(levels.tobytes()).decode("ascii"), "groups": groups if names[0] or len(groups) > 1 else []}
