@@ -26,6 +26,13 @@ class Look:
     bad: BadFiles = field(default_factory=BadFiles)
     logits: np.ndarray | None = None  # (N, C); rows of nan where the head could not be asked
 
+    def keep(self, rows: np.ndarray) -> None:
+        """Only these row numbers, in this order."""
+        self.rows = [self.rows[i] for i in rows]
+        self.vectors = {k: v[rows] for k, v in self.vectors.items()}
+        self.present = {k: v[rows] for k, v in self.present.items()}
+        self.logits = None if self.logits is None else self.logits[rows]
+
 
 def look(model: Model, rows: Sequence[Row], batch_size: int = 32, workers: int | None = None) -> Look:
     """Embed the rows in every stream of the model, each item in its single evaluation view (the report's numbers are
