@@ -54,9 +54,17 @@ class Summary:
     runs: dict[str, dict[str, float]]  # name -> numbers over the page's clips
 
 
-def write_report(run: str | Path, out: str | Path | None = None, *, compare: Sequence[str | Path] = (), data: str | Path | None = None,
-                 clips: int = CLIPS, device: str = "cpu", workers: int | None = None,
-                 progress: Callable[[str], None] = lambda text: None) -> Summary:
+def write_report(
+    run: str | Path,
+    out: str | Path | None = None,
+    *,
+    compare: Sequence[str | Path] = (),
+    data: str | Path | None = None,
+    clips: int = CLIPS,
+    device: str = "cpu",
+    workers: int | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Summary:
     """Write the page about a run (default: RUN/report.html), beside others in `compare`.
 
     data: clips to look at; default: those of the run's own manifest that it did not train on, else its training clips.
@@ -69,7 +77,11 @@ def write_report(run: str | Path, out: str | Path | None = None, *, compare: Seq
     check(clips >= 0, f"--clips {clips}", fix="give 0 or more")
     runs = [read_run(Path(p)) for p in (run, *compare)]
     target = Path(out) if out is not None else runs[0].path / "report.html"
-    check(target.parent.is_dir() and not target.is_dir(), f"--out {target}: not a file in an existing folder", fix="make the folder first, and name a file in it")
+    check(
+        target.parent.is_dir() and not target.is_dir(),
+        f"--out {target}: not a file in an existing folder",
+        fix="make the folder first, and name a file in it",
+    )
     subjects = [Subject(r) for r in unique_names(runs)]
     rows, what = _rows(runs[0], data, clips)
     progress(f"{len(rows)} clips: {what}")
@@ -87,7 +99,9 @@ def write_report(run: str | Path, out: str | Path | None = None, *, compare: Seq
         write_text(target, render(subjects, shown, what))
     except OSError as error:
         raise UsageError(f"--out {target}: {error.strerror}", fix="choose a place that can be written") from None
-    return Summary(target, target.stat().st_size, len(shown), time.monotonic() - began, {s.run.name: s.numbers() for s in subjects})
+    return Summary(
+        target, target.stat().st_size, len(shown), time.monotonic() - began, {s.run.name: s.numbers() for s in subjects}
+    )
 
 
 def unique_names(runs: Sequence[RunFiles]) -> list[RunFiles]:
@@ -115,8 +129,9 @@ def _rows(run: RunFiles, data: str | Path | None, clips: int) -> tuple[list[Row]
     return chosen, f"{len(chosen)} of {len(rows)} in {Path(data).name}" if len(chosen) < len(rows) else Path(data).name
 
 
-def _look(subjects: Sequence[Subject], rows: Sequence[Row], device: str, workers: int | None,
-          progress: Callable[[str], None]) -> tuple[list[Row], list[Any]]:
+def _look(
+    subjects: Sequence[Subject], rows: Sequence[Row], device: str, workers: int | None, progress: Callable[[str], None]
+) -> tuple[list[Row], list[Any]]:
     """Each model's look at the rows, and the rows that at least one of them could read."""
     from avssl.model import open_model
     from avssl.report.look import look
@@ -138,7 +153,9 @@ def _look(subjects: Sequence[Subject], rows: Sequence[Row], device: str, workers
             readable |= present
     if any(looks) and not readable.any():
         first = next((b for s in subjects for b in s.unreadable), None)
-        subjects[0].notes.append(f"None of the {len(rows)} clips could be read{f' ({first.path}: {first.reason})' if first else ''}.")
+        subjects[0].notes.append(
+            f"None of the {len(rows)} clips could be read{f' ({first.path}: {first.reason})' if first else ''}."
+        )
     if any(looks):
         kept = np.flatnonzero(readable)
         for pair in looks:
@@ -148,7 +165,9 @@ def _look(subjects: Sequence[Subject], rows: Sequence[Row], device: str, workers
     return list(rows), looks
 
 
-def _fill(subject: Subject, pair: tuple[Any, Any], rows: Sequence[Row], device: str, progress: Callable[[str], None]) -> None:
+def _fill(
+    subject: Subject, pair: tuple[Any, Any], rows: Sequence[Row], device: str, progress: Callable[[str], None]
+) -> None:
     """Everything that the model's look at the clips gives."""
     from avssl.report.reconstruct import reconstructions
     from avssl.report.sounding import soundings
@@ -157,8 +176,11 @@ def _fill(subject: Subject, pair: tuple[Any, Any], rows: Sequence[Row], device: 
     modalities = frozenset(model.backbone.modalities)
     subject.directions = retrieval.directions(look.vectors, look.present, rows, modalities)
     crossing = [d for d in subject.directions if d.crossing]
-    shown = [d for n, d in enumerate(crossing) if (d.gallery, d.query) not in {(c.query, c.gallery) for c in crossing[:n]}]
-    subject.matrices = [retrieval.matrix(d, look.vectors, rows) for d in shown or subject.directions]
+    shown = [
+        d for n, d in enumerate(crossing) if (d.gallery, d.query) not in {(c.query, c.gallery) for c in crossing[:n]}
+    ]
+    shown += [d for d in subject.directions if not d.crossing]
+    subject.matrices = [retrieval.matrix(d, look.vectors, rows) for d in shown]
     subject.planes = plane.planes(look.vectors, look.present, modalities)
     if look.logits is not None and model.codec is not None:
         subject.classes = classes.by_head(look.logits, rows, model.codec)

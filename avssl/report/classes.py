@@ -27,15 +27,21 @@ def by_head(logits: np.ndarray, rows: Sequence[Row], codec: Any) -> dict[str, An
     targets = np.stack([np.asarray(codec.encode(rows[i])) for i in usable])
     scores = probabilities(logits[usable], codec.kind == "multi_hot")
     values, per = classification(scores, targets)
-    out: dict[str, Any] = {"title": "the model's classification head", "items": len(usable), "metrics": values,
-                           "names": list(codec.classes), "per": {k: _plain(v) for k, v in per.items()}}
+    out: dict[str, Any] = {
+        "title": "the model's classification head",
+        "items": len(usable),
+        "metrics": values,
+        "names": list(codec.classes),
+        "per": {k: _plain(v) for k, v in per.items()},
+    }
     if codec.kind == "index":
         out |= _confusion(targets, scores.argmax(1), len(codec.classes))
     return out
 
 
-def by_neighbours(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rows: Sequence[Row],
-                  stream: str) -> dict[str, Any] | None:
+def by_neighbours(
+    vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rows: Sequence[Row], stream: str
+) -> dict[str, Any] | None:
     """Leave-one-out vote of the five nearest other clips, for single-label rows with at least two classes."""
     from avssl.data.targets import natural
 
@@ -53,9 +59,14 @@ def by_neighbours(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.nd
         votes[np.arange(len(usable)), truth[nearest[:, k]]] += 1 + 1e-3 * (NEIGHBOURS - k)
     guess = votes.argmax(1)
     largest = np.bincount(truth).max() / len(truth)
-    return {"title": f"a vote of the {NEIGHBOURS} nearest other clips ({stream} vectors)", "items": len(usable), "names": names,
-            "metrics": {"accuracy": float((guess == truth).mean()), "largest class": float(largest)}, "per": {},
-            **_confusion(truth, guess, len(names))}
+    return {
+        "title": f"a vote of the {NEIGHBOURS} nearest other clips ({stream} vectors)",
+        "items": len(usable),
+        "names": names,
+        "metrics": {"accuracy": float((guess == truth).mean()), "largest class": float(largest)},
+        "per": {},
+        **_confusion(truth, guess, len(names)),
+    }
 
 
 def _confusion(truth: np.ndarray, guess: np.ndarray, classes: int) -> dict[str, Any]:
@@ -63,7 +74,11 @@ def _confusion(truth: np.ndarray, guess: np.ndarray, classes: int) -> dict[str, 
     np.add.at(table, (truth, guess), 1)
     right = np.diag(table).astype(float)
     with np.errstate(invalid="ignore"):
-        return {"confusion": table.tolist(), "recall": _plain(right / table.sum(1)), "precision": _plain(right / table.sum(0))}
+        return {
+            "confusion": table.tolist(),
+            "recall": _plain(right / table.sum(1)),
+            "precision": _plain(right / table.sum(0)),
+        }
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

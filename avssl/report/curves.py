@@ -19,13 +19,27 @@ def panels(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     terms = list(dict.fromkeys(k for r in train for k in r.get("terms", {})))
     metrics = list(dict.fromkeys(k for r in train for k in r.get("metrics", {})))
     streams = list(dict.fromkeys(k for r in train for k in r.get("spread", {})))
-    out = [_panel("loss", "Loss", "", [_line("training", train, "loss"), _line("validation", held, "validation", "loss")])]
+    out = [
+        _panel("loss", "Loss", "", [_line("training", train, "loss"), _line("validation", held, "validation", "loss")])
+    ]
     for term in terms:
-        out.append(_panel(f"term.{term}", _words(term), "", [_line("training", train, "terms", term),
-                                                              _line("validation", held, "validation", term)]))
+        out.append(
+            _panel(
+                f"term.{term}",
+                _words(term),
+                "",
+                [_line("training", train, "terms", term), _line("validation", held, "validation", term)],
+            )
+        )
     for metric in metrics:
-        out.append(_panel(f"metric.{metric}", _words(metric), "", [_line("training", train, "metrics", metric),
-                                                                    _line("validation", held, "validation", metric)]))
+        out.append(
+            _panel(
+                f"metric.{metric}",
+                _words(metric),
+                "",
+                [_line("training", train, "metrics", metric), _line("validation", held, "validation", metric)],
+            )
+        )
     for name in seen:
         if name != "loss" and name not in terms and name not in metrics:
             out.append(_panel(f"validation.{name}", _words(name), "", [_line("validation", held, "validation", name)]))
@@ -33,10 +47,16 @@ def panels(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         _panel("lr", "Learning rate", "", [_line("rate", train, "lr")]),
         _panel("grad_norm", "Gradient norm", "before clipping", [_line("norm", train, "grad_norm")]),
         _panel("clips_per_s", "Throughput", "clips per second", [_line("clips/s", train, "timing", "clips_per_s")]),
-        _panel("data_wait", "Waiting for data", "share of the time", [_line("share", train, "timing", "data_wait")]),
-        _panel("spread.std", "Spread of the vectors", "standard deviation; 0 is a collapse",
-               [_line(s, train, "spread", s, "std") for s in streams]),
-        _panel("spread.rank", "Effective rank", "of the vectors", [_line(s, train, "spread", s, "rank") for s in streams]),
+        _panel("data_wait", "Waiting for data", "%", [_line("share", train, "timing", "data_wait", scale=100)]),
+        _panel(
+            "spread.std",
+            "Standard deviation",
+            "0 is a collapse",
+            [_line(s, train, "spread", s, "std") for s in streams],
+        ),
+        _panel(
+            "spread.rank", "Effective rank", "of the vectors", [_line(s, train, "spread", s, "rank") for s in streams]
+        ),
         _panel("memory", "Peak memory", "GiB", [_line("memory", train, "timing", "memory_gib")]),
     ]
     return [p for p in out if p["lines"]]
@@ -46,7 +66,7 @@ def _panel(key: str, title: str, unit: str, lines: list[dict[str, Any] | None]) 
     return {"key": key, "title": title, "unit": unit, "lines": [line for line in lines if line]}
 
 
-def _line(name: str, records: Sequence[Mapping[str, Any]], *path: str) -> dict[str, Any] | None:
+def _line(name: str, records: Sequence[Mapping[str, Any]], *path: str, scale: float = 1.0) -> dict[str, Any] | None:
     x, y = [], []
     for record in records:
         value: Any = record
@@ -54,11 +74,18 @@ def _line(name: str, records: Sequence[Mapping[str, Any]], *path: str) -> dict[s
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             x.append(int(record["update"]))
-            y.append(float(f"{value:.6g}"))
+            y.append(float(f"{value * scale:.6g}"))
     if not x:
         return None
-    kept = range(len(x)) if len(x) <= POINTS else sorted({round(i * (len(x) - 1) / (POINTS - 1)) for i in range(POINTS)})
-    return {"name": name, "kind": "validation" if path[0] == "validation" else "train", "x": [x[i] for i in kept], "y": [y[i] for i in kept]}
+    kept = (
+        range(len(x)) if len(x) <= POINTS else sorted({round(i * (len(x) - 1) / (POINTS - 1)) for i in range(POINTS)})
+    )
+    return {
+        "name": name,
+        "kind": "validation" if path[0] == "validation" else "train",
+        "x": [x[i] for i in kept],
+        "y": [y[i] for i in kept],
+    }
 
 
 def _words(name: str) -> str:

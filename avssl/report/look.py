@@ -59,8 +59,9 @@ def _logits(model: Model, rows: Sequence[Row], batch_size: int, workers: int) ->
 
     assert model.codec is not None
     out = np.full((len(rows), model.codec.size), np.nan, np.float32)
-    for indices, _, batch in evaluation_batches(rows, model.frontend, batch_size=batch_size, workers=workers, views=False,
-                                                modalities=model.backbone.modalities):
+    for indices, _, batch in evaluation_batches(
+        rows, model.frontend, batch_size=batch_size, workers=workers, views=False, modalities=model.backbone.modalities
+    ):
         values = model.logits(batch).float().cpu().numpy()
         if values.ndim != 2 or values.shape[1] != out.shape[1]:
             return None  # a head of another kind: characters, regression of a sequence

@@ -26,7 +26,7 @@ def text(value: Any) -> Markup:
     return Markup(html.escape(str(value)))
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Markup:
+def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:
     """`tag("div", child, class_="x", data_run=1)`; attributes that are None or False are left out."""
     parts = []
     for key, value in attributes.items():
@@ -40,10 +40,14 @@ def tag(name: str, *children: Any, **attributes: Any) -> Markup:
 
 def table(columns: Sequence[Any], rows: Iterable[Sequence[Any]], numbers: bool = False, class_: str = "") -> Markup:
     """A table that scrolls sideways by itself on a phone. numbers: all columns but the first are right-aligned."""
-    head = tag("tr", [tag("th", c, scope="col") for c in columns])
+    head = tag("thead", tag("tr", [tag("th", c, scope="col") for c in columns])) if any(columns) else None
     body = [tag("tr", tag("th", row[0], scope="row"), [tag("td", c) for c in row[1:]]) for row in rows]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", body)),
-               class_=" ".join(["scroll", "numbers" * numbers, class_]).strip(), tabindex="0")
+    return tag(
+        "div",
+        tag("table", head, tag("tbody", body)),
+        class_=" ".join(["scroll", "numbers" * numbers, class_]).strip(),
+        tabindex="0",
+    )
 
 
 def number(value: Any, digits: int = 4) -> str:

@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import base64
 import io
+from itertools import pairwise
 
 import numpy as np
 
 PICTURE = 128  # pixels, long side of a thumbnail
-STRIP = (128, 56)  # pixels, width and height of a spectrogram thumbnail
+STRIP = (112, 84)  # pixels, width and height of a spectrogram thumbnail
 RATE = 16000  # Hz of the sounds on the page
 WINDOW, HOP = 512, 160  # samples of a spectrogram thumbnail's transform
 RANGE = 70.0  # dB shown below the loudest point
 
 # Dark blue to cream through violet and coral; lightness rises evenly, so that it also reads in grey.
-_ANCHORS = ((10, 14, 38), (44, 36, 98), (105, 50, 128), (172, 66, 120), (224, 101, 95), (246, 158, 92), (252, 214, 145),
-            (254, 246, 222))
+_ANCHORS = (
+    (10, 14, 38),
+    (44, 36, 98),
+    (105, 50, 128),
+    (172, 66, 120),
+    (224, 101, 95),
+    (246, 158, 92),
+    (252, 214, 145),
+    (254, 246, 222),
+)
 
 
 def _ramp() -> np.ndarray:
     anchors = np.asarray(_ANCHORS, dtype=np.float64)
     at = np.linspace(0, len(anchors) - 1, 256)
-    return np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, c]) for c in range(3)], axis=1).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(at, np.arange(len(anchors)), anchors[:, c]) for c in range(3)], axis=1)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 RAMP = _ramp()  # (256, 3) uint8
@@ -61,13 +74,15 @@ def _uri(kind: str, data: bytes) -> str:
 
 
 def sound(wave: np.ndarray, rate: int) -> str:
-    """(L,) float -> MP3 data URI: mono, 16 kHz, variable rate (about 3 KB a second); every browser and phone plays it."""
+    """(L,) float -> MP3 data URI: mono, 16 kHz, about 3 KB a second; every browser and phone plays it."""
     import soundfile
 
     wave = resampled(wave, rate)
     loudest = float(np.abs(wave).max(initial=0.0))
     buffer = io.BytesIO()
-    soundfile.write(buffer, wave / max(1.0, loudest), RATE, format="MP3", compression_level=0.8, bitrate_mode="VARIABLE")
+    soundfile.write(
+        buffer, wave / max(1.0, loudest), RATE, format="MP3", compression_level=0.8, bitrate_mode="VARIABLE"
+    )
     return _uri("audio/mpeg", buffer.getvalue())
 
 
@@ -99,5 +114,5 @@ def _levels(wave: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)) ** 2
     edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + RATE / 2 / 700), STRIP[1] + 1) / 2595) - 1)
     bins = np.clip((edges / (RATE / 2) * power.shape[1]).astype(int), 0, power.shape[1] - 1)
-    bands = np.stack([power[:, a : max(a + 1, b)].mean(1) for a, b in zip(bins[:-1], bins[1:], strict=True)])
+    bands = np.stack([power[:, a : max(a + 1, b)].mean(1) for a, b in pairwise(bins)])
     return 10 * np.log10(bands + 1e-10)

@@ -9,14 +9,15 @@ import numpy as np
 
 from avssl.report import media
 
+GLOW = (255, 150, 64)
 SIDE = 160  # pixels, at least, of the short side of a drawn picture
 
 
 def drawn(modality: str, tensors: Mapping[str, np.ndarray], config: Any) -> dict[str, str] | None:
     """{name: data URI} of one item's "original", "masked", "reconstructed" (or any of them), drawn on one scale.
 
-    Understood: (T, F) spectrograms, (3, H, W) or (K, 3, H, W) pictures (the middle one of K), (L,) and (1, L) waveforms;
-    None for another shape. config: the frontend's, whose `image_mean` and `image_std` undo a normalisation.
+    Understood: (T, F) spectrograms, (3, H, W) or (K, 3, H, W) pictures (the middle one of K), (L,) and (1, L)
+    waveforms; None for another shape. config: the frontend's, whose `image_mean` and `image_std` undo a normalisation.
     """
     original = np.asarray(tensors["original"], dtype=np.float32)
     if original.ndim == 4 and original.shape[1] == 3:
@@ -48,17 +49,19 @@ def _scale(height: int, width: int) -> int:
 
 
 def _frame_drawer(original: np.ndarray, config: Any) -> Any:
+    """Undo the frontend's normalisation where its config states it, else stretch the original to the full range."""
     mean, std = (np.asarray(getattr(config, name, None) or (), np.float32) for name in ("image_mean", "image_std"))
     if mean.shape == std.shape == (3,):
-        low, span = np.zeros((3, 1, 1), np.float32), np.ones((3, 1, 1), np.float32)
-        undo = lambda x: x * std[:, None, None] + mean[:, None, None]
+        factor, offset = std[:, None, None], mean[:, None, None]
     else:
-        low, high = original.min(), original.max()
-        undo, span = (lambda x: x), max(float(high - low), 1e-12)
+        low, high = float(original.min()), float(original.max())
+        factor = 1 / max(high - low, 1e-12)
+        offset = -low * factor
 
     def draw(value: np.ndarray, hidden: np.ndarray | None) -> tuple[np.ndarray, int]:
-        pixels = (np.clip((undo(value) - low) / span, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+        pixels = (np.clip(value * factor + offset, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
         return _with_alpha(pixels, None if hidden is None else hidden[0]), _scale(*pixels.shape[:2])
+
     return draw
 
 
@@ -68,6 +71,7 @@ def _spectrogram_drawer(original: np.ndarray) -> Any:
     def draw(value: np.ndarray, hidden: np.ndarray | None) -> tuple[np.ndarray, int]:
         pixels = media.colours(value.T[::-1], float(low), float(high))  # time to the right, pitch upwards
         return _with_alpha(pixels, None if hidden is None else hidden.T[::-1]), _scale(*pixels.shape[:2])
+
     return draw
 
 
@@ -84,6 +88,7 @@ def _wave_drawer(original: np.ndarray, width: int = 480, height: int = 120) -> A
         pixels = np.where(inside[..., None], media.RAMP[150], 0).astype(np.uint8)
         shown = inside if hidden is None else inside & ~columns(hidden.ravel()).any(1)
         return _with_alpha(pixels, ~shown), 1
+
     return draw
 
 
@@ -100,15 +105,14 @@ def _with_alpha(pixels: np.ndarray, hidden: np.ndarray | None) -> np.ndarray:
 
 
 def under(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A picture (H, W, 3) uint8 with a map (h, w) of numbers in [0, 1] over it, resampled to its size."""
+    """A picture (H, W, 3) uint8, in grey, with a map (h, w) of numbers in [0, 1] glowing over it."""
     from PIL import Image
 
     height, width = picture.shape[:2]
-    big = np.asarray(Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC))
-    big = np.clip(big, 0, 1)[..., None]
-    grey = picture.astype(np.float32).mean(-1, keepdims=True).repeat(3, -1)
-    base = 0.45 * grey + 0.25 * picture
-    return np.clip(base * (1 - 0.7 * big) + 0.78 * big * media.colours(big[..., 0], 0, 1), 0, 255).astype(np.uint8)
+    glow = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    share = 0.82 * np.clip(np.asarray(glow), 0, 1)[..., None] ** 1.5
+    grey = 20 + 0.72 * picture.astype(np.float32).mean(-1, keepdims=True)
+    return np.clip(grey * (1 - share) + np.asarray(GLOW, np.float32) * share, 0, 255).astype(np.uint8)
 
 
 def rgb(x: np.ndarray, config: Any) -> np.ndarray | None:

@@ -11,7 +11,9 @@ import numpy as np
 from avssl.evaluation.ranking import unit
 
 
-def planes(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], modalities: frozenset[str]) -> list[dict[str, Any]]:
+def planes(
+    vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], modalities: frozenset[str]
+) -> list[dict[str, Any]]:
     """2-D maps for the page: of each stream, and of all modalities that share a width together (do pairs meet?).
 
     PCA of the vectors scaled to length one; UMAP (cosine, seed 0) beside it where umap-learn is installed.
@@ -20,17 +22,29 @@ def planes(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray],
     widths = {vectors[s].shape[1] for s in own}
     groups = [[s] for s in vectors if s not in modalities] + [[s] for s in own]
     if len(own) > 1 and len(widths) == 1:
-        groups.insert(0, own)
+        groups.insert(len(groups) - len(own), own)
     out = []
     for streams in groups:
         clips = [np.flatnonzero(present[s]) for s in streams]
         if sum(map(len, clips)) < 3:
             continue
         points = np.concatenate([unit(vectors[s][c]) for s, c in zip(streams, clips, strict=True)])
-        base = {"name": " + ".join(streams), "streams": streams, "clip": np.concatenate(clips).tolist(),
-                "stream": np.repeat(np.arange(len(streams)), [len(c) for c in clips]).tolist()}
+        base = {
+            "name": " + ".join(streams),
+            "streams": streams,
+            "clip": np.concatenate(clips).tolist(),
+            "stream": np.repeat(np.arange(len(streams)), [len(c) for c in clips]).tolist(),
+        }
         for method, at, note in _methods(points):
-            out.append({**base, "method": method, "note": note, "x": at[:, 0].round(4).tolist(), "y": at[:, 1].round(4).tolist()})
+            out.append(
+                {
+                    **base,
+                    "method": method,
+                    "note": note,
+                    "x": at[:, 0].round(4).tolist(),
+                    "y": at[:, 1].round(4).tolist(),
+                }
+            )
     return out
 
 
@@ -50,7 +64,9 @@ def _methods(points: np.ndarray) -> list[tuple[str, np.ndarray, str]]:
     if len(points) > 4:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            at = UMAP(n_neighbors=min(15, len(points) - 1), metric="cosine", random_state=0, n_jobs=1).fit_transform(points)
+            at = UMAP(n_neighbors=min(15, len(points) - 1), metric="cosine", random_state=0, n_jobs=1).fit_transform(
+                points
+            )
         found.append(("UMAP", scaled(np.asarray(at)), "distances between far points mean little"))
     return found
 

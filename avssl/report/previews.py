@@ -54,8 +54,11 @@ def _vision(row: Row, seconds: float) -> dict[str, Any]:
 def _audio(row: Row, seconds: float) -> dict[str, Any]:
     wave = _decode(row, "audio", AudioRequest(0.0, seconds))
     mono = wave.samples.mean(0) if wave.samples.size else np.zeros(wave.rate // 10, np.float32)
-    return {"audio": media.strip(mono, wave.rate), "sound": media.sound(mono, wave.rate),
-            "seconds": round(len(mono) / wave.rate, 2)}
+    return {
+        "audio": media.strip(mono, wave.rate),
+        "sound": media.sound(mono, wave.rate),
+        "seconds": round(len(mono) / wave.rate, 2),
+    }
 
 
 def _text(row: Row, seconds: float) -> dict[str, Any]:

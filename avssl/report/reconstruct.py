@@ -17,12 +17,14 @@ from avssl.loss import Loss, to_device
 from avssl.report.pictures import drawn
 
 
-def reconstructions(path: Path, tables: dict[str, Any], rows: Sequence[Row], device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """One record per row: id, labels and `parts`: modality -> data URIs of "original", "masked", "reconstructed", and the
-    mean squared error over what was hidden. Empty when the run's loss does not reconstruct.
+def reconstructions(
+    path: Path, tables: dict[str, Any], rows: Sequence[Row], device: torch.device | str = "cpu"
+) -> list[dict[str, Any]]:
+    """One record per row: id, labels, `parts` (modality -> data URIs of "original", "masked", "reconstructed") and
+    `errors` (`hidden_error` of each). Empty when the run's loss does not reconstruct.
 
-    path: a run directory (its decoder is in training.safetensors); the masks are drawn as in training, the same ones each
-    time.
+    path: a run directory (its decoder is in training.safetensors). The masks are drawn as in training, the same ones
+    each time.
     """
     loss, frontend = open_loss(path, tables)
     if type(loss).reconstruct is Loss.reconstruct:
@@ -31,7 +33,9 @@ def reconstructions(path: Path, tables: dict[str, Any], rows: Sequence[Row], dev
     wanted = frozenset(loss.backbone.modalities)
     rows = [r for r in rows if wanted <= set(r.parts)] or list(rows)
     found: dict[int, dict[str, Any]] = {}
-    for indices, _, batch in evaluation_batches(rows, frontend, batch_size=len(rows) or 1, views=False, modalities=wanted):
+    for indices, _, batch in evaluation_batches(
+        rows, frontend, batch_size=len(rows) or 1, views=False, modalities=wanted
+    ):
         seeds = torch.tensor([item_seed(0, Key(i, 0), salt=0x5EE) for i in indices])
         with torch.inference_mode():
             batch = frontend(replace(batch, seeds=seeds).to(device))
@@ -41,12 +45,17 @@ def reconstructions(path: Path, tables: dict[str, Any], rows: Sequence[Row], dev
             pictures = {m: picture for m, a in arrays.items() if (picture := drawn(m, a, frontend.config)) is not None}
             if pictures:
                 errors = {m: hidden_error(arrays[m]) for m in pictures}
-                found[index] = {"id": rows[index].id, "labels": list(rows[index].labels), "parts": pictures, "errors": errors}
+                found[index] = {
+                    "id": rows[index].id,
+                    "labels": list(rows[index].labels),
+                    "parts": pictures,
+                    "errors": errors,
+                }
     return [found[i] for i in sorted(found)]
 
 
 def hidden_error(arrays: dict[str, np.ndarray]) -> float | None:
-    """Mean squared error where the input was hidden, relative to the variance of the original: 1 = as bad as its mean."""
+    """Mean squared error where the input was hidden, over the variance of the original: 1 = as bad as its mean."""
     original, masked, guess = (arrays[k] for k in ("original", "masked", "reconstructed"))
     hidden = original != masked
     variance = float(original.var())

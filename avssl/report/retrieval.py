@@ -38,13 +38,22 @@ class Direction:
 
     def plain(self) -> dict[str, Any]:
         """For the page; cosines in thousandths."""
-        return {"from": self.query, "to": self.gallery, "clips": self.clips.tolist(), "hits": self.hits.tolist(),
-                "scores": (self.scores * 1000).round().astype(int).tolist(),
-                "place": [round(float(p), 1) for p in self.place]}
+        return {
+            "from": self.query,
+            "to": self.gallery,
+            "clips": self.clips.tolist(),
+            "hits": self.hits.tolist(),
+            "scores": (self.scores * 1000).round().astype(int).tolist(),
+            "place": [round(float(p), 1) for p in self.place],
+        }
 
 
-def directions(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rows: Sequence[Row],
-               modalities: frozenset[str]) -> list[Direction]:
+def directions(
+    vectors: Mapping[str, np.ndarray],
+    present: Mapping[str, np.ndarray],
+    rows: Sequence[Row],
+    modalities: frozenset[str],
+) -> list[Direction]:
     """Every direction that means something for these streams.
 
     Between two modalities whose streams are equally wide; else, for a model of one modality, inside its stream. A fused
@@ -60,8 +69,9 @@ def directions(vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarr
     return [d for d in found if d is not None]
 
 
-def _direction(query: str, gallery: str, vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray],
-               rows: Sequence[Row]) -> Direction | None:
+def _direction(
+    query: str, gallery: str, vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rows: Sequence[Row]
+) -> Direction | None:
     clips = np.flatnonzero(present[query] & present[gallery])
     if len(clips) < 3:
         return None
@@ -87,7 +97,9 @@ def _direction(query: str, gallery: str, vectors: Mapping[str, np.ndarray], pres
     if labels is not None:
         relevance = shared(labels, labels)
         exclude = itself if inside else None
-        answerable = np.array([bool((relevance(slice(i, i + 1)) & (ids != i if inside else ids == ids)).any()) for i in ids])
+        answerable = np.array(
+            [bool((relevance(slice(i, i + 1)) & (ids != i if inside else ids == ids)).any()) for i in ids]
+        )
         if answerable.any():
             placed = rank(q, g, relevance, exclude=exclude)
             metrics |= _numbers("class", placed)
@@ -117,7 +129,7 @@ def label_matrix(rows: Sequence[Row]) -> np.ndarray | None:
 def matrix(direction: Direction, vectors: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict[str, Any]:
     """Cosines between the queries (rows) and gallery (columns) of a direction, clips sorted by class, for the page.
 
-    "values": base64 of (n, n) uint8 between "low" and "high"; at most MATRIX clips, evenly spaced after sorting.
+    "values": base64 of (n, n) uint8 between the percentiles "low" and "high"; at most MATRIX clips, evenly spaced.
     """
     from avssl.data.targets import natural
 
@@ -127,10 +139,19 @@ def matrix(direction: Direction, vectors: Mapping[str, np.ndarray], rows: Sequen
         order = [order[k * len(order) // MATRIX] for k in range(MATRIX)]
     q, g = (unit(vectors[s][order]) for s in (direction.query, direction.gallery))
     cosines = q @ g.T
-    low, high = float(cosines.min()), float(cosines.max())
-    levels = ((cosines - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+    low, high = (
+        float(v) for v in np.percentile(cosines, (0.5, 99.5))
+    )  # a clip that is like no other must not dim the rest
+    levels = (np.clip((cosines - low) / max(high - low, 1e-12), 0, 1) * 255).round().astype(np.uint8)
     names = [rows[i].labels[0] if rows[i].labels else "" for i in order]
     starts = [i for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
     groups = [[s, e, names[s]] for s, e in zip(starts, [*starts[1:], len(names)], strict=True)]
-    return {"from": direction.query, "to": direction.gallery, "clips": order, "low": low, "high": high,
-            "values": base64.b64encode(levels.tobytes()).decode("ascii"), "groups": groups if names[0] or len(groups) > 1 else []}
+    return {
+        "from": direction.query,
+        "to": direction.gallery,
+        "clips": order,
+        "low": low,
+        "high": high,
+        "values": base64.b64encode(levels.tobytes()).decode("ascii"),
+        "groups": groups if names[0] or len(groups) > 1 else [],
+    }

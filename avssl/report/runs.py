@@ -47,17 +47,30 @@ def read_run(path: Path) -> RunFiles:
     check(path.is_dir(), f"{path}: no such run", fix="give a run directory, what --out named", error=CheckpointError)
     if (path / "stages").is_dir() and not (path / RECIPE).is_file():
         stages = sorted(p.name for p in (path / "stages").iterdir() if (p / RECIPE).is_file())
-        raise CheckpointError(f"{path} is a pipeline",
-                              fix=f"report one of its runs, e.g. avssl report {path / 'stages' / (stages or ['STAGE'])[-1]}")
-    check((path / RECIPE).is_file(), f"{path} has no {RECIPE}: it is no run", fix="give what --out of a run named",
-          error=CheckpointError)
+        raise CheckpointError(
+            f"{path} is a pipeline",
+            fix=f"report one of its runs, e.g. avssl report {path / 'stages' / (stages or ['STAGE'])[-1]}",
+        )
+    check(
+        (path / RECIPE).is_file(),
+        f"{path} has no {RECIPE}: it is no run",
+        fix="give what --out of a run named",
+        error=CheckpointError,
+    )
     manifest = path / "manifest.parquet"
     bad = path / "bad_files.csv"
     try:
         return RunFiles(
-            path, path.resolve().name, read_tables(path), read_journal(path), _json(path / "report.json"),
-            _json(path / "environment.json"), read_rows(str(manifest)) if manifest.is_file() else (),
-            list(BadFiles(bad).items.values()) if bad.is_file() else (), (path / WEIGHTS).is_file())
+            path,
+            path.resolve().name,
+            read_tables(path),
+            read_journal(path),
+            _json(path / "report.json"),
+            _json(path / "environment.json"),
+            read_rows(str(manifest)) if manifest.is_file() else (),
+            list(BadFiles(bad).items.values()) if bad.is_file() else (),
+            (path / WEIGHTS).is_file(),
+        )
     except csv.Error as error:
         raise CheckpointError(f"{bad}: {error}", fix="remove it") from None
 
@@ -100,5 +113,7 @@ def evenly(rows: Sequence[Row], clips: int) -> list[Row]:
             if left and quotas[name] < len(members):
                 quotas[name] += 1
                 left -= 1
-    chosen = [members[k * len(members) // quotas[name]] for name, members in classes.items() for k in range(quotas[name])]
+    chosen = [
+        members[k * len(members) // quotas[name]] for name, members in classes.items() for k in range(quotas[name])
+    ]
     return [rows[i] for i in sorted(chosen)]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BAD_SHOWN = 200
 CLASSES_SHOWN = 40
+ORDER = ("backbone", "loss", "frontend", "data", "optim", "schedule", "train", "monitor", "run")
 
 
 def lead(run: RunFiles) -> str:
@@ -54,27 +55,49 @@ def tiles(subject: Subject) -> Markup:
         rates = [r["timing"]["clips_per_s"] for r in train if r.get("timing")]
         waits = [r["timing"]["data_wait"] for r in train if r.get("timing")]
         if rates:
-            found.append(("Throughput", f"{number(sum(rates) / len(rates), 3)} clips/s",
-                          f"{percent(sum(waits) / len(waits))} of the time waiting for data"))
+            found.append(
+                (
+                    "Throughput",
+                    f"{number(sum(rates) / len(rates), 3)} clips/s",
+                    f"{percent(sum(waits) / len(waits))} of the time waiting for data",
+                )
+            )
     if report.get("parameters"):
         found.append(("Parameters", short(report["parameters"]), "of the backbone"))
     if run.bad:
         bad = sum(b.what != "missing" for b in run.bad)
         found.append(("Files left out", number(len(run.bad)), f"{bad} bad, {len(run.bad) - bad} without a needed part"))
-    return tag("div", [tag("div", tag("span", label, class_="label"), tag("strong", value), tag("span", note, class_="note"),
-                           class_="tile") for label, value, note in found[:6]], class_="tiles")
+    return tag(
+        "div",
+        [
+            tag(
+                "div",
+                tag("span", label, class_="label"),
+                tag("strong", value),
+                tag("span", note, class_="note"),
+                class_="tile",
+            )
+            for label, value, note in found[:6]
+        ],
+        class_="tiles",
+    )
 
 
 def headline(subject: Subject) -> tuple[str, str, str] | None:
-    """Retrieval between modalities in one number: mean R@1 over the directions, at class level where there are classes."""
+    """Retrieval between modalities in one number: mean R@1 over directions, of classes where there are any."""
     crossing = [d for d in subject.directions if d.crossing]
     level = "class" if crossing and all("class.r@1" in d.metrics for d in crossing) else "instance"
-    values = [(d.metrics[f"{level}.r@1"], d.metrics[f"{level}.chance@1"]) for d in crossing if f"{level}.r@1" in d.metrics]
+    values = [
+        (d.metrics[f"{level}.r@1"], d.metrics[f"{level}.chance@1"]) for d in crossing if f"{level}.r@1" in d.metrics
+    ]
     if not values:
         return None
     value, chance = (sum(v) / len(values) for v in zip(*values, strict=True))
-    return ("Right at rank 1" if level == "instance" else "Right class at rank 1", percent(value),
-            f"{value / chance:.1f} × chance, {' and '.join(arrow(d.name) for d in crossing[:2])}")
+    return (
+        "Right at rank 1" if level == "instance" else "Right class at rank 1",
+        percent(value),
+        f"{value / chance:.1f} × chance, {' and '.join(arrow(d.name) for d in crossing[:2])}",
+    )
 
 
 def arrow(name: str) -> str:
@@ -101,12 +124,28 @@ def retrieval_table(subjects: Sequence[Subject]) -> Markup:
                 if found is None or f"{level}.r@1" not in found.metrics:
                     continue
                 m = found.metrics
-                cells = [tag("span", percent(m[f"{level}.r@{k}"]), tag("small", f"chance {percent(m[f'{level}.chance@{k}'])}"))
-                         for k in (1, 5, 10)]
+                cells = [
+                    tag(
+                        "span",
+                        percent(m[f"{level}.r@{k}"]),
+                        tag("small", f"chance {percent(m[f'{level}.chance@{k}'])}"),
+                    )
+                    for k in (1, 5, 10)
+                ]
                 what = "the very clip" if level == "instance" else "a clip of its class"
-                head = [arrow(name), tag("small", what), tag("small", subject.run.name, class_="run") if several else None]
-                rows.append([tag("span", head, class_="stack"), *cells, number(m[f"{level}.median_rank"]),
-                             number(int(m[f"{level}.queries"]))])
+                head = [
+                    arrow(name),
+                    tag("small", what),
+                    tag("small", subject.run.name, class_="run") if several else None,
+                ]
+                rows.append(
+                    [
+                        tag("span", head, class_="stack"),
+                        *cells,
+                        number(m[f"{level}.median_rank"]),
+                        number(int(m[f"{level}.queries"])),
+                    ]
+                )
     return table(["Looking for", "R@1", "R@5", "R@10", "Median rank", "Queries"], rows, numbers=True)
 
 
@@ -128,7 +167,8 @@ def metrics_table(subjects: Sequence[Subject]) -> Markup | None:
     if not names:
         return None
     rows = [[name.replace("_", " "), *(number(c.get(name)) for c in columns)] for name in names]
-    return table(["Last value of", *(s.run.name for s in subjects)], rows, numbers=True)
+    numbers = table(["Last value of", *(s.run.name for s in subjects)], rows, numbers=True)
+    return tag("details", tag("summary", "Last values"), numbers, open=len(subjects) > 1)
 
 
 def recipe_table(subjects: Sequence[Subject]) -> Markup:
@@ -138,18 +178,29 @@ def recipe_table(subjects: Sequence[Subject]) -> Markup:
     groups: dict[str, list[str]] = {}
     for key in keys:
         groups.setdefault(key.split(".")[0] if "." in key else "run", []).append(key)
+    groups = {g: groups[g] for g in sorted(groups, key=lambda g: ORDER.index(g) if g in ORDER else len(ORDER))}
     different = [k for k in keys if len({str(f.get(k)) for f in flats}) > 1]
     parts: list[Markup] = []
     if len(subjects) > 1:
         head = ["Key", *(s.run.name for s in subjects)]
-        differing = table(head, [[k, *(_value(f.get(k)) for f in flats)] for k in different], class_="keys") if different else \
-            tag("p", "The recipes are the same.", class_="quiet")
-        parts.append(tag("details", tag("summary", "What differs", tag("small", f"{len(different)} keys")), differing, open=True))
+        differing = (
+            table(head, [[k, *(_value(f.get(k)) for f in flats)] for k in different], class_="keys")
+            if different
+            else tag("p", "The recipes are the same.", class_="quiet")
+        )
+        parts.append(
+            tag("details", tag("summary", "What differs", tag("small", f"{len(different)} keys")), differing, open=True)
+        )
     for group, members in groups.items():
         rows = [[k.removeprefix(group + "."), *(_value(f.get(k)) for f in flats)] for k in members]
-        parts.append(tag("details", tag("summary", group, tag("small", _names(group, subjects))),
-                         table(["Key", *(s.run.name if len(subjects) > 1 else "Value" for s in subjects)], rows, class_="keys")))
-    return tag("div", parts, class_="folds")
+        parts.append(
+            tag(
+                "details",
+                tag("summary", group, tag("small", _names(group, subjects))),
+                table(["Key", *(s.run.name if len(subjects) > 1 else "Value" for s in subjects)], rows, class_="keys"),
+            )
+        )
+    return tag("div", parts, class_="folds" if len(subjects) > 1 else "folds two")
 
 
 def _names(group: str, subjects: Sequence[Subject]) -> str:
@@ -184,15 +235,40 @@ def data_card(rows: Sequence[Row]) -> Markup:
     for name, members in splits.items():
         known = [r.duration for r in members if r.duration is not None]
         hours = duration(sum(known)) + ("" if len(known) == len(members) else f" in {len(known)}") if known else "–"
-        lines.append([name or "no split", number(len(members)), *(number(sum(m in r.parts for r in members)) for m in modalities),
-                      number(len({label for r in members for label in r.labels})), number(sum(not r.labels for r in members)), hours])
-    parts = [table(["Split", "Items", *(f"with {m}" for m in modalities), "Classes", "Unlabelled", "Duration"], lines, numbers=True)]
+        lines.append(
+            [
+                name or "no split",
+                number(len(members)),
+                *(number(sum(m in r.parts for r in members)) for m in modalities),
+                number(len({label for r in members for label in r.labels})),
+                number(sum(not r.labels for r in members)),
+                hours,
+            ]
+        )
+    parts = [
+        table(
+            ["Split", "Items", *(f"with {m}" for m in modalities), "Classes", "Unlabelled", "Duration"],
+            lines,
+            numbers=True,
+        )
+    ]
     counts = Counter(label for r in rows for label in r.labels)
     if counts:
-        ordered = sorted(counts, key=natural) if len(counts) <= CLASSES_SHOWN else [c for c, _ in counts.most_common(CLASSES_SHOWN)]
+        ordered = (
+            sorted(counts, key=natural)
+            if len(counts) <= CLASSES_SHOWN
+            else [c for c, _ in counts.most_common(CLASSES_SHOWN)]
+        )
         top = max(counts.values())
-        bars = [tag("li", tag("span", c, class_="name"), tag("span", style=f"--share:{counts[c] / top:.4f}", class_="bar"),
-                    tag("span", number(counts[c]), class_="value")) for c in ordered]
+        bars = [
+            tag(
+                "li",
+                tag("span", c, class_="name"),
+                tag("span", style=f"--share:{counts[c] / top:.4f}", class_="bar"),
+                tag("span", number(counts[c]), class_="value"),
+            )
+            for c in ordered
+        ]
         more = f" The {CLASSES_SHOWN} most frequent of {len(counts)}." if len(counts) > CLASSES_SHOWN else ""
         parts.append(tag("h3", "Clips of each class"))
         parts.append(tag("ul", bars, class_="bars"))
@@ -214,7 +290,10 @@ def machine_table(subjects: Sequence[Subject]) -> Markup:
     """Hardware and versions."""
     flats = [flat(s.run.environment or s.run.report.get("environment", {})) for s in subjects]
     keys = list(dict.fromkeys(k for f in flats for k in f))
-    rows = [[k.removeprefix("packages.").replace("memory_gib", "memory, GiB"), *(_value(f.get(k)) for f in flats)] for k in keys]
+    rows = [
+        [k.removeprefix("packages.").replace("memory_gib", "memory, GiB"), *(_value(f.get(k)) for f in flats)]
+        for k in keys
+    ]
     if any(s.run.report.get("seconds") for s in subjects):
         rows.insert(0, ["training time", *(duration(s.run.report.get("seconds", 0)) for s in subjects)])
         rows.insert(1, ["peak memory, GiB", *(_value(s.run.report.get("memory_gib")) for s in subjects)])
@@ -227,15 +306,30 @@ def class_table(subject: Subject) -> Markup:
     assert found is not None
     columns = [(k, found[k]) for k in ("recall", "precision") if k in found]
     columns += [(k, v) for k, v in found["per"].items() if not (k == "accuracy" and "recall" in found)]
-    order = sorted(range(len(found["names"])), key=lambda i: (v if (v := columns[0][1][i]) is not None else 2, i)) if columns else []
+    order = (
+        sorted(range(len(found["names"])), key=lambda i: (v if (v := columns[0][1][i]) is not None else 2, i))
+        if columns
+        else []
+    )
     rows = [[found["names"][i], *(_bar(values[i]) for _, values in columns)] for i in order[:200]]
     return table(["Class", *(CLASS_WORDS.get(k, k) for k, _ in columns)], rows, numbers=True, class_="meters")
 
 
-CLASS_WORDS = {"recall": "Found (recall)", "precision": "Right (precision)", "ap": "Average precision", "auc": "AUC", "f1": "F1"}
+CLASS_WORDS = {
+    "recall": "Found (recall)",
+    "precision": "Right (precision)",
+    "ap": "Average precision",
+    "auc": "AUC",
+    "f1": "F1",
+}
 
 
 def _bar(value: float | None) -> Markup | str:
     if value is None:
         return "–"
-    return tag("span", tag("span", style=f"--share:{value:.4f}", class_="bar"), tag("span", f"{value:.2f}", class_="value"), class_="meter")
+    return tag(
+        "span",
+        tag("span", style=f"--share:{value:.4f}", class_="bar"),
+        tag("span", f"{value:.2f}", class_="value"),
+        class_="meter",
+    )

@@ -36,7 +36,9 @@ def soundings(model: Model, rows: Sequence[Row]) -> list[dict[str, Any]]:
         return []
     rows = [r for r in rows if set(MAPPED) <= set(r.parts)]
     found: dict[int, dict[str, Any]] = {}
-    for indices, _, batch in evaluation_batches(rows, model.frontend, batch_size=len(rows) or 1, views=False, modalities=set(MAPPED)):
+    for indices, _, batch in evaluation_batches(
+        rows, model.frontend, batch_size=len(rows) or 1, views=False, modalities=set(MAPPED)
+    ):
         with torch.inference_mode():
             prepared = model.frontend(batch.to(model.device))
             features = model.backbone(prepared, only=MAPPED)
@@ -50,7 +52,12 @@ def soundings(model: Model, rows: Sequence[Row]) -> list[dict[str, Any]]:
                     continue
                 low, high = float(values.min()), float(values.max())
                 heat = (values - low) / max(high - low, 1e-12)
-                maps[seen] = {"plain": media.jpeg(plain, 480), "map": media.jpeg(under(plain, heat), 480), "low": low, "high": high}
+                maps[seen] = {
+                    "plain": media.jpeg(plain, 480),
+                    "map": media.jpeg(under(plain, heat), 480),
+                    "low": low,
+                    "high": high,
+                }
             if maps:
                 found[index] = {"id": rows[index].id, "labels": list(rows[index].labels), "maps": maps}
     return [found[i] for i in sorted(found)]
@@ -64,7 +71,7 @@ def similarity(features: Features, grid: Grid | None, seen: str, heard: str, pos
         return None
     if tokens.shape[-1] != pooled.shape[-1] or tokens.shape[1] not in (grid.tokens, grid.tokens - grid.prefix):
         return None
-    placed: Tensor = tokens[position, -(grid.tokens - grid.prefix):].float()
+    placed: Tensor = tokens[position, -(grid.tokens - grid.prefix) :].float()
     values = F.cosine_similarity(placed, pooled[position].float()[None], dim=-1).reshape(grid.shape).cpu().numpy()
     axes = list(grid.axes)
     if "frame" in axes:

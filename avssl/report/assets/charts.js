@@ -56,7 +56,7 @@ class Chart {
       svg("line", { x1: left, x2: width - 10, y1: this.y(t), y2: this.y(t), class: "grid-line" }),
       svg("text", { x: left - 6, y: this.y(t) + 4, "text-anchor": "end" }, format(t)),
     ]);
-    const across = niceTicks(x0, x1, Math.max(2, Math.floor(width / 110))).filter((t) => t >= x0 && t <= x1);
+    const across = niceTicks(x0, x1, Math.max(2, Math.floor(width / 60))).filter((t) => t >= x0 && t <= x1);
     across.forEach((t) => marks.push(svg("text", { x: Math.min(this.x(t), width - 14), y: height - 5, "text-anchor": "middle" }, format(t))));
     const paths = lines.map((line) => this.curve(line));
     this.cursor = svg("g", {});

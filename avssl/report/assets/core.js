@@ -1,6 +1,6 @@
 "use strict";
 // The page's data and the few tools that every part uses.
-const DATA = JSON.parse(document.getElementById("data").textContent);
+const DATA = JSON.parse(document.getElementById("page-data").textContent);
 const PALETTE = 10;
 
 function el(name, props, ...children) {
@@ -91,10 +91,10 @@ function words(clip) { return clip.labels.length ? clip.labels.join(", ") : clip
 
 // The face of a clip as one modality shows it; what sounds can be played.
 function clipFace(clip, stream) {
-  const picture = clip[stream] && stream !== "text" ? clip[stream] : stream === "text" ? null : clip.vision || clip.audio;
+  const shown = stream === "text" ? null : [stream, "vision", "audio"].find((m) => clip[m] && m !== "text");
   const plays = Boolean(clip.sound) && (stream === "audio" || !["vision", "text"].includes(stream));
-  const inside = picture
-    ? el("img", { src: picture, alt: `${stream} of ${clip.id}`, loading: "lazy", decoding: "async" })
+  const inside = shown
+    ? el("img", { class: shown, src: clip[shown], alt: `${stream} of ${clip.id}`, loading: "lazy", decoding: "async" })
     : el("span", { class: "words" }, clip.text || clip.id);
   const face = el(plays ? "button" : "div", { class: plays ? "face plays" : "face", type: plays ? "button" : null,
     "aria-label": plays ? `Play ${clip.id}` : null }, inside, plays ? el("span", { class: "play" }) : null);

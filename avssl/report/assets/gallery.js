@@ -1,5 +1,5 @@
 // Queries and what each model answers, best first; right and wrong are marked by word, sign and colour.
-const VERDICTS = { pair: ["✓", "its own clip"], kin: ["✓", "same class"], wrong: ["✗", "another class"], unknown: ["·", "another clip"] };
+const VERDICTS = { pair: ["✓", "own clip"], kin: ["✓", "same class"], wrong: ["✗", "other class"], unknown: ["·", "other clip"] };
 const PAGE = 8;
 
 function gallery(mount) {

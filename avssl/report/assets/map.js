@@ -28,13 +28,13 @@ function map(mount) {
 }
 
 function mapPlot(plane, run, state, paints) {
-  const margin = 18;
-  let at = null, size = [1, 1];
-  const place = (i) => [margin + ((plane.x[i] + 1) / 2) * (size[0] - 2 * margin), size[1] / 2 - (plane.y[i] * (size[0] - 2 * margin)) / 2];
+  const margin = 18, reachX = Math.max(1e-6, ...plane.x.map(Math.abs)), reachY = Math.max(1e-6, ...plane.y.map(Math.abs));
+  let at = null, size = [1, 1], zoom = 1;
+  const place = (i) => [size[0] / 2 + plane.x[i] * zoom, size[1] / 2 - plane.y[i] * zoom];
   const several = plane.streams.length > 1;
-  const span = Math.max(0.5, Math.min(1, Math.max(...plane.y.map(Math.abs)) + 0.06));
-  const [node, paint] = canvas(span, (context, width, height) => {
+  const [node, paint] = canvas(0.64, (context, width, height) => {
     size = [width, height];
+    zoom = Math.min((width / 2 - margin) / reachX, (height / 2 - margin) / reachY); // one scale for both axes
     context.clearRect(0, 0, width, height);
     const radius = plane.x.length > 800 ? 2.6 : plane.x.length > 250 ? 3.4 : 4.4;
     plane.x.forEach((_, i) => {

@@ -2,12 +2,14 @@
 function matrix(mount) {
   const names = [...new Set(DATA.runs.flatMap((r) => r.matrices.map((m) => `${m.from}->${m.to}`)))];
   const plots = el("div", { class: "plots" });
-  const show = (name) => {
-    plots.replaceChildren(...DATA.runs.flatMap((run, number) => run.matrices.filter((m) => `${m.from}->${m.to}` === name).map((m) => similarity(m, number))));
-  };
-  if (names.length > 1) mount.append(el("div", { class: "controls" }, chips("Streams", names.map((n) => [n, n.replace("->", " × ")]), names[0], show)));
+  const show = (wanted) => plots.replaceChildren(...DATA.runs.flatMap((run, number) =>
+    run.matrices.filter((m) => wanted.includes(`${m.from}->${m.to}`)).map((m) => similarity(m, number))));
+  // One run: all beside each other. Several: one pair of streams at a time, so that the runs stand side by side.
+  if (DATA.runs.length > 1 && names.length > 1) {
+    mount.append(el("div", { class: "controls" }, chips("Streams", names.map((n) => [n, n.replace("->", " × ")]), names[0], (n) => show([n]))));
+  }
   mount.append(plots);
-  show(names[0]);
+  show(DATA.runs.length > 1 ? names.slice(0, 1) : names);
 }
 
 function similarity(m, run) {
@@ -33,7 +35,7 @@ function similarity(m, run) {
     const column = Math.floor((event.clientX - box.left - edge) / step), row = Math.floor((event.clientY - box.top - edge) / step);
     if (row < 0 || column < 0 || row >= n || column >= n) return hidePreview();
     const value = m.low + (bytes[row * n + column] / 255) * (m.high - m.low);
-    showPreview(event.clientX, event.clientY, [[m.clips[row], m.from], [m.clips[column], m.to]], `cosine ${value.toFixed(3)}`);
+    showPreview(event.clientX, event.clientY, [[m.clips[row], m.from], [m.clips[column], m.to]], `cosine ${bytes[row * n + column] === 255 ? "at least " : bytes[row * n + column] === 0 ? "at most " : ""}${value.toFixed(3)}`);
   };
   node.addEventListener("pointermove", cell);
   node.addEventListener("pointerdown", cell);
@@ -51,7 +53,8 @@ function similarity(m, run) {
 function confusion(mount) {
   const run = DATA.runs.find((r) => r.name === mount.dataset.run), { names, counts } = run.confusion;
   const n = names.length, totals = counts.map((row) => row.reduce((a, b) => a + b, 0) || 1);
-  const space = n <= 24 ? Math.min(96, 12 + Math.max(...names.map((s) => s.length)) * 6.2) : 8;
+  const upright = Math.max(...names.map((s) => s.length)) <= 3; // short names need no turning
+  const space = n <= 24 ? Math.min(96, 16 + Math.max(...names.map((s) => s.length)) * 6.2) : 8;
   const [node] = canvas(1, (context, width, height) => {
     const colours = ramp(), step = (width - space - 6) / n;
     context.clearRect(0, 0, width, height);
@@ -72,6 +75,11 @@ function confusion(mount) {
     names.forEach((name, i) => {
       context.textAlign = "right";
       context.fillText(clipped(context, name, space - 10), space - 6, space + (i + 0.5) * step + 4);
+      if (upright) {
+        context.textAlign = "center";
+        context.fillText(name, space + (i + 0.5) * step, space - 7);
+        return;
+      }
       context.save();
       context.translate(space + (i + 0.5) * step + 4, space - 6);
       context.rotate(-Math.PI / 2);
