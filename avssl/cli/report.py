@@ -28,7 +28,7 @@ def report(
     workers: Annotated[int | None, Option(help="Data-loading processes; default: chosen from the cores.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page: curves, retrieval to see and hear, a map, reconstructions, recipe and data."""
+    """Write one self-contained HTML page: curves, retrieval to see and hear, a map, reconstructions, the recipe."""
     from avssl.report import write_report
     from avssl.training.setup import pick_device
 
