@@ -39,11 +39,18 @@ def check_length(extractor: ConvExtractor, batch: Batch) -> Tensor:
     """The (B, L) waveform. Raises DataError when an item is shorter than one window of the convolutions."""
     stream = batch.need("audio")
     shortest = int(stream.lengths.min())
-    check(stream.x.ndim == 2, f"audio has the shape {tuple(stream.x.shape)}, not (items, samples)",
-          fix="use the frontend of this backbone", error=DataError)
-    check(shortest >= extractor.window,
-          f"{batch.ids[int(stream.lengths.argmin())]!r} has {shortest} samples, one frame needs {extractor.window}",
-          fix="leave out shorter clips, or set frontend.min_seconds", error=DataError)
+    check(
+        stream.x.ndim == 2,
+        f"audio has the shape {tuple(stream.x.shape)}, not (items, samples)",
+        fix="use the frontend of this backbone",
+        error=DataError,
+    )
+    check(
+        shortest >= extractor.window,
+        f"{batch.ids[int(stream.lengths.argmin())]!r} has {shortest} samples, one frame needs {extractor.window}",
+        fix="leave out shorter clips, or set frontend.min_seconds",
+        error=DataError,
+    )
     return stream.x
 
 
@@ -59,12 +66,25 @@ class AudioEncoder(Backbone):
         self.feature_norm = nn.LayerNorm(self.extractor.dim)
         self.project = nn.Linear(self.extractor.dim, c.dim) if c.project else None
         self.mask_token = nn.Parameter(torch.rand(c.dim))
-        self.positions = (ConvPositions(c.dim, c.positions_depth, c.positions_width, c.positions_groups)
-                          if c.positions_depth > 1 else WeightNormPositions(c.dim, c.positions_width, c.positions_groups))
+        self.positions = (
+            ConvPositions(c.dim, c.positions_depth, c.positions_width, c.positions_groups)
+            if c.positions_depth > 1
+            else WeightNormPositions(c.dim, c.positions_width, c.positions_groups)
+        )
         self.layers = nn.ModuleList(
-            Block(c.dim, c.heads, c.ffn, norm_first=c.norm_first, eps=c.norm_eps, activation=c.activation,
-                  dropout=c.dropout, attention_dropout=c.attention_dropout, activation_dropout=c.activation_dropout)
-            for _ in range(c.depth))
+            Block(
+                c.dim,
+                c.heads,
+                c.ffn,
+                norm_first=c.norm_first,
+                eps=c.norm_eps,
+                activation=c.activation,
+                dropout=c.dropout,
+                attention_dropout=c.attention_dropout,
+                activation_dropout=c.activation_dropout,
+            )
+            for _ in range(c.depth)
+        )
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
         self.layers.apply(bert_init)
 
@@ -89,10 +109,19 @@ class AudioEncoder(Backbone):
         """Leave out what `local` needs: from now on `forward` must be given local features."""
         del self.extractor, self.feature_norm, self.project, self.mask_token
 
-    def forward(self, batch: Batch, hide: Mapping[str, Tensor] | None = None, keep: Mapping[str, Tensor] | None = None,
-                layers: Layers | None = None, only: Collection[str] | None = None, *, local: Tensor | None = None,
-                pad: Tensor | None = None, hide_channels: Tensor | None = None,
-                channels_first: bool = False) -> Features:
+    def forward(
+        self,
+        batch: Batch,
+        hide: Mapping[str, Tensor] | None = None,
+        keep: Mapping[str, Tensor] | None = None,
+        layers: Layers | None = None,
+        only: Collection[str] | None = None,
+        *,
+        local: Tensor | None = None,
+        pad: Tensor | None = None,
+        hide_channels: Tensor | None = None,
+        channels_first: bool = False,
+    ) -> Features:
         """local, pad: features and frame padding computed before, by this encoder or by the student of a teacher.
         hide_channels: (B, D) bool, channels set to 0 in all frames, after the hidden frames or before (channels_first).
         """
@@ -132,5 +161,10 @@ class AudioEncoder(Backbone):
                 inner.append(ffn if layers == "ffn" else x)
         if c.norm_first:
             x = self.norm(x)
-        return Features(tokens={"audio": x}, pooled={"audio": pool(x, pad)}, pad={} if pad is None else {"audio": pad},
-                        grid={"audio": Grid((local.shape[1],), ("time",))}, layers={"audio": inner} if layers else {})
+        return Features(
+            tokens={"audio": x},
+            pooled={"audio": pool(x, pad)},
+            pad={} if pad is None else {"audio": pad},
+            grid={"audio": Grid((local.shape[1],), ("time",))},
+            layers={"audio": inner} if layers else {},
+        )

@@ -61,7 +61,9 @@ class TextClassify(Loss[Backbone]):
     def __init__(self, backbone: Backbone, config: TextClassifyConfig) -> None:
         super().__init__(backbone, config)
         classes = 1 if config.regression else config.classes
-        check(classes > 0, "loss.classes is 0 and no labels say how many there are", fix="set loss.classes or data.target")
+        check(
+            classes > 0, "loss.classes is 0 and no labels say how many there are", fix="set loss.classes or data.target"
+        )
         self.head = SentenceHead(backbone.dim, classes, config.dropout)
 
     def exports(self) -> dict[str, nn.Module]:
@@ -87,8 +89,11 @@ class ImageClassify(Loss[Backbone]):
 
     def __init__(self, backbone: Backbone, config: ImageClassifyConfig) -> None:
         super().__init__(backbone, config)
-        check(config.classes > 0, "loss.classes is 0 and no labels say how many there are",
-              fix="set loss.classes or data.target")
+        check(
+            config.classes > 0,
+            "loss.classes is 0 and no labels say how many there are",
+            fix="set loss.classes or data.target",
+        )
         self.head = PatchHead(backbone.dim, config.classes, config.norm_eps, config.initial_scale)
         if not getattr(backbone.config, "pooled_norm", True):
             for parameter in backbone.norm.parameters():  # pooled patches do not pass the last norm

@@ -42,9 +42,11 @@ class AudioConfig:
 
     def __post_init__(self) -> None:
         _check_heads(self.dim, self.heads)
-        check(self.project or self.conv_layers[-1][0] == self.dim,
-              f"without a projection the last convolution ({self.conv_layers[-1][0]}) must be dim ({self.dim}) wide",
-              fix="set backbone.project=true")
+        check(
+            self.project or self.conv_layers[-1][0] == self.dim,
+            f"without a projection the last convolution ({self.conv_layers[-1][0]}) must be dim ({self.dim}) wide",
+            fix="set backbone.project=true",
+        )
 
 
 @config
@@ -99,8 +101,11 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _check_heads(self.dim, self.heads)
-        check(0 <= self.mask < self.vocabulary, f"the mask id {self.mask} is outside the vocabulary ({self.vocabulary})",
-              fix="set backbone.mask to the id of <mask>")
+        check(
+            0 <= self.mask < self.vocabulary,
+            f"the mask id {self.mask} is outside the vocabulary ({self.vocabulary})",
+            fix="set backbone.mask to the id of <mask>",
+        )
 
 
 # -- backbones, data2vec 2.0 -----------------------------------------------------------------------------------------
@@ -345,8 +350,11 @@ def _check_heads(dim: int, heads: int) -> None:
 
 
 def _check_patches(size: int, patch: int) -> None:
-    check(size % patch == 0, f"backbone.image_size {size} is no multiple of backbone.patch {patch}",
-          fix=f"use {size // patch * patch}")
+    check(
+        size % patch == 0,
+        f"backbone.image_size {size} is no multiple of backbone.patch {patch}",
+        fix=f"use {size // patch * patch}",
+    )
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------------------------

@@ -50,8 +50,11 @@ class Ctc(Loss[Backbone]):
 
     def __init__(self, backbone: Backbone, config: CtcConfig) -> None:
         super().__init__(backbone, config)
-        check(config.classes > 1, f"loss.classes is {config.classes}: there is nothing to recognise",
-              fix="give labelled data with data.target=characters, or set loss.classes")
+        check(
+            config.classes > 1,
+            f"loss.classes is {config.classes}: there is nothing to recognise",
+            fix="give labelled data with data.target=characters, or set loss.classes",
+        )
         if config.channels.probability > 0 and not hasattr(backbone, "feature_norm"):
             raise UsageError(f"{type(backbone).__name__} cannot hide channels", fix="set loss.channels.probability=0")
         self.head = LetterHead(backbone.dim, config.classes, config.final_dropout)
@@ -80,29 +83,47 @@ class Ctc(Loss[Backbone]):
 
     def compute(self, batch: Batch, draw: SpeechMask) -> LossOutput:
         if batch.targets is None:
-            raise DataError("a fine-tuning batch has no targets", fix="set data.target=characters, and give transcripts")
+            raise DataError(
+                "a fine-tuning batch has no targets", fix="set data.target=characters, and give transcripts"
+            )
         device = batch.need("audio").x.device
         hide = None if draw.frames is None else {"audio": draw.frames.to(device)}
-        extra = {} if draw.channels is None else {"hide_channels": draw.channels.to(device),
-                                                  "channels_first": self.config.channels_first}
+        extra = (
+            {}
+            if draw.channels is None
+            else {"hide_channels": draw.channels.to(device), "channels_first": self.config.channels_first}
+        )
         features = self.backbone(batch, hide=hide, only={"audio"}, **extra)
         logits = self.head(features)
         log_probs = logits.float().log_softmax(-1)
         pad = features.pad.get("audio")
-        frames = torch.full((len(batch),), logits.shape[1], device=device) if pad is None else \
-            (~pad[:, features.grid["audio"].prefix :]).sum(1)
+        frames = (
+            torch.full((len(batch),), logits.shape[1], device=device)
+            if pad is None
+            else (~pad[:, features.grid["audio"].prefix :]).sum(1)
+        )
         # (B,) targets are one symbol per item
         meant = batch.targets if batch.targets.x.ndim == 2 else Stream(batch.targets.x[:, None])
         target, lengths = meant.x, meant.lengths
-        total = F.ctc_loss(log_probs.transpose(0, 1), target, frames, lengths, blank=self.config.blank, reduction="sum",
-                           zero_infinity=True)
+        total = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            target,
+            frames,
+            lengths,
+            blank=self.config.blank,
+            reduction="sum",
+            zero_infinity=True,
+        )
         metrics = {} if self.training else self._errors(log_probs, frames, target, lengths)
         return LossOutput({"ctc": Term(1.0, total, len(batch))}, metrics)
 
-    def _errors(self, log_probs: Tensor, frames: Tensor, target: Tensor, lengths: Tensor) -> dict[str, tuple[Tensor, int]]:
+    def _errors(
+        self, log_probs: Tensor, frames: Tensor, target: Tensor, lengths: Tensor
+    ) -> dict[str, tuple[Tensor, int]]:
         """Symbol error rate of greedy decoding: (edits, symbols)."""
         edits = 0
-        for row, n, meant, m in zip(log_probs.detach().cpu().numpy(), frames.tolist(), target.tolist(), lengths.tolist(),
-                                    strict=True):
+        for row, n, meant, m in zip(
+            log_probs.detach().cpu().numpy(), frames.tolist(), target.tolist(), lengths.tolist(), strict=True
+        ):
             edits += distance(greedy(row[:n], self.config.blank), meant[:m])
         return {"cer": (torch.tensor(float(edits)), int(lengths.sum()))}

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-LanguageModel = Callable[[tuple[int, ...]], float]  # symbols so far -> log10 probability of the last one, given the others
+LanguageModel = Callable[
+    [tuple[int, ...]], float
+]  # symbols so far -> log10 probability of the last one, given the others
 
 
 def greedy(log_probs: np.ndarray, blank: int = 0) -> list[int]:
@@ -18,9 +20,16 @@ def greedy(log_probs: np.ndarray, blank: int = 0) -> list[int]:
     return best[changed & (best != blank)].tolist()
 
 
-def beam_search(log_probs: np.ndarray, blank: int = 0, width: int = 50, *, symbols_per_frame: int = 40,
-                language_model: LanguageModel | None = None, lm_weight: float = 1.0,
-                symbol_score: float = 0.0) -> list[tuple[list[int], float]]:
+def beam_search(
+    log_probs: np.ndarray,
+    blank: int = 0,
+    width: int = 50,
+    *,
+    symbols_per_frame: int = 40,
+    language_model: LanguageModel | None = None,
+    lm_weight: float = 1.0,
+    symbol_score: float = 0.0,
+) -> list[tuple[list[int], float]]:
     """The most probable label sequences, each the sum over its alignments (prefix beam search, arXiv:1408.2873).
 
     log_probs: (T, V) natural logarithms. symbols_per_frame: only the best symbols of a frame extend a prefix.
@@ -50,8 +59,10 @@ def beam_search(log_probs: np.ndarray, blank: int = 0, width: int = 50, *, symbo
                 ends[longer][1] = _log_add(ends[longer][1], before + frame[symbol])
         ranked = sorted(ends, key=lambda p: _log_add(*ends[p]) + bonus[p], reverse=True)[:width]
         beams = {p: (ends[p][0], ends[p][1]) for p in ranked}
-    return [(list(p), _log_add(*beams[p]) + bonus[p])
-            for p in sorted(beams, key=lambda p: _log_add(*beams[p]) + bonus[p], reverse=True)]
+    return [
+        (list(p), _log_add(*beams[p]) + bonus[p])
+        for p in sorted(beams, key=lambda p: _log_add(*beams[p]) + bonus[p], reverse=True)
+    ]
 
 
 def _log_add(a: float, b: float) -> float:

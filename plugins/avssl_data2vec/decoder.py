@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,8 +23,8 @@ class Decoder(nn.Module):
         conv = nn.Conv2d if plane else nn.Conv1d
         widths = [dim] + [config.dim] * config.layers
         self.convs = nn.ModuleList(
-            conv(a, b, config.kernel, padding=config.kernel // 2, groups=config.groups)
-            for a, b in zip(widths[:-1], widths[1:], strict=True))
+            conv(a, b, config.kernel, padding=config.kernel // 2, groups=config.groups) for a, b in pairwise(widths)
+        )
         parts: list[nn.Module] = []
         width = config.dim
         for i in range(0 if plane else config.projection_layers - 1):

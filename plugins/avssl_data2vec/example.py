@@ -7,7 +7,13 @@ from typing import Any
 
 CONV_LAYERS = [[32, 10, 5], *[[32, 3, 2]] * 4, *[[32, 2, 2]] * 2]
 _SMALL = {"dim": 32, "depth": 2, "heads": 4, "dropout": 0.0, "attention_dropout": 0.0}
-_AUDIO = {"conv_layers": CONV_LAYERS, "positions_depth": 2, "positions_width": 11, "positions_groups": 4, "layerdrop": 0.0}
+_AUDIO = {
+    "conv_layers": CONV_LAYERS,
+    "positions_depth": 2,
+    "positions_width": 11,
+    "positions_groups": 4,
+    "layerdrop": 0.0,
+}
 _VISION = {"image_size": 32, "patch": 8}
 _TEXT = {"vocabulary": 261, "mask": 260, "max_tokens": 64}
 _TWO = {"mlp_ratio": 2.0, "mlp_dropout": 0.0}
@@ -31,11 +37,17 @@ def audio2(_: Path) -> dict[str, Any]:
 
 
 def vision2(_: Path) -> dict[str, Any]:
-    return {"backbone": {"name": "data2vec2_vision", **_SMALL, **_TWO, **_VISION, "prenet_depth": 1}, "frontend": {"size": 32}}
+    return {
+        "backbone": {"name": "data2vec2_vision", **_SMALL, **_TWO, **_VISION, "prenet_depth": 1},
+        "frontend": {"size": 32},
+    }
 
 
 def text2(_: Path) -> dict[str, Any]:
-    return {"backbone": {"name": "data2vec2_text", **_SMALL, **_TWO, **_TEXT, "embedding_dropout": 0.0}, "frontend": {"max_tokens": 64}}
+    return {
+        "backbone": {"name": "data2vec2_text", **_SMALL, **_TWO, **_TEXT, "embedding_dropout": 0.0},
+        "frontend": {"max_tokens": 64},
+    }
 
 
 def data2vec(folder: Path) -> dict[str, Any]:
@@ -44,9 +56,16 @@ def data2vec(folder: Path) -> dict[str, Any]:
 
 def data2vec2(folder: Path) -> dict[str, Any]:
     decoder = {"dim": 16, "groups": 4, "kernel": 3, "layers": 2, "input_dropout": 0.0}
-    return {**vision2(folder), "loss": {"targets": {"top_k": 2, "mean": ["layer"]}, "decoder": decoder, "class_weight": 0.01,
-                                        "teacher": {"own_local": True},
-                                        "mask": {"clones": 2, "probability": 0.6, "length": 2, "inverse": True}}}
+    return {
+        **vision2(folder),
+        "loss": {
+            "targets": {"top_k": 2, "mean": ["layer"]},
+            "decoder": decoder,
+            "class_weight": 0.01,
+            "teacher": {"own_local": True},
+            "mask": {"clones": 2, "probability": 0.6, "length": 2, "inverse": True},
+        },
+    }
 
 
 def ctc(folder: Path) -> dict[str, Any]:

@@ -64,12 +64,15 @@ class Data2Vec(Loss[Backbone]):
         super().__init__(backbone, config)
         known = set(backbone.modalities)
         if unknown := set(config.modalities) - known:
-            raise UsageError(f"loss.modalities has {sorted(unknown)}, the backbone reads {sorted(known)}",
-                             fix=f"choose from {sorted(known)}")
+            raise UsageError(
+                f"loss.modalities has {sorted(unknown)}, the backbone reads {sorted(known)}",
+                fix=f"choose from {sorted(known)}",
+            )
         self.modalities = tuple(config.modalities) or tuple(sorted(known))
         widths = backbone.widths()
-        self.heads = nn.ModuleDict({m: make_head(widths.get(m, backbone.dim), config.head_layers)
-                                    for m in self.modalities})
+        self.heads = nn.ModuleDict(
+            {m: make_head(widths.get(m, backbone.dim), config.head_layers) for m in self.modalities}
+        )
         self.teacher = make_teacher(backbone, config.teacher)
         self.teacher_heads = deepcopy(self.heads).requires_grad_(False) if config.teacher.average_head else None
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))

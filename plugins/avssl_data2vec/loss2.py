@@ -1,4 +1,4 @@
-"""The objective of data2vec 2.0 (arXiv:2212.07525): many masks per item, one target, a student that sees kept tokens."""
+"""The objective of data2vec 2.0 (arXiv:2212.07525): many masks per item, one target, a student of kept tokens."""
 
 from __future__ import annotations
 
@@ -44,12 +44,17 @@ class Data2Vec2(Loss[Multi2]):
 
     def __init__(self, backbone: Multi2, config: Data2Vec2Config) -> None:
         super().__init__(backbone, config)
-        check(config.class_weight == 0 or backbone.config.extra_tokens > 0, "loss.class_weight needs a class token",
-              fix="set backbone.extra_tokens=1")
+        check(
+            config.class_weight == 0 or backbone.config.extra_tokens > 0,
+            "loss.class_weight needs a class token",
+            fix="set backbone.extra_tokens=1",
+        )
         positions = config.decoder.add_positions
-        check(positions == "none" or getattr(backbone, "sincos", None) is not None,
-              f"loss.decoder.add_positions = {positions!r}, but the backbone has no fixed positions",
-              fix="--set loss.decoder.add_positions=none")
+        check(
+            positions == "none" or getattr(backbone, "sincos", None) is not None,
+            f"loss.decoder.add_positions = {positions!r}, but the backbone has no fixed positions",
+            fix="--set loss.decoder.add_positions=none",
+        )
         self.decoder = Decoder(backbone.dim, backbone.modality == "vision", config.decoder)
         if not backbone.config.mae_init:
             bert_init(self.decoder)
@@ -65,15 +70,26 @@ class Data2Vec2(Loss[Multi2]):
     def sample(self, batch: Batch) -> Clones:
         grid = self.backbone.grid(batch)[self.backbone.modality]
         rngs = masks.generators(batch.seeds, 0)
-        mask = self._spans(rngs, grid) if self._in_spans(grid) else np.concatenate(
-            [masks.multi(rng, grid.shape, self.config.mask) for rng in rngs])
+        mask = (
+            self._spans(rngs, grid)
+            if self._in_spans(grid)
+            else np.concatenate([masks.multi(rng, grid.shape, self.config.mask) for rng in rngs])
+        )
         order = np.argsort(mask, axis=1, kind="stable")  # kept first, each part in the order of the tokens
         kept = int((~mask[0]).sum())
         dim, clones = self.backbone.dim, self.config.mask.clones
-        noise = np.concatenate([rng.standard_normal((clones, mask.shape[1] - kept, dim), dtype=np.float32)
-                                for rng in masks.generators(batch.seeds, 1)])
-        return Clones(torch.from_numpy(mask), torch.from_numpy(order[:, :kept].copy()),
-                      torch.from_numpy(np.argsort(order, axis=1)), torch.from_numpy(noise))
+        noise = np.concatenate(
+            [
+                rng.standard_normal((clones, mask.shape[1] - kept, dim), dtype=np.float32)
+                for rng in masks.generators(batch.seeds, 1)
+            ]
+        )
+        return Clones(
+            torch.from_numpy(mask),
+            torch.from_numpy(order[:, :kept].copy()),
+            torch.from_numpy(np.argsort(order, axis=1)),
+            torch.from_numpy(noise),
+        )
 
     def _in_spans(self, grid: Grid) -> bool:
         return self.config.mask.kind == "spans" and self.config.mask.length > 1 and len(grid.shape) == 1
@@ -93,7 +109,11 @@ class Data2Vec2(Loss[Multi2]):
 
     def _scored(self, batch: Batch, draw: Clones, pad: Tensor | None = None) -> Tensor:
         pad = self.backbone.local_pad(batch) if pad is None else pad
-        return draw.mask if pad is None else draw.mask & ~pad.to(draw.mask.device).repeat_interleave(self.config.mask.clones, 0)
+        return (
+            draw.mask
+            if pad is None
+            else draw.mask & ~pad.to(draw.mask.device).repeat_interleave(self.config.mask.clones, 0)
+        )
 
     # -- the step ------------------------------------------------------------------------------------------------
     def compute(self, batch: Batch, draw: Clones) -> LossOutput:
@@ -129,8 +149,9 @@ class Data2Vec2(Loss[Multi2]):
             features = self.teacher(batch, layers=kind)
         else:
             features = self.teacher(batch, layers=kind, local=local.detach(), pad=pad)
-        return average_targets(features.layers[self.backbone.modality], self.config.targets,
-                               self.backbone.config.extra_tokens)
+        return average_targets(
+            features.layers[self.backbone.modality], self.config.targets, self.backbone.config.extra_tokens
+        )
 
     def _decode(self, student: Features, draw: Clones) -> Tensor:
         """(B * M, N, D) predictions at every place."""

@@ -54,8 +54,10 @@ def _one_item(rng: np.random.Generator, size: int, cfg: SpanConfig) -> np.ndarra
     hidden = _overlapping(rng, size, widths) if cfg.overlap else _apart(rng, size, widths, cfg.min_space)
     hidden = np.unique(hidden[hidden < size])
     if len(hidden) >= size:
-        raise UsageError(f"all {size} frames of an item would be hidden",
-                         fix="lower loss.spans.probability or loss.spans.length, or leave out such short clips")
+        raise UsageError(
+            f"all {size} frames of an item would be hidden",
+            fix="lower loss.spans.probability or loss.spans.length, or leave out such short clips",
+        )
     return hidden
 
 
@@ -75,9 +77,6 @@ def _overlapping(rng: np.random.Generator, size: int, widths: np.ndarray) -> np.
     least = int(widths.min())
     if size - least <= len(widths):
         least = size - len(widths) - 1
-    if size - least < len(widths):  # a clip too short for its spans: no choice of different starts exists
-        raise UsageError(f"{len(widths)} spans do not fit into {size} frames",
-                         fix="lower loss.spans.probability or loss.spans.min_spans, or leave out such short clips")
     starts = rng.choice(size - least, len(widths), replace=False)
     return np.concatenate([np.arange(s, s + w) for s, w in zip(starts, widths, strict=True)])
 

@@ -53,9 +53,19 @@ class Block(nn.Module):
     Returns the output and the feed-forward's output before its dropout and residual: a data2vec target.
     """
 
-    def __init__(self, dim: int, heads: int, ffn: int, *, norm_first: bool = False, eps: float = 1e-5,
-                 activation: str = "gelu", dropout: float = 0.0, attention_dropout: float = 0.0,
-                 activation_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        ffn: int,
+        *,
+        norm_first: bool = False,
+        eps: float = 1e-5,
+        activation: str = "gelu",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        activation_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.attn = Attention(dim, heads, attention_dropout)
         self.norm1 = nn.LayerNorm(dim, eps=eps)
@@ -85,13 +95,25 @@ class Block(nn.Module):
 
 
 class ScaledBlock(nn.Module):
-    """The pre-norm block of BEiT: layer scale, stochastic depth, and an optional table of relative positions of its own.
+    """The pre-norm block of BEiT: layer scale, stochastic depth, an optional table of relative positions of its own.
 
     The second value is what the feed-forward adds to the stream (after layer scale and stochastic depth).
     """
 
-    def __init__(self, dim: int, heads: int, ffn: int, *, eps: float, layer_scale: float | None, qkv_bias: bool,
-                 dropout: float, attention_dropout: float, drop_path: float, relative: nn.Module | None) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        ffn: int,
+        *,
+        eps: float,
+        layer_scale: float | None,
+        qkv_bias: bool,
+        dropout: float,
+        attention_dropout: float,
+        drop_path: float,
+        relative: nn.Module | None,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, attention_dropout, bias=qkv_bias, key_bias=False)
@@ -173,12 +195,14 @@ class ConvExtractor(nn.Module):
 
 
 class ConvPositions(nn.Module):
-    """Positions from a stack of `depth` grouped convolutions, each followed by a LayerNorm without parameters and GELU."""
+    """Positions from `depth` grouped convolutions, each followed by a LayerNorm without parameters and GELU."""
 
     def __init__(self, dim: int, depth: int, width: int, groups: int) -> None:
         super().__init__()
         kernel = max(3, width // depth)
-        self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth))
+        self.convs = nn.ModuleList(
+            nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
         frames = x.shape[1]
@@ -208,8 +232,18 @@ class TokenEmbedding(nn.Module):
     """Tokens plus positions, then LayerNorm. The position of a token is pad + its rank among the tokens that are no
     padding (from 1), as RoBERTa counts; padding has position `pad`, whose row is zero."""
 
-    def __init__(self, vocabulary: int, dim: int, max_tokens: int, pad: int, *, positions: str = "learned",
-                 norm: bool = True, scale: bool = False, eps: float = 1e-5) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        dim: int,
+        max_tokens: int,
+        pad: int,
+        *,
+        positions: str = "learned",
+        norm: bool = True,
+        scale: bool = False,
+        eps: float = 1e-5,
+    ) -> None:
         super().__init__()
         self.pad, self.scale, self.max_tokens = pad, math.sqrt(dim) if scale else 1.0, max_tokens
         self.tokens = nn.Embedding(vocabulary, dim, padding_idx=pad)

@@ -121,9 +121,18 @@ class Multi2(Backbone):
         for name in self.local_parts:
             setattr(self, name, None)
 
-    def forward(self, batch: Batch, hide: Mapping[str, Tensor] | None = None, keep: Mapping[str, Tensor] | None = None,
-                layers: Layers | None = None, only: Collection[str] | None = None, *, local: Tensor | None = None,
-                pad: Tensor | None = None, clones: int = 1) -> Features:
+    def forward(
+        self,
+        batch: Batch,
+        hide: Mapping[str, Tensor] | None = None,
+        keep: Mapping[str, Tensor] | None = None,
+        layers: Layers | None = None,
+        only: Collection[str] | None = None,
+        *,
+        local: Tensor | None = None,
+        pad: Tensor | None = None,
+        clones: int = 1,
+    ) -> Features:
         """Extra tokens come first in tokens and layers; hide and keep do not count them.
 
         hide: hidden tokens become 0. keep: (B * clones, K), the rows of an item's clones next to each other; the local
@@ -160,11 +169,17 @@ class Multi2(Backbone):
         if self.norm is not None:
             x = self.norm(x)
         name, extra = self.modality, c.extra_tokens
-        return Features(tokens={name: x}, pad={} if pad is None else {name: pad}, grid={name: self._grid(count)},
-                        pooled={name: pool(x[:, extra:], None if pad is None else pad[:, extra:])},
-                        layers={name: inner} if layers else {})
+        return Features(
+            tokens={name: x},
+            pad={} if pad is None else {name: pad},
+            grid={name: self._grid(count)},
+            pooled={name: pool(x[:, extra:], None if pad is None else pad[:, extra:])},
+            layers={name: inner} if layers else {},
+        )
 
-    def _blocks(self, x: Tensor, pad: Tensor | None, alibi: Tensor | None, layers: Layers | None) -> tuple[Tensor, list[Tensor]]:
+    def _blocks(
+        self, x: Tensor, pad: Tensor | None, alibi: Tensor | None, layers: Layers | None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Prenet, then shared blocks; the inner states of the latter."""
         c: Multi2Config = self.config
         inner: list[Tensor] = []
@@ -274,8 +289,15 @@ class TextEncoder2(Multi2):
     def __init__(self, config: Text2Config) -> None:
         super().__init__(config)
         c = config
-        self.embed = TokenEmbedding(c.vocabulary, c.dim, c.max_tokens, c.pad, positions=c.positions,
-                                    norm=c.embedding_norm, scale=c.scale_embedding)
+        self.embed = TokenEmbedding(
+            c.vocabulary,
+            c.dim,
+            c.max_tokens,
+            c.pad,
+            positions=c.positions,
+            norm=c.embedding_norm,
+            scale=c.scale_embedding,
+        )
         self._init()
 
     def _has_context_norm(self) -> bool:

@@ -66,9 +66,13 @@ def guard(target: Tensor, prediction: Tensor, updates: int, cfg: GuardConfig, wh
     """Stop a run whose targets or predictions no longer vary. target, prediction: () from `mean_std`."""
     if updates <= cfg.after:
         return
-    for what, value, least in (("targets", target, cfg.min_target_std), ("predictions", prediction, cfg.min_prediction_std)):
+    for what, value, least in (
+        ("targets", target, cfg.min_target_std),
+        ("predictions", prediction, cfg.min_prediction_std),
+    ):
         if float(value) < least:
             raise Collapsed(
                 f"{where}: after {updates} updates the {what} have collapsed: their mean standard deviation is"
                 f" {float(value):.4g}, below {least}",
-                fix="go back to an earlier checkpoint and lower optim.lr, or lengthen loss.teacher.anneal or the warm-up")
+                fix="go back to an earlier checkpoint and lower optim.lr, or lengthen loss.teacher.anneal",
+            )

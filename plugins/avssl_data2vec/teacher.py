@@ -25,8 +25,10 @@ def make_teacher(student: nn.Module, cfg: TeacherConfig) -> nn.Module:
     teacher = deepcopy(student).requires_grad_(False).float().eval()
     if not cfg.own_local:
         if not hasattr(teacher, "drop_local"):
-            raise UsageError(f"{type(student).__name__} cannot share local features with a teacher",
-                             fix="set loss.teacher.own_local=true")
+            raise UsageError(
+                f"{type(student).__name__} cannot share local features with a teacher",
+                fix="set loss.teacher.own_local=true",
+            )
         teacher.drop_local()
     return teacher
 

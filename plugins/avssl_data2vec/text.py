@@ -24,10 +24,18 @@ def token_ids(batch: Batch, config: TextConfig | Text2Config) -> tuple[Tensor, T
     """
     stream = batch.need("text")
     ids = stream.x
-    check(ids.shape[1] <= config.max_tokens, f"{ids.shape[1]} tokens, the model has {config.max_tokens} positions",
-          fix="set frontend.max_tokens", error=DataError)
-    check(int(ids.max()) < config.vocabulary, f"token id {int(ids.max())}, the vocabulary has {config.vocabulary}",
-          fix="use the tokenizer that the model was trained with", error=DataError)
+    check(
+        ids.shape[1] <= config.max_tokens,
+        f"{ids.shape[1]} tokens, the model has {config.max_tokens} positions",
+        fix="set frontend.max_tokens",
+        error=DataError,
+    )
+    check(
+        int(ids.max()) < config.vocabulary,
+        f"token id {int(ids.max())}, the vocabulary has {config.vocabulary}",
+        fix="use the tokenizer that the model was trained with",
+        error=DataError,
+    )
     pad = ids == config.pad
     if stream.pad is not None:
         ids, pad = ids.masked_fill(stream.pad, config.pad), pad | stream.pad
@@ -49,13 +57,29 @@ class TextEncoder(Backbone):
     def __init__(self, config: TextConfig) -> None:
         super().__init__(config)
         c = config
-        self.embed = TokenEmbedding(c.vocabulary, c.dim, c.max_tokens, c.pad, norm=c.embedding_norm,
-                                    positions="learned" if c.learned_positions else "sinusoidal",
-                                    scale=c.scale_embedding)
+        self.embed = TokenEmbedding(
+            c.vocabulary,
+            c.dim,
+            c.max_tokens,
+            c.pad,
+            norm=c.embedding_norm,
+            positions="learned" if c.learned_positions else "sinusoidal",
+            scale=c.scale_embedding,
+        )
         self.layers = nn.ModuleList(
-            Block(c.dim, c.heads, c.ffn, norm_first=c.norm_first, eps=c.norm_eps, activation=c.activation,
-                  dropout=c.dropout, attention_dropout=c.attention_dropout, activation_dropout=c.activation_dropout)
-            for _ in range(c.depth))
+            Block(
+                c.dim,
+                c.heads,
+                c.ffn,
+                norm_first=c.norm_first,
+                eps=c.norm_eps,
+                activation=c.activation,
+                dropout=c.dropout,
+                attention_dropout=c.attention_dropout,
+                activation_dropout=c.activation_dropout,
+            )
+            for _ in range(c.depth)
+        )
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps) if c.norm_first else None
         self.apply(bert_init)
 
@@ -70,8 +94,14 @@ class TextEncoder(Backbone):
         """(count,) ids that may stand in for a token: neither special nor the mask."""
         return random_ids(self.config, rng, count)
 
-    def forward(self, batch: Batch, hide: Mapping[str, Tensor] | None = None, keep: Mapping[str, Tensor] | None = None,
-                layers: Layers | None = None, only: Collection[str] | None = None) -> Features:
+    def forward(
+        self,
+        batch: Batch,
+        hide: Mapping[str, Tensor] | None = None,
+        keep: Mapping[str, Tensor] | None = None,
+        layers: Layers | None = None,
+        only: Collection[str] | None = None,
+    ) -> Features:
         """A hidden token becomes the mask id. Kept tokens keep their positions."""
         c: TextConfig = self.config
         ids, pad = token_ids(batch, c)
@@ -97,5 +127,10 @@ class TextEncoder(Backbone):
                 inner.append(ffn if layers == "ffn" else x)
         if self.norm is not None:
             x = self.norm(x)
-        return Features(tokens={"text": x}, pooled={"text": pool(x, pad)}, pad={} if pad is None else {"text": pad},
-                        grid=self.grid(batch), layers={"text": inner} if layers else {})
+        return Features(
+            tokens={"text": x},
+            pooled={"text": pool(x, pad)},
+            pad={} if pad is None else {"text": pad},
+            grid=self.grid(batch),
+            layers={"text": inner} if layers else {},
+        )

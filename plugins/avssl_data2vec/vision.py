@@ -22,9 +22,12 @@ def images(batch: Batch, channels: int, height: int, width: int) -> Tensor:
     x = batch.need("vision").x
     if x.ndim == 5 and x.shape[1] == 1:
         x = x[:, 0]
-    check(x.ndim == 4 and tuple(x.shape[1:]) == (channels, height, width),
-          f"vision has the shape {tuple(x.shape)}, the model needs (items, {channels}, {height}, {width})",
-          fix="set frontend.size to backbone.image_size, and one frame per item", error=DataError)
+    check(
+        x.ndim == 4 and tuple(x.shape[1:]) == (channels, height, width),
+        f"vision has the shape {tuple(x.shape)}, the model needs (items, {channels}, {height}, {width})",
+        fix="set frontend.size to backbone.image_size, and one frame per item",
+        error=DataError,
+    )
     return x
 
 
@@ -76,10 +79,20 @@ class VisionEncoder(Backbone):
         self.relative = RelativePositions(self.side, self.side, c.heads) if shared else None
         rates = torch.linspace(0, c.drop_path, c.depth).tolist()
         self.layers = nn.ModuleList(
-            ScaledBlock(c.dim, c.heads, c.ffn, eps=c.norm_eps, layer_scale=c.layer_scale, qkv_bias=c.qkv_bias,
-                        dropout=c.dropout, attention_dropout=c.attention_dropout, drop_path=rate,
-                        relative=RelativePositions(self.side, self.side, c.heads) if c.positions == "relative" else None)
-            for rate in rates)
+            ScaledBlock(
+                c.dim,
+                c.heads,
+                c.ffn,
+                eps=c.norm_eps,
+                layer_scale=c.layer_scale,
+                qkv_bias=c.qkv_bias,
+                dropout=c.dropout,
+                attention_dropout=c.attention_dropout,
+                drop_path=rate,
+                relative=RelativePositions(self.side, self.side, c.heads) if c.positions == "relative" else None,
+            )
+            for rate in rates
+        )
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
         self._init()
 
@@ -108,9 +121,15 @@ class VisionEncoder(Backbone):
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         return {"vision": Grid((self.side, self.side), ("y", "x"), prefix=1)}
 
-    def forward(self, batch: Batch, hide: Mapping[str, Tensor] | None = None, keep: Mapping[str, Tensor] | None = None,
-                layers: Layers | None = None, only: Collection[str] | None = None) -> Features:
-        """hide and keep count patches: the class token is never hidden and always kept. Tokens and layers hold it first."""
+    def forward(
+        self,
+        batch: Batch,
+        hide: Mapping[str, Tensor] | None = None,
+        keep: Mapping[str, Tensor] | None = None,
+        layers: Layers | None = None,
+        only: Collection[str] | None = None,
+    ) -> Features:
+        """hide and keep count patches: the class token is never hidden and always kept, and comes first."""
         c: VisionConfig = self.config
         x = self.patch(images(batch, c.channels, c.image_size, c.image_size)).flatten(2).transpose(1, 2)  # (B, N, D)
         if hide is not None and "vision" in hide:
@@ -130,8 +149,12 @@ class VisionEncoder(Backbone):
                 inner.append(branch if layers == "ffn" else x)
         tokens = self.norm(x)
         pooled = (tokens if c.pooled_norm else x)[:, 1:].mean(1)
-        return Features(tokens={"vision": tokens}, pooled={"vision": pooled}, grid=self.grid(batch),
-                        layers={"vision": inner} if layers else {})
+        return Features(
+            tokens={"vision": tokens},
+            pooled={"vision": pooled},
+            grid=self.grid(batch),
+            layers={"vision": inner} if layers else {},
+        )
 
 
 def _truncated(x: Tensor) -> None:

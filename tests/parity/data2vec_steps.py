@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from parity.harness import Case
 from torch import Tensor, nn
+
+from parity.harness import Case
 
 
 def divisor(case: Case) -> float:
@@ -34,7 +35,10 @@ def optimise(case: Case, module: nn.Module, official_name: Mapping[str, str]) ->
     norm = torch.nn.utils.clip_grad_norm_(list(trained.values()), limit if limit is not None else float("inf"))
     for name, p in trained.items():
         official = official_name[name]
-        lr = next((g["lr"] for g in spec["groups"] if any(fnmatch.fnmatchcase(official, q) for q in g["parameters"])), spec["lr"])
+        lr = next(
+            (g["lr"] for g in spec["groups"] if any(fnmatch.fnmatchcase(official, q) for q in g["parameters"])),
+            spec["lr"],
+        )
         decay = 0.0 if _undecayed(official, p, spec.get("no_decay")) else spec["weight_decay"]
         if spec["name"] == "fairseq_adam":
             fairseq_adam(p, lr, spec["betas"], spec["eps"], decay)

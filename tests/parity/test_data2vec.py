@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from parity.data2vec_steps import divisor, grads, optimise
-from parity.harness import Case, cases, known_tests
 from torch import Tensor
 
 from avssl.batch import Batch, Stream
@@ -19,9 +17,20 @@ from avssl_data2vec.formats.names import part, prefixed
 from avssl_data2vec.loss import Data2Vec, Hidden
 from avssl_data2vec.loss2 import Clones, Data2Vec2
 from avssl_data2vec.teacher import decay_at
+from parity.data2vec_steps import divisor, grads, optimise
+from parity.harness import Case, cases, known_tests
 
-HANDLED = {"audio_backbone", "audio_train_step", "vision_backbone", "vision_train_step", "text_backbone", "text_train_step",
-           "d2v2_audio_train_step", "d2v2_image_train_step", "d2v2_text_train_step"}
+HANDLED = {
+    "audio_backbone",
+    "audio_train_step",
+    "vision_backbone",
+    "vision_train_step",
+    "text_backbone",
+    "text_train_step",
+    "d2v2_audio_train_step",
+    "d2v2_image_train_step",
+    "d2v2_text_train_step",
+}
 
 
 def test_every_kind_of_case_is_handled():
@@ -46,18 +55,23 @@ def vision_batch(case: Case) -> Batch:
 
 
 def text_batch(case: Case, **qualifiers: str) -> Batch:
-    record = next(i for i in case.spec["inputs"] if i["role"] == "token_ids" and all(i.get(k) == v for k, v in qualifiers.items()))
+    record = next(
+        i for i in case.spec["inputs"] if i["role"] == "token_ids" and all(i.get(k) == v for k, v in qualifiers.items())
+    )
     return batch_of(text=Stream(case.io[record["tensor"]]))
 
 
-# -- names: our tensors (weights, gradients) under the official names -----------------------------------------------------
+# -- names: our tensors (weights, gradients) under the official names ----------------------------------------------
 def audio_official(loss: Data2Vec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names, mode = part(ours, "backbone."), loss.backbone.config.extractor
     local_keys = ("mask_token", "extractor.", "feature_norm.", "project.")
     local = {k: v for k, v in names.items() if k.startswith(local_keys)}
     encoder = {k: v for k, v in names.items() if k not in local}
-    return {**tables.audio_local(mode).to_theirs(local), **prefixed(tables.AUDIO_ENCODER.to_theirs(encoder), "encoder."),
-            **prefixed(part(ours, "heads.audio.0."), "final_proj.")}
+    return {
+        **tables.audio_local(mode).to_theirs(local),
+        **prefixed(tables.AUDIO_ENCODER.to_theirs(encoder), "encoder."),
+        **prefixed(part(ours, "heads.audio.0."), "final_proj."),
+    }
 
 
 def vision_official(loss: Data2Vec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,15 +79,19 @@ def vision_official(loss: Data2Vec, ours: Mapping[str, Tensor]) -> dict[str, Ten
 
 
 def text_official(loss: Data2Vec, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {**prefixed(tables.TEXT_ENCODER.to_theirs(part(ours, "backbone.")), "encoder.sentence_encoder."),
-            **prefixed(part(ours, "heads.text."), "encoder.regression_head.")}
+    return {
+        **prefixed(tables.TEXT_ENCODER.to_theirs(part(ours, "backbone.")), "encoder.sentence_encoder."),
+        **prefixed(part(ours, "heads.text."), "encoder.regression_head."),
+    }
 
 
-# -- encoders ---------------------------------------------------------------------------------------------------------
+# -- encoders ------------------------------------------------------------------------------------------------------
 def imported(case: Case, role: str = "checkpoint"):
     if role == "hf_model":
         return build(import_checkpoint(case.file(role), "data2vec_hf", config=str(case.file("hf_config")))).eval()
-    return build(import_checkpoint(case.file(role), "data2vec_vision" if "vision" in case.spec["test"] else "data2vec_fairseq")).eval()
+    return build(
+        import_checkpoint(case.file(role), "data2vec_vision" if "vision" in case.spec["test"] else "data2vec_fairseq")
+    ).eval()
 
 
 @pytest.mark.parametrize("case", cases("data2vec", "audio_backbone"))
@@ -84,17 +102,21 @@ def test_audio_encoder_gives_official_features(case: Case):
     model = loss.backbone
     conv = model.extractor(batch.need("audio").x)
     pad = frame_pad(model.extractor, batch.need("audio"))
+    sources = {"": model}
+    if "hf_model" in case.spec["files"]:
+        sources["hf_model"] = imported(case, "hf_model").backbone
+    known = {
+        "conv_features": conv,
+        "conv_features_normed": model.feature_norm(conv),
+        "projected": model.local(batch),
+        "frame_padding_mask": torch.zeros(conv.shape[:2], dtype=torch.bool) if pad is None else pad,
+    }
     for record in case.outputs():
-        source = model
-        if record.get("checkpoint") == "hf_model":
-            source = imported(case, "hf_model").backbone
-        kind = record["of"]
+        source, kind = sources[record.get("checkpoint", "")], record["of"]
         if kind.startswith("layer_"):
             got = source(batch, layers="ffn" if "ffn" in kind else "blocks").layers["audio"][record["layer"]]
         else:
-            got = {"conv_features": lambda: conv, "conv_features_normed": lambda: model.feature_norm(conv),
-                   "projected": lambda: model.local(batch), "frame_padding_mask": lambda: pad,
-                   "x": lambda: source(batch).tokens["audio"]}[kind]()
+            got = source(batch).tokens["audio"] if kind == "x" else known[kind]
         case.check(record["tensor"], got)
     case.check_complete()
 
@@ -113,7 +135,9 @@ def test_vision_encoder_gives_official_features(case: Case):
             hide = {"vision": mask} if record.get("masked") else None
             kind = record["of"]
             if kind.startswith("layer_"):
-                got = model(batch, hide=hide, layers="ffn" if "ffn" in kind else "blocks").layers["vision"][record["layer"]]
+                got = model(batch, hide=hide, layers="ffn" if "ffn" in kind else "blocks").layers["vision"][
+                    record["layer"]
+                ]
                 got = got if record.get("class_token", True) else got[:, 1:]
             elif kind == "norm_all_tokens":
                 got = model(batch, hide=hide).tokens["vision"]
@@ -149,14 +173,17 @@ def test_text_encoder_gives_official_features(case: Case):
                 continue  # the Hugging Face file has no head
             if kind == "layer_ffn_output":
                 got = model(batch, layers="ffn").layers["text"][record["layer"]]
+            elif kind == "encoder_state":
+                got = states[record["state"]]
+            elif kind == "regression_head":
+                got = loss.heads["text"](x)
             else:
-                got = {"embedding": lambda: embedding, "x": lambda: x, "encoder_state": lambda: states[record["state"]],
-                       "regression_head": lambda: loss.heads["text"](x)}[kind]()
+                got = {"embedding": embedding, "x": x}[kind]
             case.check(record["tensor"], got)
     case.check_complete()
 
 
-# -- training steps of data2vec 1 ----------------------------------------------------------------------------------------
+# -- training steps of data2vec 1 ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("case", cases("data2vec", "audio_train_step", "vision_train_step", "text_train_step"))
 def test_training_step_gives_official_numbers(case: Case):
     modality = case.spec["test"].split("_")[0]
@@ -177,10 +204,18 @@ def test_training_step_gives_official_numbers(case: Case):
     term = out.terms["regression"]
     objective = term.value if case.call["loss"]["reduction"] == "mean" else term.sum
     objective.backward()
-    measured = {"loss": objective, "loss_regression": term.sum, "loss_main": term.sum, "sample_size": torch.tensor(term.count),
-                "loss_per_masked_frame": term.value, "prediction_masked": captured["prediction"],
-                "target_masked": captured["target"], "target_var": out.metrics["target_std"][0],
-                "pred_var": out.metrics["prediction_std"][0], "student_x": captured["student"]}
+    measured = {
+        "loss": objective,
+        "loss_regression": term.sum,
+        "loss_main": term.sum,
+        "sample_size": torch.tensor(term.count),
+        "loss_per_masked_frame": term.value,
+        "prediction_masked": captured["prediction"],
+        "target_masked": captured["target"],
+        "target_var": out.metrics["target_std"][0],
+        "pred_var": out.metrics["prediction_std"][0],
+        "student_x": captured["student"],
+    }
     own = names(loss, grads(loss))
     case.check_gradients(own)
     step = {k: v / divisor(case) for k, v in own.items()}
@@ -196,7 +231,10 @@ def test_training_step_gives_official_numbers(case: Case):
         elif kind == "ema_parameter_after":
             case.check(record["tensor"], teacher[record["parameter"]], own_grad=step[record["student_parameter"]])
         elif kind == "ema_decay_used":
-            case.check(record["tensor"], torch.tensor([decay_at(ema["updates_after"], loss.config.teacher)], dtype=torch.float64))
+            case.check(
+                record["tensor"],
+                torch.tensor([decay_at(ema["updates_after"], loss.config.teacher)], dtype=torch.float64),
+            )
         elif kind == "grad_norm":
             case.check(record["tensor"], torch.tensor([norm]))
         else:
@@ -212,7 +250,10 @@ def _official_loss_settings(case: Case, loss: Data2Vec) -> None:
     scale = loss.config.scale if loss.config.scale is not None else loss.backbone.dim**-0.5
     assert scale == pytest.approx(spec["scale"]) and loss.config.reduction == spec["reduction"]
     assert (loss.config.teacher.start, loss.config.teacher.end, loss.config.teacher.anneal) == (
-        ema["start"], ema["end"], ema["anneal_end_step"])
+        ema["start"],
+        ema["end"],
+        ema["anneal_end_step"],
+    )
 
 
 def text_draw(case: Case) -> Hidden:
@@ -251,9 +292,7 @@ def teacher_official(loss: Data2Vec, modality: str, student_prefix: str) -> dict
     return {k.removeprefix(student_prefix): v for k, v in official.items()}
 
 
-
-
-# -- training steps of data2vec 2.0 ---------------------------------------------------------------------------------------
+# -- training steps of data2vec 2.0 --------------------------------------------------------------------------------
 def official2(loss: Data2Vec2, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     table = {"name": f"data2vec2_{loss.backbone.modality}", **dataclasses.asdict(loss.backbone.config)}
     if table.get("patch_dim", 0) is None:
@@ -264,7 +303,9 @@ def official2(loss: Data2Vec2, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return fairseq2.unflat({**encoder, **decoder}, key)
 
 
-@pytest.mark.parametrize("case", cases("data2vec", "d2v2_audio_train_step", "d2v2_image_train_step", "d2v2_text_train_step"))
+@pytest.mark.parametrize(
+    "case", cases("data2vec", "d2v2_audio_train_step", "d2v2_image_train_step", "d2v2_text_train_step")
+)
 def test_training_step_of_version_2_gives_official_numbers(case: Case):
     loss = imported(case).train()
     assert isinstance(loss, Data2Vec2)
@@ -273,12 +314,18 @@ def test_training_step_of_version_2_gives_official_numbers(case: Case):
     assert loss.config.noise_std == case.call["decoder_noise"]["std"] and loss.config.class_weight == spec["cls_weight"]
     modality = loss.backbone.modality
     batch = {"audio": audio_batch, "vision": vision_batch, "text": text_batch}[modality](case)
-    draw = Clones(case.input("mask_one_is_masked").bool(), case.input("mask_kept_indices"),
-                  case.input("mask_inverse_permutation"), case.input("decoder_mask_token_noise"))
+    draw = Clones(
+        case.input("mask_one_is_masked").bool(),
+        case.input("mask_kept_indices"),
+        case.input("mask_inverse_permutation"),
+        case.input("decoder_mask_token_noise"),
+    )
     seen: dict[str, Tensor] = {}
     loss.decoder.register_forward_hook(lambda _m, _a, out: seen.update(decoder_out=out))
     loss.backbone.register_forward_hook(lambda _m, _a, out: seen.update(encoder_out=out.tokens[modality]))
-    loss.backbone.blocks[loss.backbone.config.prenet_depth].register_forward_pre_hook(lambda _m, a: seen.update(encoder_in=a[0]))
+    loss.backbone.blocks[loss.backbone.config.prenet_depth].register_forward_pre_hook(
+        lambda _m, a: seen.update(encoder_in=a[0])
+    )
     original = loss._target
     loss._target = lambda *a: seen.setdefault("targets_full", original(*a))
     loss.updates.fill_(ema["updates_before"])
@@ -295,9 +342,14 @@ def test_training_step_of_version_2_gives_official_numbers(case: Case):
     state = loss.state_dict()
     student = official2(loss, {k: v for k, v in state.items() if k.startswith(("backbone.", "decoder."))})
     teacher = official2(loss, prefixed(part(state, "teacher."), "backbone."))
-    measured = {**seen, "total_loss": total, "sample_size": torch.tensor(out.terms["regression"].count),
-                "target_var": out.metrics["target_std"][0], "pred_var": out.metrics["prediction_std"][0],
-                "masked_pct": out.metrics["masked_share"][0]}
+    measured = {
+        **seen,
+        "total_loss": total,
+        "sample_size": torch.tensor(out.terms["regression"].count),
+        "target_var": out.metrics["target_std"][0],
+        "pred_var": out.metrics["prediction_std"][0],
+        "masked_pct": out.metrics["masked_share"][0],
+    }
     for record in case.outputs():
         kind = record["of"]
         if kind == "loss_sum":
@@ -308,7 +360,10 @@ def test_training_step_of_version_2_gives_official_numbers(case: Case):
         elif kind == "ema_parameter_after":
             case.check(record["tensor"], teacher[record["parameter"]], own_grad=step[record["student_parameter"]])
         elif kind == "ema_decay_used":
-            case.check(record["tensor"], torch.tensor([decay_at(ema["updates_after"], loss.config.teacher)], dtype=torch.float64))
+            case.check(
+                record["tensor"],
+                torch.tensor([decay_at(ema["updates_after"], loss.config.teacher)], dtype=torch.float64),
+            )
         else:
             got = measured[kind]
             case.check(record["tensor"], got.reshape(1) if got.ndim == 0 else got)

@@ -33,8 +33,12 @@ def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = Non
     from avssl_data2vec.formats import fairseq1, fairseq2
 
     data = load_torch(path)
-    check(isinstance(data, Mapping) and isinstance(data.get("model"), Mapping), f"{path} is no fairseq checkpoint",
-          fix="give a .pt file with the entries cfg and model", error=CheckpointError)
+    check(
+        isinstance(data, Mapping) and isinstance(data.get("model"), Mapping),
+        f"{path} is no fairseq checkpoint",
+        fix="give a .pt file with the entries cfg and model",
+        error=CheckpointError,
+    )
     data = {**data, "cfg": _config(data, path)}
     cfg = data["cfg"]["model"]
     name = cfg.get("_name", "")
@@ -46,8 +50,10 @@ def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = Non
         return fairseq2.read(data, cfg, str(path), modality=modality, pad=pad, mask=mask)
     if name == "wav2vec_ctc":
         return fairseq1.read_ctc(data, str(path))
-    raise CheckpointError(f"{path} holds a {name or 'nameless'} model",
-                          fix="data2vec_audio, data2vec_text, data2vec_multi and wav2vec_ctc are known")
+    raise CheckpointError(
+        f"{path} holds a {name or 'nameless'} model",
+        fix="data2vec_audio, data2vec_text, data2vec_multi and wav2vec_ctc are known",
+    )
 
 
 def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -56,7 +62,11 @@ def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if cfg:
         return cfg
     args = plain(data.get("args"))
-    check(isinstance(args, dict) and bool(args), f"{path} has neither cfg nor args", fix="is the file complete?",
-          error=CheckpointError)
+    check(
+        isinstance(args, dict) and bool(args),
+        f"{path} has neither cfg nor args",
+        fix="is the file complete?",
+        error=CheckpointError,
+    )
     name = {"wav2vec_ctc": "wav2vec_ctc"}.get(args.get("arch", ""), args.get("arch", ""))
     return {"model": {"_name": name, **args}, "task": args}

@@ -19,6 +19,7 @@ _NORMS = {"batch_norm_target_layer": "batch", "instance_norm_target_layer": "ins
 
 def conv_layers(spec: str) -> list[list[int]]:
     """`[(512, 10, 5)] + [(512, 3, 2)] * 4` as lists, without evaluating code."""
+
     def value(node: ast.expr) -> Any:
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             return value(node.left) + value(node.right)
@@ -30,7 +31,9 @@ def conv_layers(spec: str) -> list[list[int]]:
         layers = value(ast.parse(spec, mode="eval").body)
         return [[int(x) for x in layer] for layer in layers]
     except (ValueError, SyntaxError, TypeError):
-        raise CheckpointError(f"cannot read the convolution layers {spec!r}", fix="is the file a wav2vec-style model?") from None
+        raise CheckpointError(
+            f"cannot read the convolution layers {spec!r}", fix="is the file a wav2vec-style model?"
+        ) from None
 
 
 def targets(cfg: Mapping[str, Any], top_k: int, *, time_first: bool) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
     ema = model.pop("_ema", None)
     tensors = tensors_only(model, where)
     backbone = audio_backbone(cfg, tensors)
-    # What the encoder averages has its own prefix; the local part stays the student's unless the whole model is averaged.
+    # What is averaged has its own prefix; the local part stays the student's unless the whole model is averaged.
     ours, left = _audio_tensors(tensors, backbone["extractor"])
     head, left = _take(tensors, left, "final_proj.", "heads.audio.0.")
     unknown(left, where)
@@ -75,35 +78,64 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
     loss = {
         "name": "data2vec",
         "targets": targets(cfg, layers if whole else int(cfg["average_top_k_layers"]), time_first=True),
-        "teacher": {"start": cfg["ema_decay"], "end": cfg["ema_end_decay"], "anneal": int(cfg["ema_anneal_end_step"]),
-                    "own_local": whole, "copied": ["positions.*"] if cfg.get("ema_layers_only") and not whole else []},
-        "beta": float(cfg.get("loss_beta", 0.0)), **_scale(cfg.get("loss_scale")),
-        "spans": spans(cfg), "guard": _guard(cfg),
+        "teacher": {
+            "start": cfg["ema_decay"],
+            "end": cfg["ema_end_decay"],
+            "anneal": int(cfg["ema_anneal_end_step"]),
+            "own_local": whole,
+            "copied": ["positions.*"] if cfg.get("ema_layers_only") and not whole else [],
+        },
+        "beta": float(cfg.get("loss_beta", 0.0)),
+        **_scale(cfg.get("loss_scale")),
+        "spans": spans(cfg),
+        "guard": _guard(cfg),
     }
-    out = {**prefixed(ours, "backbone."), **head, **prefixed(teacher, "teacher."),
-           "updates": torch.tensor(finished_updates(data))}
+    out = {
+        **prefixed(ours, "backbone."),
+        **head,
+        **prefixed(teacher, "teacher."),
+        "updates": torch.tensor(finished_updates(data)),
+    }
     task = data.get("cfg", {}).get("task") or {}
-    return Imported(backbone={"name": "data2vec_audio", **backbone}, loss=loss, tensors=out,
-                    frontend={"normalise": bool(task.get("normalize", True)), "rate": int(task.get("sample_rate", 16000))},
-                    licence="MIT", source=FAIRSEQ)
+    return Imported(
+        backbone={"name": "data2vec_audio", **backbone},
+        loss=loss,
+        tensors=out,
+        frontend={"normalise": bool(task.get("normalize", True)), "rate": int(task.get("sample_rate", 16000))},
+        licence="MIT",
+        source=FAIRSEQ,
+    )
 
 
 def audio_backbone(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Our backbone table from the official model config."""
     for key, only in (("layer_type", "transformer"), ("pos_enc_type", "abs")):
-        check(cfg.get(key, only) == only, f"{key} = {cfg.get(key)!r} is not supported", fix=f"only {only!r} is",
-              error=CheckpointError)
+        check(
+            cfg.get(key, only) == only,
+            f"{key} = {cfg.get(key)!r} is not supported",
+            fix=f"only {only!r} is",
+            error=CheckpointError,
+        )
     return {
-        "dim": int(cfg["encoder_embed_dim"]), "depth": int(cfg["encoder_layers"]),
-        "heads": int(cfg["encoder_attention_heads"]), "ffn": int(cfg["encoder_ffn_embed_dim"]),
-        "extractor": cfg.get("extractor_mode", "default"), "conv_layers": conv_layers(cfg["conv_feature_layers"]),
-        "conv_bias": bool(cfg.get("conv_bias", False)), "project": "post_extract_proj.weight" in tensors,
-        "positions_depth": int(cfg.get("pos_conv_depth", 1)), "positions_width": int(cfg.get("conv_pos", 128)),
-        "positions_groups": int(cfg.get("conv_pos_groups", 16)), "norm_first": bool(cfg.get("layer_norm_first", False)),
-        "activation": _plain(cfg.get("activation_fn", "gelu")), "feature_grad": float(cfg.get("feature_grad_mult", 1.0)),
-        "dropout": float(cfg.get("dropout", 0.1)), "attention_dropout": float(cfg.get("attention_dropout", 0.1)),
+        "dim": int(cfg["encoder_embed_dim"]),
+        "depth": int(cfg["encoder_layers"]),
+        "heads": int(cfg["encoder_attention_heads"]),
+        "ffn": int(cfg["encoder_ffn_embed_dim"]),
+        "extractor": cfg.get("extractor_mode", "default"),
+        "conv_layers": conv_layers(cfg["conv_feature_layers"]),
+        "conv_bias": bool(cfg.get("conv_bias", False)),
+        "project": "post_extract_proj.weight" in tensors,
+        "positions_depth": int(cfg.get("pos_conv_depth", 1)),
+        "positions_width": int(cfg.get("conv_pos", 128)),
+        "positions_groups": int(cfg.get("conv_pos_groups", 16)),
+        "norm_first": bool(cfg.get("layer_norm_first", False)),
+        "activation": _plain(cfg.get("activation_fn", "gelu")),
+        "feature_grad": float(cfg.get("feature_grad_mult", 1.0)),
+        "dropout": float(cfg.get("dropout", 0.1)),
+        "attention_dropout": float(cfg.get("attention_dropout", 0.1)),
         "activation_dropout": float(cfg.get("activation_dropout", 0.0)),
-        "input_dropout": float(cfg.get("dropout_input", 0.0)), "layerdrop": float(cfg.get("encoder_layerdrop", 0.0)),
+        "input_dropout": float(cfg.get("dropout_input", 0.0)),
+        "layerdrop": float(cfg.get("encoder_layerdrop", 0.0)),
     }
 
 
@@ -135,30 +167,45 @@ def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
     cfg = data["cfg"]["model"]
     pretraining = cfg["w2v_args"]
     task = (pretraining.get("task") or {}) if "model" in pretraining else {}
-    own = pretraining["model"] if "model" in pretraining else pretraining
+    own = pretraining.get("model", pretraining)
     backbone = audio_backbone(own, inner)
-    for ours, theirs in (("dropout", "dropout"), ("attention_dropout", "attention_dropout"), ("layerdrop", "layerdrop"),
-                         ("activation_dropout", "activation_dropout"), ("input_dropout", "dropout_input"),
-                         ("feature_grad", "feature_grad_mult")):
+    for ours, theirs in (
+        ("dropout", "dropout"),
+        ("attention_dropout", "attention_dropout"),
+        ("layerdrop", "layerdrop"),
+        ("activation_dropout", "activation_dropout"),
+        ("input_dropout", "dropout_input"),
+        ("feature_grad", "feature_grad_mult"),
+    ):
         if theirs in cfg:  # fine-tuning overrides the pretraining's
             backbone[ours] = float(cfg[theirs])
     ours, left = _audio_tensors(inner, backbone["extractor"])
     left = {k for k in left if not k.startswith("final_proj.")}
-    head, rest = _take(tensors, {k for k in tensors if not k.startswith("w2v_encoder.w2v_model.")},
-                       "w2v_encoder.proj.", "head.linear.")
+    head, rest = _take(
+        tensors, {k for k in tensors if not k.startswith("w2v_encoder.w2v_model.")}, "w2v_encoder.proj.", "head.linear."
+    )
     unknown(left | rest, where)
     size = int(head["head.linear.weight"].shape[0])
     from avssl_data2vec.letters import FAIRSEQ_LETTERS
 
-    loss = {"name": "ctc", "classes": size, "final_dropout": float(cfg.get("final_dropout", 0.0)),
-            "spans": spans({**cfg, "mask_length": cfg.get("mask_length", 10)}),
-            "channels": _channels(cfg)}
+    loss = {
+        "name": "ctc",
+        "classes": size,
+        "final_dropout": float(cfg.get("final_dropout", 0.0)),
+        "spans": spans({**cfg, "mask_length": cfg.get("mask_length", 10)}),
+        "channels": _channels(cfg),
+    }
     symbols = list(FAIRSEQ_LETTERS) if size == len(FAIRSEQ_LETTERS) else [f"<{i}>" for i in range(size)]
     return Imported(
-        backbone={"name": "data2vec_audio", **backbone}, loss=loss, tensors={**prefixed(ours, "backbone."), **head},
+        backbone={"name": "data2vec_audio", **backbone},
+        loss=loss,
+        tensors={**prefixed(ours, "backbone."), **head},
         frontend={"normalise": bool((data["cfg"].get("task") or task).get("normalize", True))},
         ignored={"w2v_encoder.w2v_model._ema": "the teacher of pretraining", "final_proj": "the head of pretraining"},
-        assets={"targets": {"kind": "characters", "classes": symbols}}, licence="MIT", source=FAIRSEQ)
+        assets={"targets": {"kind": "characters", "classes": symbols}},
+        licence="MIT",
+        source=FAIRSEQ,
+    )
 
 
 def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pad: int, mask: int | None) -> Imported:
@@ -185,33 +232,62 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
         copied.append("embed.tokens.*")
     scale = cfg.get("loss_scale")
     backbone = {
-        "dim": int(t["encoder"]["embed_dim"]), "depth": int(t["encoder"]["layers"]),
-        "heads": int(t["encoder"]["attention_heads"]), "ffn": int(t["encoder"]["ffn_embed_dim"]),
-        "vocabulary": vocabulary, "max_tokens": int(rows), "pad": pad,
-        "mask": vocabulary - 1 if mask is None else mask, "learned_positions": learned,
-        "embedding_norm": "embed.norm.weight" in ours, "scale_embedding": not t.get("no_scale_embedding", False),
-        "norm_first": bool(t["encoder"].get("normalize_before", False)), "activation": _plain(t.get("activation_fn", "gelu")),
-        "dropout": float(t.get("dropout", 0.1)), "attention_dropout": float(t.get("attention_dropout", 0.0)),
-        "activation_dropout": float(t.get("activation_dropout", 0.0)), "layerdrop": float(t["encoder"].get("layerdrop", 0.0)),
+        "dim": int(t["encoder"]["embed_dim"]),
+        "depth": int(t["encoder"]["layers"]),
+        "heads": int(t["encoder"]["attention_heads"]),
+        "ffn": int(t["encoder"]["ffn_embed_dim"]),
+        "vocabulary": vocabulary,
+        "max_tokens": int(rows),
+        "pad": pad,
+        "mask": vocabulary - 1 if mask is None else mask,
+        "learned_positions": learned,
+        "embedding_norm": "embed.norm.weight" in ours,
+        "scale_embedding": not t.get("no_scale_embedding", False),
+        "norm_first": bool(t["encoder"].get("normalize_before", False)),
+        "activation": _plain(t.get("activation_fn", "gelu")),
+        "dropout": float(t.get("dropout", 0.1)),
+        "attention_dropout": float(t.get("attention_dropout", 0.0)),
+        "activation_dropout": float(t.get("activation_dropout", 0.0)),
+        "layerdrop": float(t["encoder"].get("layerdrop", 0.0)),
     }
     task = data.get("cfg", {}).get("task") or {}
     loss = {
-        "name": "data2vec", "targets": targets(cfg, int(cfg["average_top_k_layers"]), time_first=True),
-        "teacher": {"start": cfg["ema_decay"], "end": cfg["ema_end_decay"], "anneal": int(cfg["ema_anneal_end_step"]),
-                    "copied": copied},
-        "beta": float(cfg.get("loss_beta", 0.0)), **_scale(None if scale is None or scale <= 0 else scale),
+        "name": "data2vec",
+        "targets": targets(cfg, int(cfg["average_top_k_layers"]), time_first=True),
+        "teacher": {
+            "start": cfg["ema_decay"],
+            "end": cfg["ema_end_decay"],
+            "anneal": int(cfg["ema_anneal_end_step"]),
+            "copied": copied,
+        },
+        "beta": float(cfg.get("loss_beta", 0.0)),
+        **_scale(None if scale is None or scale <= 0 else scale),
         "head_layers": int(cfg.get("head_layers", 1)),
-        "tokens": {"probability": float(task.get("mask_prob", 0.15)), "span": int(task.get("mask_multiple_length", 1)),
-                   "span_std": float(task.get("mask_stdev", 0.0)),
-                   "unchanged": float(task.get("leave_unmasked_prob", 0.1)), "random": float(task.get("random_token_prob", 0.1))},
+        "tokens": {
+            "probability": float(task.get("mask_prob", 0.15)),
+            "span": int(task.get("mask_multiple_length", 1)),
+            "span_std": float(task.get("mask_stdev", 0.0)),
+            "unchanged": float(task.get("leave_unmasked_prob", 0.1)),
+            "random": float(task.get("random_token_prob", 0.1)),
+        },
         # the text model of fairseq has no guard
         "guard": {"min_target_std": 0.0, "min_prediction_std": 0.0},
     }
     ignored = {k: "a classification head beside the pretraining model" for k in sorted(heads)}
-    return Imported(backbone={"name": "data2vec_text", **backbone}, loss=loss, ignored=ignored,
-                    tensors={**prefixed(ours, "backbone."), **head, **prefixed(teacher, "teacher."),
-                             "updates": torch.tensor(finished_updates(data))},
-                    frontend={"max_tokens": int(rows)}, licence="MIT", source=FAIRSEQ)
+    return Imported(
+        backbone={"name": "data2vec_text", **backbone},
+        loss=loss,
+        ignored=ignored,
+        tensors={
+            **prefixed(ours, "backbone."),
+            **head,
+            **prefixed(teacher, "teacher."),
+            "updates": torch.tensor(finished_updates(data)),
+        },
+        frontend={"max_tokens": int(rows)},
+        licence="MIT",
+        source=FAIRSEQ,
+    )
 
 
 def _modern_text_name(key: str) -> str:
@@ -223,18 +299,26 @@ def _modern_text_name(key: str) -> str:
 def spans(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Our span table from the official mask options."""
     return {
-        "probability": float(cfg.get("mask_prob", 0.65)), "length": int(cfg.get("mask_length", 10)),
-        "selection": _plain(cfg.get("mask_selection", "static")), "other": float(cfg.get("mask_other", 0.0)),
-        "same_count": bool(cfg.get("require_same_masks", True)), "dropout": float(cfg.get("mask_dropout", 0.0)),
-        "overlap": not cfg.get("no_mask_overlap", False), "min_space": int(cfg.get("mask_min_space", 1)),
+        "probability": float(cfg.get("mask_prob", 0.65)),
+        "length": int(cfg.get("mask_length", 10)),
+        "selection": _plain(cfg.get("mask_selection", "static")),
+        "other": float(cfg.get("mask_other", 0.0)),
+        "same_count": bool(cfg.get("require_same_masks", True)),
+        "dropout": float(cfg.get("mask_dropout", 0.0)),
+        "overlap": not cfg.get("no_mask_overlap", False),
+        "min_space": int(cfg.get("mask_min_space", 1)),
     }
 
 
 def _channels(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    return {"probability": float(cfg.get("mask_channel_prob", 0.0)), "length": int(cfg.get("mask_channel_length", 64)),
-            "selection": _plain(cfg.get("mask_channel_selection", "static")),
-            "other": float(cfg.get("mask_channel_other", 0.0)), "min_spans": 0,
-            "overlap": not cfg.get("no_mask_channel_overlap", False)}
+    return {
+        "probability": float(cfg.get("mask_channel_prob", 0.0)),
+        "length": int(cfg.get("mask_channel_length", 64)),
+        "selection": _plain(cfg.get("mask_channel_selection", "static")),
+        "other": float(cfg.get("mask_channel_other", 0.0)),
+        "min_spans": 0,
+        "overlap": not cfg.get("no_mask_channel_overlap", False),
+    }
 
 
 def _take(tensors: Mapping[str, Tensor], left: set[str], theirs: str, ours: str) -> tuple[dict[str, Tensor], set[str]]:
@@ -253,4 +337,7 @@ def _scale(value: float | None) -> dict[str, float]:
 
 
 def _guard(cfg: Mapping[str, Any]) -> dict[str, float]:
-    return {"min_target_std": float(cfg.get("min_target_var", 0.1)), "min_prediction_std": float(cfg.get("min_pred_var", 0.01))}
+    return {
+        "min_target_std": float(cfg.get("min_target_var", 0.1)),
+        "min_prediction_std": float(cfg.get("min_pred_var", 0.01)),
+    }

@@ -20,7 +20,9 @@ _UNSUPPORTED = {  # options of no published model, and the value that leaves the
 }  # fmt: skip
 
 
-def read(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, modality: str, pad: int, mask: int | None) -> Imported:
+def read(
+    data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, modality: str, pad: int, mask: int | None
+) -> Imported:
     """One modality of a file: encoder, decoder and teacher."""
     model = dict(data["model"])
     ema = model.pop("_ema", None)
@@ -28,15 +30,25 @@ def read(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, modalit
     key = _choose(tensors, modality, where)
     m = cfg["modalities"]["image" if key == "IMAGE" else key.lower()]
     for option, off in _UNSUPPORTED.items():
-        check(m.get(option, off) in (off, None), f"{where}: {option} = {m[option] if option in m else None!r} is not supported",
-              fix=f"only {off!r} is", error=CheckpointError)
-    check(cfg.get("shared_decoder") is None and not cfg.get("recon_loss"), f"{where}: a shared decoder or pixel loss",
-          fix="neither is supported", error=CheckpointError)
+        check(
+            m.get(option, off) in (off, None),
+            f"{where}: {option} = {m.get(option)!r} is not supported",
+            fix=f"only {off!r} is",
+            error=CheckpointError,
+        )
+    check(
+        cfg.get("shared_decoder") is None and not cfg.get("recon_loss"),
+        f"{where}: a shared decoder or pixel loss",
+        fix="neither is supported",
+        error=CheckpointError,
+    )
     backbone = _backbone(cfg, m, tensors, key, pad, mask)
     names = names_of(backbone)
     ours, left = names.to_ours(flat(tensors, key))
-    decoder, left = tables.decoder2(_projections(m, key)).to_ours({k: v for k, v in flat(tensors, key).items() if k in left})[0], \
-        {k for k in left if not k.startswith("decoder.")}
+    decoder, left = (
+        tables.decoder2(_projections(m, key)).to_ours({k: v for k, v in flat(tensors, key).items() if k in left})[0],
+        {k for k in left if not k.startswith("decoder.")},
+    )
     unknown(left, where)
     encoder_only = bool(cfg.get("ema_encoder_only", True))
     own_local = bool(m.get("ema_local_encoder", False)) and not encoder_only
@@ -47,29 +59,57 @@ def read(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, modalit
     loss = {
         "name": "data2vec2",
         "targets": {**fairseq1.targets(cfg, int(cfg["average_top_k_layers"]), time_first=False), "layers": layers},
-        "teacher": {"start": float(cfg["ema_decay"]), "end": float(cfg["ema_end_decay"]),
-                    "anneal": int(cfg["ema_anneal_end_step"]), "own_local": own_local, "copied": copied},
-        "mask": _mask(cfg, m, key, (data.get("cfg") or {}).get("task") or {}), "decoder": _decoder(m, key),
-        "noise_std": float(m["mask_noise_std"]), "beta": float(cfg["loss_beta"]),
+        "teacher": {
+            "start": float(cfg["ema_decay"]),
+            "end": float(cfg["ema_end_decay"]),
+            "anneal": int(cfg["ema_anneal_end_step"]),
+            "own_local": own_local,
+            "copied": copied,
+        },
+        "mask": _mask(cfg, m, key, (data.get("cfg") or {}).get("task") or {}),
+        "decoder": _decoder(m, key),
+        "noise_std": float(m["mask_noise_std"]),
+        "beta": float(cfg["loss_beta"]),
         **({} if cfg.get("loss_scale") is None else {"scale": float(cfg["loss_scale"])}),
-        "weight": float(cfg.get("d2v_loss", 1)), "class_weight": float(cfg.get("cls_loss", 0)),
-        "guard": {"min_target_std": float(cfg.get("min_target_var", 0.1)), "min_prediction_std": float(cfg.get("min_pred_var", 0.01))},
+        "weight": float(cfg.get("d2v_loss", 1)),
+        "class_weight": float(cfg.get("cls_loss", 0)),
+        "guard": {
+            "min_target_std": float(cfg.get("min_target_var", 0.1)),
+            "min_prediction_std": float(cfg.get("min_pred_var", 0.01)),
+        },
     }
     others = sorted({k.split(".")[1] for k in tensors if k.startswith("modality_encoders.")} - {key})
-    return Imported(backbone=backbone, loss=loss, frontend=_frontend(backbone, data),
-                    tensors={**prefixed(ours, "backbone."), **prefixed(decoder, "decoder."), **prefixed(teacher, "teacher."),
-                             "updates": torch.tensor(fairseq1.finished_updates(data))},
-                    ignored={f"modality_encoders.{o}": "another modality; import it with the option modality" for o in others},
-                    licence="MIT", source=fairseq1.FAIRSEQ)
+    return Imported(
+        backbone=backbone,
+        loss=loss,
+        frontend=_frontend(backbone, data),
+        tensors={
+            **prefixed(ours, "backbone."),
+            **prefixed(decoder, "decoder."),
+            **prefixed(teacher, "teacher."),
+            "updates": torch.tensor(fairseq1.finished_updates(data)),
+        },
+        ignored={f"modality_encoders.{o}": "another modality; import it with the option modality" for o in others},
+        licence="MIT",
+        source=fairseq1.FAIRSEQ,
+    )
 
 
 def _choose(tensors: Mapping[str, Tensor], modality: str, where: str) -> str:
     there = sorted({k.split(".")[1] for k in tensors if k.startswith("modality_encoders.")})
-    check(bool(there) and set(there) <= set(_MODALITIES), f"{where} has the modality encoders {there}",
-          fix="is it a data2vec 2.0 model?", error=CheckpointError)
+    check(
+        bool(there) and set(there) <= set(_MODALITIES),
+        f"{where} has the modality encoders {there}",
+        fix="is it a data2vec 2.0 model?",
+        error=CheckpointError,
+    )
     wanted = [k for k in there if not modality or _MODALITIES[k] == modality]
-    check(len(wanted) == 1, f"{where} holds {', '.join(_MODALITIES[k] for k in there)}",
-          fix="choose one with the option modality=", error=CheckpointError)
+    check(
+        len(wanted) == 1,
+        f"{where} holds {', '.join(_MODALITIES[k] for k in there)}",
+        fix="choose one with the option modality=",
+        error=CheckpointError,
+    )
     return wanted[0]
 
 
@@ -81,11 +121,15 @@ def flat(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
 
 def unflat(tensors: Mapping[str, Tensor], key: str) -> dict[str, Tensor]:
     """The inverse of `flat`."""
-    return {k.removeprefix("shared.") if k.startswith("shared.") else f"modality_encoders.{key}.{k}": v for k, v in tensors.items()}
+    return {
+        k.removeprefix("shared.") if k.startswith("shared.") else f"modality_encoders.{key}.{k}": v
+        for k, v in tensors.items()
+    }
 
 
-def _teacher(student: Mapping[str, Tensor], ema: Any, names: Names, key: str, own_local: bool, encoder_only: bool,
-             where: str) -> dict[str, Tensor]:
+def _teacher(
+    student: Mapping[str, Tensor], ema: Any, names: Names, key: str, own_local: bool, encoder_only: bool, where: str
+) -> dict[str, Tensor]:
     local = ("extractor.", "feature_norm.", "project.", "patch.", "embed.")
     mine = {k: v for k, v in student.items() if own_local or not k.startswith(local)}
     if ema is None:
@@ -106,48 +150,80 @@ def names_of(backbone: Mapping[str, Any]) -> Names:
     return tables.TEXT2
 
 
-def _backbone(cfg: Mapping[str, Any], m: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str, pad: int,
-              mask: int | None) -> dict[str, Any]:
+def _backbone(
+    cfg: Mapping[str, Any], m: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str, pad: int, mask: int | None
+) -> dict[str, Any]:
     own = f"modality_encoders.{key}."
     out: dict[str, Any] = {
-        "name": f"data2vec2_{_MODALITIES[key]}", "dim": int(cfg["embed_dim"]), "depth": int(cfg["depth"]),
-        "prenet_depth": int(m["prenet_depth"]), "heads": int(cfg["num_heads"]), "mlp_ratio": float(cfg["mlp_ratio"]),
-        "norm_first": bool(cfg["layer_norm_first"]), "norm_eps": float(cfg["norm_eps"]),
-        "norm_affine": bool(cfg.get("norm_affine", True)), "extra_tokens": int(m["num_extra_tokens"]),
-        "extra_tokens_zero": bool(m["init_extra_token_zero"]), "mae_init": bool(cfg.get("mae_init", False)),
-        "local_grad": float(m["local_grad_mult"]), "dropout": float(cfg["encoder_dropout"]),
-        "mlp_dropout": float(cfg["post_mlp_drop"]), "attention_dropout": float(cfg["attention_dropout"]),
-        "activation_dropout": float(cfg["activation_dropout"]), "input_dropout": float(cfg["dropout_input"]),
-        "prenet_dropout": float(m["prenet_dropout"]), "layerdrop": float(cfg["layerdrop"]),
+        "name": f"data2vec2_{_MODALITIES[key]}",
+        "dim": int(cfg["embed_dim"]),
+        "depth": int(cfg["depth"]),
+        "prenet_depth": int(m["prenet_depth"]),
+        "heads": int(cfg["num_heads"]),
+        "mlp_ratio": float(cfg["mlp_ratio"]),
+        "norm_first": bool(cfg["layer_norm_first"]),
+        "norm_eps": float(cfg["norm_eps"]),
+        "norm_affine": bool(cfg.get("norm_affine", True)),
+        "extra_tokens": int(m["num_extra_tokens"]),
+        "extra_tokens_zero": bool(m["init_extra_token_zero"]),
+        "mae_init": bool(cfg.get("mae_init", False)),
+        "local_grad": float(m["local_grad_mult"]),
+        "dropout": float(cfg["encoder_dropout"]),
+        "mlp_dropout": float(cfg["post_mlp_drop"]),
+        "attention_dropout": float(cfg["attention_dropout"]),
+        "activation_dropout": float(cfg["activation_dropout"]),
+        "input_dropout": float(cfg["dropout_input"]),
+        "prenet_dropout": float(m["prenet_dropout"]),
+        "layerdrop": float(cfg["layerdrop"]),
         "prenet_layerdrop": float(m["prenet_layerdrop"]),
         "drop_path": [float(cfg["start_drop_path_rate"]), float(cfg["end_drop_path_rate"])],
         "prenet_drop_path": [float(m["start_drop_path_rate"]), float(m["end_drop_path_rate"])],
         "alibi": _alibi(m, tensors, own),
     }
     if key == "AUDIO":
-        out |= {"extractor": m["extractor_mode"], "conv_layers": fairseq1.conv_layers(m["feature_encoder_spec"]),
-                "positions_depth": int(m["conv_pos_depth"]), "positions_width": int(m["conv_pos_width"]),
-                "positions_groups": int(m["conv_pos_groups"]), "positions_norm": bool(m.get("conv_pos_pre_ln", False))}
+        out |= {
+            "extractor": m["extractor_mode"],
+            "conv_layers": fairseq1.conv_layers(m["feature_encoder_spec"]),
+            "positions_depth": int(m["conv_pos_depth"]),
+            "positions_width": int(m["conv_pos_width"]),
+            "positions_groups": int(m["conv_pos_groups"]),
+            "positions_norm": bool(m.get("conv_pos_pre_ln", False)),
+        }
     elif key == "IMAGE":
-        out |= {"image_size": int(m["input_size"]), "patch": int(m["patch_size"]), "channels": int(m["in_chans"]),
-                "fixed_positions": bool(m.get("fixed_positions", True))}
+        out |= {
+            "image_size": int(m["input_size"]),
+            "patch": int(m["patch_size"]),
+            "channels": int(m["in_chans"]),
+            "fixed_positions": bool(m.get("fixed_positions", True)),
+        }
         if int(m["embed_dim"]) != out["dim"]:
             out["patch_dim"] = int(m["embed_dim"])
     else:
         vocabulary = int(tensors[own + "local_encoder.embed_tokens.weight"].shape[0])
         learned = own + "local_encoder.embed_positions.weight" in tensors
         positions = "none" if m.get("no_token_positional_embeddings") else "learned" if learned else "sinusoidal"
-        out |= {"vocabulary": vocabulary, "max_tokens": int(m["max_source_positions"]), "pad": pad,
-                "mask": vocabulary - 1 if mask is None else mask, "positions": positions,
-                "embedding_norm": bool(m["layernorm_embedding"]), "scale_embedding": not m["no_scale_embedding"],
-                "embedding_dropout": float(m["dropout"])}
+        out |= {
+            "vocabulary": vocabulary,
+            "max_tokens": int(m["max_source_positions"]),
+            "pad": pad,
+            "mask": vocabulary - 1 if mask is None else mask,
+            "positions": positions,
+            "embedding_norm": bool(m["layernorm_embedding"]),
+            "scale_embedding": not m["no_scale_embedding"],
+            "embedding_dropout": float(m["dropout"]),
+        }
     return out
 
 
 def _alibi(m: Mapping[str, Any], tensors: Mapping[str, Tensor], own: str) -> dict[str, Any]:
-    out = {"use": bool(m["use_alibi_encoder"]), "scale": float(m["alibi_scale"]), "learned_scale": bool(m["learned_alibi_scale"]),
-           "per_head": bool(m["learned_alibi_scale_per_head"]), "per_layer": bool(m["learned_alibi_scale_per_layer"]),
-           "distance": m.get("alibi_distance", "manhattan")}
+    out = {
+        "use": bool(m["use_alibi_encoder"]),
+        "scale": float(m["alibi_scale"]),
+        "learned_scale": bool(m["learned_alibi_scale"]),
+        "per_head": bool(m["learned_alibi_scale_per_head"]),
+        "per_layer": bool(m["learned_alibi_scale_per_layer"]),
+        "distance": m.get("alibi_distance", "manhattan"),
+    }
     if m.get("learned_alibi") and out["use"]:
         out["learned_positions"] = int(tensors[own + "alibi_bias"].shape[-1])
     return out
@@ -159,18 +235,31 @@ def _projections(m: Mapping[str, Any], key: str) -> int:
 
 def _decoder(m: Mapping[str, Any], key: str) -> dict[str, Any]:
     d = m["decoder"]
-    return {"dim": int(d["decoder_dim"]), "groups": int(d["decoder_groups"]), "kernel": int(d["decoder_kernel"]),
-            "layers": int(d["decoder_layers"]), "residual": bool(d.get("decoder_residual", True)),
-            "projection_layers": _projections(m, key), "projection_ratio": float(d.get("projection_ratio", 2.0)),
-            "input_dropout": float(d["input_dropout"]),
-            "add_positions": "all" if d.get("add_positions_all") else "masked" if d.get("add_positions_masked") else "none"}
+    return {
+        "dim": int(d["decoder_dim"]),
+        "groups": int(d["decoder_groups"]),
+        "kernel": int(d["decoder_kernel"]),
+        "layers": int(d["decoder_layers"]),
+        "residual": bool(d.get("decoder_residual", True)),
+        "projection_layers": _projections(m, key),
+        "projection_ratio": float(d.get("projection_ratio", 2.0)),
+        "input_dropout": float(d["input_dropout"]),
+        "add_positions": "all" if d.get("add_positions_all") else "masked" if d.get("add_positions_masked") else "none",
+    }
 
 
 def _mask(cfg: Mapping[str, Any], m: Mapping[str, Any], key: str, task: Mapping[str, Any]) -> dict[str, Any]:
     blocks = key == "IMAGE" or task.get("precompute_mask_config") is not None
-    return {"clones": int(cfg["clone_batch"]), "kind": "random" if int(m["mask_length"]) == 1 else "blocks" if blocks else "spans",
-            "probability": float(m["mask_prob"]), "adjust": float(m["mask_prob_adjust"]), "length": int(m["mask_length"]),
-            "inverse": bool(m["inverse_mask"]), "dropout": float(m["mask_dropout"]), "add": bool(m["add_masks"])}
+    return {
+        "clones": int(cfg["clone_batch"]),
+        "kind": "random" if int(m["mask_length"]) == 1 else "blocks" if blocks else "spans",
+        "probability": float(m["mask_prob"]),
+        "adjust": float(m["mask_prob_adjust"]),
+        "length": int(m["mask_length"]),
+        "inverse": bool(m["inverse_mask"]),
+        "dropout": float(m["mask_dropout"]),
+        "add": bool(m["add_masks"]),
+    }
 
 
 def _frontend(backbone: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,16 +16,36 @@ from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
-_ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_accurate", "gelu_fast": "gelu_fast", "relu": "relu", "silu": "swish",
-                "swish": "swish", "tanh": "tanh", "linear": "linear"}
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_accurate",
+    "gelu_fast": "gelu_fast",
+    "relu": "relu",
+    "silu": "swish",
+    "swish": "swish",
+    "tanh": "tanh",
+    "linear": "linear",
+}
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {  # of the published models (arXiv:2202.03555, Sec. 4)
-    "audio": {"targets": {"layers": "ffn", "top_k": 8, "per_layer": ["instance"]},
-              "teacher": {"own_local": False, "copied": ["positions.*"]}},
-    "vision": {"targets": {"layers": "blocks", "top_k": 6, "per_layer": ["layer"], "mean": ["layer"]}, "beta": 2.0,
-               "scale": 1.0, "reduction": "mean", "teacher": {"end": 0.9998, "anneal": 0, "delay": 1}},
-    "text": {"targets": {"layers": "ffn", "top_k": 10, "per_layer": ["layer"]}, "beta": 4.0, "scale": 1.0, "head_layers": 2,
-             "teacher": {"anneal": 300000, "copied": ["embed.*"]}},
+    "audio": {
+        "targets": {"layers": "ffn", "top_k": 8, "per_layer": ["instance"]},
+        "teacher": {"own_local": False, "copied": ["positions.*"]},
+    },
+    "vision": {
+        "targets": {"layers": "blocks", "top_k": 6, "per_layer": ["layer"], "mean": ["layer"]},
+        "beta": 2.0,
+        "scale": 1.0,
+        "reduction": "mean",
+        "teacher": {"end": 0.9998, "anneal": 0, "delay": 1},
+    },
+    "text": {
+        "targets": {"layers": "ffn", "top_k": 10, "per_layer": ["layer"]},
+        "beta": 4.0,
+        "scale": 1.0,
+        "head_layers": 2,
+        "teacher": {"anneal": 300000, "copied": ["embed.*"]},
+    },
 }
 
 
@@ -50,8 +70,12 @@ def read(path: Path, *, config: str = "") -> Imported:
     weights = _weights(path)
     kind = settings.get("model_type", "")
     readers = {"data2vec-audio": _audio, "data2vec-text": _text, "data2vec-vision": _vision}
-    check(kind in readers, f"{path} is a {kind or 'nameless'} model", fix=f"one of {', '.join(readers)} is known",
-          error=CheckpointError)
+    check(
+        kind in readers,
+        f"{path} is a {kind or 'nameless'} model",
+        fix=f"one of {', '.join(readers)} is known",
+        error=CheckpointError,
+    )
     return readers[kind](settings, weights, folder)
 
 
@@ -59,15 +83,24 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}", fix="give the model's config.json with the option config=PATH") from None
+        raise CheckpointError(
+            f"{path}: {error}", fix="give the model's config.json with the option config=PATH"
+        ) from None
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         index = path / "model.safetensors.index.json"
-        files = ([path / n for n in sorted(set(_json(index)["weight_map"].values()))] if index.is_file() else
-                 [next((path / n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).is_file()),
-                       path / "model.safetensors")])
+        files = (
+            [path / n for n in sorted(set(_json(index)["weight_map"].values()))]
+            if index.is_file()
+            else [
+                next(
+                    (path / n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).is_file()),
+                    path / "model.safetensors",
+                )
+            ]
+        )
     else:
         files = [path]
     out: dict[str, Tensor] = {}
@@ -79,21 +112,34 @@ def _weights(path: Path) -> dict[str, Tensor]:
 
 def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
     base = part(weights, "data2vec_audio.") or dict(weights)
-    check(not c.get("add_adapter"), f"{folder} has an adapter", fix="only models without adapter are supported",
-          error=CheckpointError)
+    check(
+        not c.get("add_adapter"),
+        f"{folder} has an adapter",
+        fix="only models without adapter are supported",
+        error=CheckpointError,
+    )
     ours, left = tables.HF_AUDIO.to_ours({k: v for k, v in base.items() if not k.startswith("lm_head.")})
     unknown(left, str(folder))
     layers = list(zip(c["conv_dim"], c["conv_kernel"], c["conv_stride"], strict=True))
     depth = int(c["num_conv_pos_embeddings"])  # despite its name the number of convolutions
     backbone = {
-        "name": "data2vec_audio", "dim": c["hidden_size"], "depth": c["num_hidden_layers"],
-        "heads": c["num_attention_heads"], "ffn": c["intermediate_size"], "conv_layers": [list(x) for x in layers],
+        "name": "data2vec_audio",
+        "dim": c["hidden_size"],
+        "depth": c["num_hidden_layers"],
+        "heads": c["num_attention_heads"],
+        "ffn": c["intermediate_size"],
+        "conv_layers": [list(x) for x in layers],
         "extractor": "layer_norm" if "extractor.norms.1.weight" in ours else "default",
-        "conv_bias": bool(c.get("conv_bias", False)), "positions_depth": depth,
+        "conv_bias": bool(c.get("conv_bias", False)),
+        "positions_depth": depth,
         "positions_width": int(c["conv_pos_kernel_size"]) * depth,
-        "positions_groups": c["num_conv_pos_embedding_groups"], "activation": _activation(c["hidden_act"]),
-        "norm_eps": c["layer_norm_eps"], "dropout": c["hidden_dropout"], "attention_dropout": c["attention_dropout"],
-        "activation_dropout": c["activation_dropout"], "input_dropout": c["feat_proj_dropout"],
+        "positions_groups": c["num_conv_pos_embedding_groups"],
+        "activation": _activation(c["hidden_act"]),
+        "norm_eps": c["layer_norm_eps"],
+        "dropout": c["hidden_dropout"],
+        "attention_dropout": c["attention_dropout"],
+        "activation_dropout": c["activation_dropout"],
+        "input_dropout": c["feat_proj_dropout"],
         "layerdrop": c["layerdrop"],
     }
     if "mask_token" not in ours:  # models that were never masked leave it out
@@ -105,8 +151,9 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) ->
     return _encoder(backbone, ours, {"normalise": True})
 
 
-def _recogniser(backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[str, Any], weights: Mapping[str, Tensor],
-                folder: Path) -> Imported:
+def _recogniser(
+    backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
+) -> Imported:
     size = int(weights["lm_head.weight"].shape[0])
     vocabulary = folder / "vocab.json"
     symbols = [f"<{i}>" for i in range(size)]
@@ -114,36 +161,61 @@ def _recogniser(backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[st
         table = _json(vocabulary)
         symbols = [s for s, _ in sorted(table.items(), key=lambda pair: pair[1])]
         symbols += [f"<{i}>" for i in range(len(symbols), size)]
-    loss = {"name": "ctc", "classes": size, "blank": int(c.get("pad_token_id", 0)),
-            "final_dropout": float(c.get("final_dropout", 0.0)),
-            "spans": {"probability": c.get("mask_time_prob", 0.0), "length": c.get("mask_time_length", 10)},
-            "channels": {"probability": c.get("mask_feature_prob", 0.0), "length": c.get("mask_feature_length", 64),
-                         "min_spans": 0}}
+    loss = {
+        "name": "ctc",
+        "classes": size,
+        "blank": int(c.get("pad_token_id", 0)),
+        "final_dropout": float(c.get("final_dropout", 0.0)),
+        "spans": {"probability": c.get("mask_time_prob", 0.0), "length": c.get("mask_time_length", 10)},
+        "channels": {
+            "probability": c.get("mask_feature_prob", 0.0),
+            "length": c.get("mask_feature_length", 64),
+            "min_spans": 0,
+        },
+    }
     head = {f"head.linear.{w}": weights[f"lm_head.{w}"] for w in ("weight", "bias")}
-    return Imported(backbone=backbone, loss=loss, tensors={**prefixed(ours, "backbone."), **head},
-                    frontend={"normalise": True}, assets={"targets": {"kind": "characters", "classes": symbols}},
-                    licence="Apache-2.0", source=_SOURCE)
+    return Imported(
+        backbone=backbone,
+        loss=loss,
+        tensors={**prefixed(ours, "backbone."), **head},
+        frontend={"normalise": True},
+        assets={"targets": {"kind": "characters", "classes": symbols}},
+        licence="Apache-2.0",
+        source=_SOURCE,
+    )
 
 
 def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
     base = part(weights, "data2vec_text.") or dict(weights)
     ignored = {k: "zeros: the model has one segment" for k in base if k == "embeddings.token_type_embeddings.weight"}
     extra = base.get("embeddings.token_type_embeddings.weight")
-    ignored |= {k: "a head of another task, or a constant" for k in base
-                if k.startswith(("pooler.", "lm_head.", "classifier.")) or k.endswith("position_ids")}
+    ignored |= {
+        k: "a head of another task, or a constant"
+        for k in base
+        if k.startswith(("pooler.", "lm_head.", "classifier.")) or k.endswith("position_ids")
+    }
     ours, left = tables.HF_TEXT.to_ours({k: v for k, v in base.items() if k not in ignored})
     unknown(left, str(folder))
     if extra is not None:  # every token is of segment 0, so its embedding is part of every token's
-        ours["embed.tokens.weight"] = ours["embed.tokens.weight"] + extra[0] if bool(extra[0].any()) else \
-            ours["embed.tokens.weight"]
+        ours["embed.tokens.weight"] = (
+            ours["embed.tokens.weight"] + extra[0] if bool(extra[0].any()) else ours["embed.tokens.weight"]
+        )
     pad = int(c.get("pad_token_id", 1))
     vocabulary = int(c["vocab_size"])
     backbone = {
-        "name": "data2vec_text", "dim": c["hidden_size"], "depth": c["num_hidden_layers"],
-        "heads": c["num_attention_heads"], "ffn": c["intermediate_size"], "vocabulary": vocabulary,
-        "max_tokens": int(c["max_position_embeddings"]) - pad - 1, "pad": pad, "mask": vocabulary - 1,
-        "activation": _activation(c["hidden_act"]), "norm_eps": c["layer_norm_eps"],
-        "dropout": c["hidden_dropout_prob"], "attention_dropout": c["attention_probs_dropout_prob"],
+        "name": "data2vec_text",
+        "dim": c["hidden_size"],
+        "depth": c["num_hidden_layers"],
+        "heads": c["num_attention_heads"],
+        "ffn": c["intermediate_size"],
+        "vocabulary": vocabulary,
+        "max_tokens": int(c["max_position_embeddings"]) - pad - 1,
+        "pad": pad,
+        "mask": vocabulary - 1,
+        "activation": _activation(c["hidden_act"]),
+        "norm_eps": c["layer_norm_eps"],
+        "dropout": c["hidden_dropout_prob"],
+        "attention_dropout": c["attention_probs_dropout_prob"],
     }
     frontend: dict[str, Any] = {"max_tokens": backbone["max_tokens"]}
     if (folder / "tokenizer.json").is_file():
@@ -156,8 +228,12 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
 
     base = part(weights, "data2vec_vision.") or dict(weights)
     ignored = {k: "computed from the grid" for k in base if k.endswith("relative_position_index")}
-    pooler = {f"head.norm.{w}": base[f"pooler.layernorm.{w}"] for w in ("weight", "bias") if f"pooler.layernorm.{w}" in base}
-    classifier = {f"head.linear.{w}": weights[f"classifier.{w}"] for w in ("weight", "bias") if f"classifier.{w}" in weights}
+    pooler = {
+        f"head.norm.{w}": base[f"pooler.layernorm.{w}"] for w in ("weight", "bias") if f"pooler.layernorm.{w}" in base
+    }
+    classifier = {
+        f"head.linear.{w}": weights[f"classifier.{w}"] for w in ("weight", "bias") if f"classifier.{w}" in weights
+    }
     known = {k: v for k, v in base.items() if k not in ignored and not k.startswith(("pooler.", "classifier."))}
     ours, left = tables.HF_VISION.to_ours(known)
     unknown(left, str(folder))
@@ -167,26 +243,45 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
         ours |= {"norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim)}
     shared, own = c.get("use_shared_relative_position_bias"), c.get("use_relative_position_bias")
     backbone = {
-        "name": "data2vec_vision", "dim": dim, "depth": c["num_hidden_layers"], "heads": c["num_attention_heads"],
-        "ffn": c["intermediate_size"], "image_size": c["image_size"], "patch": c["patch_size"],
-        "channels": c["num_channels"], "positions": "shared_relative" if shared else "relative" if own else "none",
+        "name": "data2vec_vision",
+        "dim": dim,
+        "depth": c["num_hidden_layers"],
+        "heads": c["num_attention_heads"],
+        "ffn": c["intermediate_size"],
+        "image_size": c["image_size"],
+        "patch": c["patch_size"],
+        "channels": c["num_channels"],
+        "positions": "shared_relative" if shared else "relative" if own else "none",
         "absolute_positions": bool(c.get("use_absolute_position_embeddings")),
         "layer_scale": float(c["layer_scale_init_value"]) if "layers.0.gamma1" in ours else None,
-        "norm_eps": c["layer_norm_eps"], "dropout": c["hidden_dropout_prob"],
-        "attention_dropout": c["attention_probs_dropout_prob"], "drop_path": c["drop_path_rate"],
+        "norm_eps": c["layer_norm_eps"],
+        "dropout": c["hidden_dropout_prob"],
+        "attention_dropout": c["attention_probs_dropout_prob"],
+        "drop_path": c["drop_path_rate"],
         "pooled_norm": not pooler,
     }
     frontend = {"size": c["image_size"]}
     if classifier and pooler:
         loss = {"name": "data2vec_image_classify", "classes": int(classifier["head.linear.weight"].shape[0])}
-        return Imported(backbone=backbone, loss=loss, frontend=frontend, ignored=ignored, licence="Apache-2.0",
-                        tensors={**prefixed(ours, "backbone."), **pooler, **classifier}, source=_SOURCE)
+        return Imported(
+            backbone=backbone,
+            loss=loss,
+            frontend=frontend,
+            ignored=ignored,
+            licence="Apache-2.0",
+            tensors={**prefixed(ours, "backbone."), **pooler, **classifier},
+            source=_SOURCE,
+        )
     ignored |= {k: "the norm of the pooled patches, without a classifier" for k in base if k.startswith("pooler.")}
     return _encoder(backbone, ours, frontend, ignored)
 
 
-def _encoder(backbone: dict[str, Any], ours: dict[str, Tensor], frontend: dict[str, Any],
-             ignored: Mapping[str, str] | None = None) -> Imported:
+def _encoder(
+    backbone: dict[str, Any],
+    ours: dict[str, Tensor],
+    frontend: dict[str, Any],
+    ignored: Mapping[str, str] | None = None,
+) -> Imported:
     """An encoder alone: the conversion to Hugging Face drops head and teacher. The objective is the published one, its
     teacher a copy of the encoder and its head new (from a fixed seed), as at the start of pretraining."""
     import torch
@@ -202,14 +297,30 @@ def _encoder(backbone: dict[str, Any], ours: dict[str, Tensor], frontend: dict[s
     targets = {**objective["targets"], "top_k": min(objective["targets"]["top_k"], depth)}
     teacher = dict(ours)
     if modality == "audio":
-        teacher = {k: v for k, v in ours.items() if not k.startswith(("extractor.", "feature_norm.", "project.", "mask_"))}
-    return Imported(backbone=backbone, loss={"name": "data2vec", **objective, "targets": targets},
-                    tensors={**prefixed(ours, "backbone."), **prefixed(teacher, "teacher."),
-                             **prefixed(head, f"heads.{modality}."), "updates": torch.tensor(0)},
-                    frontend=frontend, ignored=ignored or {}, licence="Apache-2.0", source=_SOURCE)
+        teacher = {
+            k: v for k, v in ours.items() if not k.startswith(("extractor.", "feature_norm.", "project.", "mask_"))
+        }
+    return Imported(
+        backbone=backbone,
+        loss={"name": "data2vec", **objective, "targets": targets},
+        tensors={
+            **prefixed(ours, "backbone."),
+            **prefixed(teacher, "teacher."),
+            **prefixed(head, f"heads.{modality}."),
+            "updates": torch.tensor(0),
+        },
+        frontend=frontend,
+        ignored=ignored or {},
+        licence="Apache-2.0",
+        source=_SOURCE,
+    )
 
 
 def _activation(name: str) -> str:
-    check(name in _ACTIVATIONS, f"activation {name!r} is not supported", fix=f"one of {', '.join(_ACTIVATIONS)} is",
-          error=CheckpointError)
+    check(
+        name in _ACTIVATIONS,
+        f"activation {name!r} is not supported",
+        fix=f"one of {', '.join(_ACTIVATIONS)} is",
+        error=CheckpointError,
+    )
     return _ACTIVATIONS[name]

@@ -31,6 +31,7 @@ class Rule:
     ours: str
     theirs: str | tuple[str, ...]
 
+
 @dataclass(frozen=True)
 class Names:
     """A table of rules."""
@@ -94,7 +95,9 @@ def tensors_only(state: Mapping[str, object], where: str, besides: Iterable[str]
         if key in skip:
             continue
         if not isinstance(value, Tensor):
-            raise CheckpointError(f"{where}: {key} is a {type(value).__name__}, no tensor", fix="is it a data2vec model?")
+            raise CheckpointError(
+                f"{where}: {key} is a {type(value).__name__}, no tensor", fix="is it a data2vec model?"
+            )
         out[key] = value.float() if value.is_floating_point() else value
     return out
 
@@ -103,5 +106,7 @@ def unknown(keys: set[str], where: str) -> None:
     """Raise CheckpointError when the checkpoint holds tensors that nothing uses."""
     if keys:
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        raise CheckpointError(f"{where} has unknown tensors: {', '.join(sorted(keys)[:3])}{more}",
-                              fix="is it a checkpoint of this system?")
+        raise CheckpointError(
+            f"{where} has unknown tensors: {', '.join(sorted(keys)[:3])}{more}",
+            fix="is it a checkpoint of this system?",
+        )

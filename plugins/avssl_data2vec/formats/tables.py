@@ -29,19 +29,24 @@ AUDIO_ENCODER = Names((  # below `encoder.`, and the teacher
 
 
 def _extractor(mode: str, theirs: str) -> tuple[Rule, ...]:
-    norm = (Rule("extractor.norms.{i}.{w}", f"{theirs}.conv_layers.{{i}}.2.1.{{w}}") if mode == "layer_norm"
-            else Rule("extractor.norms.0.{w}", f"{theirs}.conv_layers.0.2.{{w}}"))
+    norm = (
+        Rule("extractor.norms.{i}.{w}", f"{theirs}.conv_layers.{{i}}.2.1.{{w}}")
+        if mode == "layer_norm"
+        else Rule("extractor.norms.0.{w}", f"{theirs}.conv_layers.0.2.{{w}}")
+    )
     return Rule("extractor.convs.{i}.{w}", f"{theirs}.conv_layers.{{i}}.0.{{w}}"), norm
 
 
 def audio_local(mode: str) -> Names:
     """What comes before the encoder; mode: of the extractor."""
-    return Names((
-        Rule("mask_token", "mask_emb"),
-        *_extractor(mode, "feature_extractor"),
-        Rule("feature_norm.{w}", "layer_norm.{w}"),
-        Rule("project.{w}", "post_extract_proj.{w}"),
-    ))
+    return Names(
+        (
+            Rule("mask_token", "mask_emb"),
+            *_extractor(mode, "feature_extractor"),
+            Rule("feature_norm.{w}", "layer_norm.{w}"),
+            Rule("project.{w}", "post_extract_proj.{w}"),
+        )
+    )
 
 
 TEXT_ENCODER = Names((  # below `encoder.sentence_encoder.`, and the teacher
@@ -123,11 +128,19 @@ HF_VISION = Names((
     Rule("norm.{w}", "layernorm.{w}"),
 ))  # fmt: skip
 
-# -- data2vec 2.0: names below `modality_encoders.X.`, with the shared blocks beside them --------------------------------
-_BLOCK2 = tuple(Rule(f"{ours}.{{i}}.{a}", f"{theirs}.{{i}}.{b}")
-                for ours, theirs in (("prenet", "context_encoder.blocks"), ("layers", "shared.blocks"))
-                for a, b in (("norm1.{w}", "norm1.{w}"), ("norm2.{w}", "norm2.{w}"), ("attn.qkv.{w}", "attn.qkv.{w}"),
-                             ("attn.proj.{w}", "attn.proj.{w}"), ("fc1.{w}", "mlp.fc1.{w}"), ("fc2.{w}", "mlp.fc2.{w}")))
+# -- data2vec 2.0: names below `modality_encoders.X.`, with the shared blocks beside them ---
+_BLOCK2 = tuple(
+    Rule(f"{ours}.{{i}}.{a}", f"{theirs}.{{i}}.{b}")
+    for ours, theirs in (("prenet", "context_encoder.blocks"), ("layers", "shared.blocks"))
+    for a, b in (
+        ("norm1.{w}", "norm1.{w}"),
+        ("norm2.{w}", "norm2.{w}"),
+        ("attn.qkv.{w}", "attn.qkv.{w}"),
+        ("attn.proj.{w}", "attn.proj.{w}"),
+        ("fc1.{w}", "mlp.fc1.{w}"),
+        ("fc2.{w}", "mlp.fc2.{w}"),
+    )
+)
 _COMMON2 = (
     Rule("alibi.scale", "alibi_scale"),
     Rule("alibi.table", "alibi_bias"),
@@ -141,38 +154,46 @@ _COMMON2 = (
 def audio2(mode: str, positions_depth: int, positions_norm: bool) -> Names:
     """Waveform encoder; the positional convolutions count from 1 because a transposition has number 0."""
     below = "relative_positional_encoder" + (".1" if positions_norm else "")
-    return Names((
-        *_extractor(mode, "local_encoder"),
-        Rule("feature_norm.{w}", "project_features.1.{w}"),
-        Rule("project.{w}", "project_features.2.{w}"),
-        *(Rule(f"positions.convs.{n}.{{w}}", f"{below}.{n + 1}.0.{{w}}") for n in range(positions_depth)),
-        Rule("positions_norm.{w}", "relative_positional_encoder.0.{w}"),
-        *_COMMON2,
-    ))
+    return Names(
+        (
+            *_extractor(mode, "local_encoder"),
+            Rule("feature_norm.{w}", "project_features.1.{w}"),
+            Rule("project.{w}", "project_features.2.{w}"),
+            *(Rule(f"positions.convs.{n}.{{w}}", f"{below}.{n + 1}.0.{{w}}") for n in range(positions_depth)),
+            Rule("positions_norm.{w}", "relative_positional_encoder.0.{w}"),
+            *_COMMON2,
+        )
+    )
 
 
 def vision2(projected: bool) -> Names:
     """Image encoder; projected: a Linear follows the patch embedding."""
-    return Names((
-        Rule("patch.{w}", "local_encoder.0.proj.{w}" if projected else "local_encoder.proj.{w}"),
-        Rule("project.{w}", "local_encoder.1.{w}"),
-        Rule("sincos", "fixed_positional_encoder.positions"),
+    return Names(
+        (
+            Rule("patch.{w}", "local_encoder.0.proj.{w}" if projected else "local_encoder.proj.{w}"),
+            Rule("project.{w}", "local_encoder.1.{w}"),
+            Rule("sincos", "fixed_positional_encoder.positions"),
+            *_COMMON2,
+        )
+    )
+
+
+TEXT2 = Names(
+    (
+        Rule("embed.tokens.weight", "local_encoder.embed_tokens.weight"),
+        Rule("embed.positions.weight", "local_encoder.embed_positions.weight"),
+        Rule("embed.norm.{w}", "local_encoder.layernorm_embedding.{w}"),
         *_COMMON2,
-    ))
-
-
-TEXT2 = Names((
-    Rule("embed.tokens.weight", "local_encoder.embed_tokens.weight"),
-    Rule("embed.positions.weight", "local_encoder.embed_positions.weight"),
-    Rule("embed.norm.{w}", "local_encoder.layernorm_embedding.{w}"),
-    *_COMMON2,
-))
+    )
+)
 
 
 def decoder2(projection_layers: int) -> Names:
     """Decoder; a single projection has no number in the official files."""
     theirs = "decoder.proj.{w}" if projection_layers == 1 else "decoder.proj.{i}.{w}"
-    return Names((
-        Rule("convs.{i}.{w}", "decoder.blocks.{i}.0.{w}"),
-        Rule("project.0.{w}" if projection_layers == 1 else "project.{i}.{w}", theirs),
-    ))
+    return Names(
+        (
+            Rule("convs.{i}.{w}", "decoder.blocks.{i}.0.{w}"),
+            Rule("project.0.{w}" if projection_layers == 1 else "project.{i}.{w}", theirs),
+        )
+    )

@@ -31,8 +31,12 @@ def detect(path: Path) -> bool:
     with zipfile.ZipFile(path) as archive:
         index = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
         content = archive.read(index) if index else b""
-    return b"patch_embed.proj.weight" in content and b"blocks.0.attn.qkv.weight" in content and (
-        b"relative_position_bias_table" in content or b"mask_token" in content) and b"gamma_1" in content
+    return (
+        b"patch_embed.proj.weight" in content
+        and b"blocks.0.attn.qkv.weight" in content
+        and (b"relative_position_bias_table" in content or b"mask_token" in content)
+        and b"gamma_1" in content
+    )
 
 
 def read(path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | None = None) -> Imported:
@@ -62,19 +66,34 @@ def read(path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | No
         teacher, left = _ours(ema, f"{path}: model_ema")
         teacher_head = {"vision.0.weight": ema["lm_head.weight"], "vision.0.bias": ema["lm_head.bias"]}
         unknown(left - {"lm_head.weight", "lm_head.bias"}, f"{path}: model_ema")
-    out = {**prefixed(ours, "backbone."), **head, **prefixed(teacher, "teacher."),
-           **prefixed(teacher_head, "teacher_heads."), "updates": torch.tensor(int(updates))}
-    return Imported(backbone={"name": "data2vec_vision", **backbone}, loss=_loss(args, int(backbone["depth"])), tensors=out,
-                    frontend={"size": backbone["image_size"]}, ignored={_INDEX: "computed from the grid"},
-                    licence=LICENCE, source=SOURCE)
+    out = {
+        **prefixed(ours, "backbone."),
+        **head,
+        **prefixed(teacher, "teacher."),
+        **prefixed(teacher_head, "teacher_heads."),
+        "updates": torch.tensor(int(updates)),
+    }
+    return Imported(
+        backbone={"name": "data2vec_vision", **backbone},
+        loss=_loss(args, int(backbone["depth"])),
+        tensors=out,
+        frontend={"size": backbone["image_size"]},
+        ignored={_INDEX: "computed from the grid"},
+        licence=LICENCE,
+        source=SOURCE,
+    )
 
 
 def _model(data: Any, path: Path) -> Mapping[str, Any]:
     for key in ("model", "module"):
         if isinstance(data, Mapping) and isinstance(data.get(key), Mapping):
             return data[key]
-    check(isinstance(data, Mapping) and "patch_embed.proj.weight" in data, f"{path} holds no model",
-          fix="give a checkpoint-N.pth of data2vec_vision", error=CheckpointError)
+    check(
+        isinstance(data, Mapping) and "patch_embed.proj.weight" in data,
+        f"{path} holds no model",
+        fix="give a checkpoint-N.pth of data2vec_vision",
+        error=CheckpointError,
+    )
     return data
 
 
@@ -88,8 +107,12 @@ def _ours(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor],
         side = math.isqrt(tensors[key].shape[0] - 1)
         wrong = (tensors[key] - relative_index(side, side)).abs().max() if side * side + 1 == len(tensors[key]) else 9
         allowed = 1 if "model_ema" in where else 0
-        check(int(wrong) <= allowed, f"{where}: {key} is not that of a square grid", fix="is the file damaged?",
-              error=CheckpointError)
+        check(
+            int(wrong) <= allowed,
+            f"{where}: {key} is not that of a square grid",
+            fix="is the file damaged?",
+            error=CheckpointError,
+        )
     return ours, left
 
 
@@ -105,14 +128,25 @@ def _backbone(ours: Mapping[str, Tensor], args: Mapping[str, Any], heads: int) -
         heads = heads or int(args.get("num_heads", 0))
         side = math.isqrt(ours["absolute"].shape[1] - 1) if "absolute" in ours else 0
     size = side * patch or int(args.get("img_size", args.get("input_size", 224)))
-    check(heads > 0, "the checkpoint does not say how many attention heads it has", fix="give the option heads=12",
-          error=CheckpointError)
+    check(
+        heads > 0,
+        "the checkpoint does not say how many attention heads it has",
+        fix="give the option heads=12",
+        error=CheckpointError,
+    )
     scaled = "layers.0.gamma1" in ours
     initial = args.get("init_values", args.get("layer_scale_init_value"))
     return {
-        "dim": dim, "depth": depth, "heads": heads, "ffn": int(ours["layers.0.fc1.weight"].shape[0]),
-        "image_size": size, "patch": patch, "channels": channels, "positions": positions,
-        "absolute_positions": "absolute" in ours, "qkv_bias": "layers.0.attn.q_bias" in ours,
+        "dim": dim,
+        "depth": depth,
+        "heads": heads,
+        "ffn": int(ours["layers.0.fc1.weight"].shape[0]),
+        "image_size": size,
+        "patch": patch,
+        "channels": channels,
+        "positions": positions,
+        "absolute_positions": "absolute" in ours,
+        "qkv_bias": "layers.0.attn.q_bias" in ours,
         "norm_eps": float(args.get("norm_eps", 1e-6)),
         **({"layer_scale": float(initial or 1e-4)} if scaled else {"layer_scale": None}),
         "dropout": float(args.get("drop_rate", 0.0) or 0.0),
@@ -126,42 +160,80 @@ def _loss(args: Mapping[str, Any], depth: int) -> dict[str, Any]:
     layers = args.get("target_layers", list(range(depth // 2, depth)))
     layers = ast.literal_eval(layers) if isinstance(layers, str) else layers
     last = args.get("target_layer_norm_last", not args.get("no_target_layer_norm_last", False))
-    per_layer = [ours for key, ours in (("target_batch_norm", "batch"), ("target_instance_norm", "instance")) if args.get(key)]
-    mean = [ours for key, ours, default in (("post_target_instance_norm", "instance", False),
-                                            ("post_target_layer_norm", "layer", True)) if args.get(key, default)]
+    per_layer = [
+        ours for key, ours in (("target_batch_norm", "batch"), ("target_instance_norm", "instance")) if args.get(key)
+    ]
+    mean = [
+        ours
+        for key, ours, default in (
+            ("post_target_instance_norm", "instance", False),
+            ("post_target_layer_norm", "layer", True),
+        )
+        if args.get(key, default)
+    ]
     scale = float(args.get("loss_scale", -1))
     return {
         "name": "data2vec",
-        "targets": {"layers": "ffn" if args.get("layer_results", "end") == "fc" else "blocks",
-                    "indices": [int(i) for i in layers], "per_layer": [*per_layer, *(["layer"] if last else [])],
-                    "mean": mean},
-        "teacher": {"start": float(args.get("ema_decay_init", 0.999)), "end": float(args.get("ema_decay", 0.9998)),
-                    "anneal": int(args.get("ema_start_at", 0)), "delay": 1, "average_head": True},
+        "targets": {
+            "layers": "ffn" if args.get("layer_results", "end") == "fc" else "blocks",
+            "indices": [int(i) for i in layers],
+            "per_layer": [*per_layer, *(["layer"] if last else [])],
+            "mean": mean,
+        },
+        "teacher": {
+            "start": float(args.get("ema_decay_init", 0.999)),
+            "end": float(args.get("ema_decay", 0.9998)),
+            "anneal": int(args.get("ema_start_at", 0)),
+            "delay": 1,
+            "average_head": True,
+        },
         "beta": 0.0 if args.get("l2_loss") else float(args.get("l1_beta", 2.0)),
-        "scale": 1.0 if scale == -1 else scale, "reduction": "mean",
+        "scale": 1.0 if scale == -1 else scale,
+        "reduction": "mean",
         "variance_weight": float(args.get("var_w0", 0.0)),
-        "blocks": {"count": float(args.get("num_mask_patches", 120)),
-                   "min_patches": int(args.get("min_mask_patches_per_block", 16)),
-                   **({"max_patches": int(args["max_mask_patches_per_block"])}
-                      if args.get("max_mask_patches_per_block") else {})},
+        "blocks": {
+            "count": float(args.get("num_mask_patches", 120)),
+            "min_patches": int(args.get("min_mask_patches_per_block", 16)),
+            **(
+                {"max_patches": int(args["max_mask_patches_per_block"])}
+                if args.get("max_mask_patches_per_block")
+                else {}
+            ),
+        },
         "guard": {"min_target_std": 0.0, "min_prediction_std": 0.0},
     }
 
 
-def _classifier(ours: dict[str, Tensor], tensors: Mapping[str, Tensor], left: set[str], backbone: dict[str, Any],
-                where: str) -> Imported:
-    names = {"head.weight": "head.linear.weight", "head.bias": "head.linear.bias",
-             "fc_norm.weight": "head.norm.weight", "fc_norm.bias": "head.norm.bias"}
+def _classifier(
+    ours: dict[str, Tensor], tensors: Mapping[str, Tensor], left: set[str], backbone: dict[str, Any], where: str
+) -> Imported:
+    names = {
+        "head.weight": "head.linear.weight",
+        "head.bias": "head.linear.bias",
+        "fc_norm.weight": "head.norm.weight",
+        "fc_norm.bias": "head.norm.bias",
+    }
     unknown(left - set(names), where)
     dim = int(backbone["dim"])
     filled = {  # a classifier has neither: its patches are pooled before any norm, and nothing is hidden
-        "mask_token": torch.zeros(1, 1, dim), "norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim),
+        "mask_token": torch.zeros(1, 1, dim),
+        "norm.weight": torch.ones(dim),
+        "norm.bias": torch.zeros(dim),
     }
     classes = int(tensors["head.weight"].shape[0])
     mean = "fc_norm.weight" in tensors
-    check(mean, f"{where}: the classifier reads the class token", fix="only mean-pooled classifiers are supported",
-          error=CheckpointError)
-    return Imported(backbone={"name": "data2vec_vision", **backbone}, loss={"name": "data2vec_image_classify", "classes": classes},
-                    tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names}},
-                    frontend={"size": backbone["image_size"]}, ignored={_INDEX: "computed from the grid"},
-                    licence=LICENCE, source=SOURCE)
+    check(
+        mean,
+        f"{where}: the classifier reads the class token",
+        fix="only mean-pooled classifiers are supported",
+        error=CheckpointError,
+    )
+    return Imported(
+        backbone={"name": "data2vec_vision", **backbone},
+        loss={"name": "data2vec_image_classify", "classes": classes},
+        tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names}},
+        frontend={"size": backbone["image_size"]},
+        ignored={_INDEX: "computed from the grid"},
+        licence=LICENCE,
+        source=SOURCE,
+    )

@@ -45,8 +45,12 @@ class AudioFrontend(Frontend):
             first = 0 if rng is None else int(rng.integers(len(wave) - most, endpoint=True))
             wave = wave[first : first + most]
         least = max(1, round(c.min_seconds * c.rate))
-        check(len(wave) >= least, f"{clip.id} lasts {len(wave) / c.rate:.3g} s, less than {c.min_seconds} s",
-              fix="leave it out, or lower frontend.min_seconds", error=DataError)
+        check(
+            len(wave) >= least,
+            f"{clip.id} lasts {len(wave) / c.rate:.3g} s, less than {c.min_seconds} s",
+            fix="leave it out, or lower frontend.min_seconds",
+            error=DataError,
+        )
         if c.normalise:
             wave = (wave - wave.mean(dtype=np.float64)) / np.sqrt(wave.var(dtype=np.float64) + 1e-5)
         target = None if clip.target is None else Stream(torch.as_tensor(clip.target)[None])
@@ -59,7 +63,9 @@ class AudioFrontend(Frontend):
             return batch
         lengths = stream.lengths.tolist()
         least = min(lengths)
-        starts = [int(rng.integers(n - least, endpoint=True))
-                  for n, rng in zip(lengths, generators(batch.seeds, _CROP), strict=True)]
+        starts = [
+            int(rng.integers(n - least, endpoint=True))
+            for n, rng in zip(lengths, generators(batch.seeds, _CROP), strict=True)
+        ]
         rows = [x[s : s + least] for x, s in zip(stream.x, starts, strict=True)]
         return batch.with_streams(audio=Stream(torch.stack(rows)))

@@ -47,8 +47,11 @@ class Trained:
     def __init__(self, path: str) -> None:
         from tokenizers import Tokenizer
 
-        check(Path(path).is_file(), f"{path}: no such tokenizer",
-              fix="give a tokenizer.json, or --set frontend.tokenizer=bytes")
+        check(
+            Path(path).is_file(),
+            f"{path}: no such tokenizer",
+            fix="give a tokenizer.json, or --set frontend.tokenizer=bytes",
+        )
         try:
             self._tokenizer = Tokenizer.from_file(path)
         except Exception as error:  # the library raises plain Exception for a damaged file
@@ -59,7 +62,9 @@ class Trained:
     def _id(self, token: str, path: str) -> int:
         found = self._tokenizer.token_to_id(token)
         if found is None:
-            raise UsageError(f"{path} has no token {token!r}", fix="train one with avssl_data2vec.frontends.text.train_bpe")
+            raise UsageError(
+                f"{path} has no token {token!r}", fix="train one with avssl_data2vec.frontends.text.train_bpe"
+            )
         return found
 
     def ids(self, text: str) -> list[int]:
@@ -120,13 +125,20 @@ def train_bpe(texts: Iterable[str], size: int, path: Path) -> int:
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    check(size > 256 + len(SPECIALS) + 1, f"a byte-level vocabulary of {size} has no room for merges",
-          fix="give at least 300")
+    check(
+        size > 256 + len(SPECIALS) + 1,
+        f"a byte-level vocabulary of {size} has no room for merges",
+        fix="give at least 300",
+    )
     tokenizer = Tokenizer(models.BPE(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=size - 1, special_tokens=list(SPECIALS), show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - 1,
+        special_tokens=list(SPECIALS),
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens([AddedToken(MASK, special=True)])
     tokenizer.save(str(path))

@@ -35,7 +35,7 @@ class VisionFrontend(Frontend):
 
     def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
         """vision.x (1, 3, S, S): uint8, or float 0..255 where images are erased or mixed."""
-        clip, c = clips[0], self.config
+        clip = clips[0]
         if rng is None:
             pixels: np.ndarray = self._still(_picture(clip))
             target = clip.target
@@ -59,12 +59,16 @@ class VisionFrontend(Frontend):
         scale = size / self.config.eval_crop / min(image.size)
         wide, high = (max(size, round(n * scale)) for n in image.size)
         left, top = (wide - size) // 2, (high - size) // 2
-        return np.asarray(image.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
+        return np.asarray(
+            image.resize((wide, high), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        )
 
     def _augmented(self, clip: Clip, rng: np.random.Generator) -> np.ndarray:
         c = self.config
         image = _picture(clip)
-        image = image.resize((c.size, c.size), Image.Resampling.BICUBIC, box=random_box(*image.size, c.scale, c.ratio, rng))
+        image = image.resize(
+            (c.size, c.size), Image.Resampling.BICUBIC, box=random_box(*image.size, c.scale, c.ratio, rng)
+        )
         if rng.random() < c.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if c.rand_augment > 0:
@@ -84,7 +88,10 @@ class VisionFrontend(Frontend):
         """Replace a rectangle by noise that is standard normal after normalisation (arXiv:1708.04896), in place."""
         high, wide, _ = pixels.shape
         for _ in range(10):
-            area, aspect = rng.uniform(0.02, 1 / 3) * high * wide, math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+            area, aspect = (
+                rng.uniform(0.02, 1 / 3) * high * wide,
+                math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3))),
+            )
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < h < high and 0 < w < wide:
                 top, left = int(rng.integers(high - h + 1)), int(rng.integers(wide - w + 1))
@@ -96,8 +103,12 @@ class VisionFrontend(Frontend):
         """Mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899), each half of the time when both are on."""
         c, first, second = self.config, clips[0], clips[1]
         for clip in clips[:2]:
-            check(np.ndim(clip.target) == 1, f"{clip.id}: images are mixed, but the target is no vector over the classes",
-                  fix="--set data.target=multi_hot", error=DataError)
+            check(
+                np.ndim(clip.target) == 1,
+                f"{clip.id}: images are mixed, but the target is no vector over the classes",
+                fix="--set data.target=multi_hot",
+                error=DataError,
+            )
         other = self._augmented(second, rng)
         cut = c.cutmix > 0 and (c.mixup == 0 or rng.random() < 0.5)
         share = float(rng.beta(*[c.cutmix if cut else c.mixup] * 2))
@@ -115,8 +126,9 @@ class VisionFrontend(Frontend):
         return pixels.astype(np.float32), target.astype(np.float32)
 
 
-def random_box(wide: int, high: int, scale: tuple[float, float], ratio: tuple[float, float],
-               rng: np.random.Generator) -> tuple[int, int, int, int]:
+def random_box(
+    wide: int, high: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a crop of random area and aspect; after ten misfits the largest that fits."""
     for _ in range(10):
         area = wide * high * rng.uniform(*scale)

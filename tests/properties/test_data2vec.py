@@ -1,0 +1,265 @@
+"""What the objectives of data2vec promise, beyond the authors' numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import avssl_data2vec.example as example
+from avssl.batch import Batch, Stream
+from avssl.errors import UsageError
+from avssl.model import build_backbone, build_loss
+from avssl.recipe import read_recipe
+from avssl.registry import check_fit, registry
+from avssl.testing import check_plugin
+from avssl.training.monitor import Collapsed
+from avssl_data2vec.config import GuardConfig, TargetConfig, TeacherConfig
+from avssl_data2vec.loss import Data2Vec
+from avssl_data2vec.loss2 import Data2Vec2
+from avssl_data2vec.targets import average_targets, guard, normalise
+from avssl_data2vec.teacher import decay_at
+
+
+def made(tables: dict, **loss: object):
+    torch.manual_seed(0)
+    tables = {**tables, "loss": {"name": "data2vec", "targets": {"top_k": 2}, **loss}}
+    return build_loss(tables, build_backbone(tables)).train()
+
+
+def sounds(items: int = 3, samples: int = 8000) -> Batch:
+    x = torch.randn(items, samples, generator=torch.Generator().manual_seed(1))
+    return Batch(tuple(map(str, range(items))), torch.arange(items) + 5, {"audio": Stream(x)})
+
+
+def pictures(items: int = 3) -> Batch:
+    x = torch.randn(items, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return Batch(tuple(map(str, range(items))), torch.arange(items) + 5, {"vision": Stream(x)})
+
+
+def test_every_entry_keeps_the_contract():
+    failed = [r for r in check_plugin("data2vec") if r.get("error")]
+    assert not failed, failed
+
+
+# -- the teacher ---------------------------------------------------------------------------------------------------
+def test_the_decay_rises_linearly_and_then_stays():
+    cfg = TeacherConfig(start=0.9, end=0.99, anneal=10)
+    assert decay_at(0, cfg) == pytest.approx(0.9) and decay_at(5, cfg) == pytest.approx(0.945)
+    assert decay_at(10, cfg) == decay_at(99, cfg) == 0.99
+    assert decay_at(1, dataclasses.replace(cfg, delay=1)) == pytest.approx(0.9)
+
+
+def test_the_teacher_follows_the_student_after_the_step_and_copies_what_is_shared():
+    loss = made(
+        example.audio(Path()), teacher={"own_local": False, "copied": ["positions.*"], "start": 0.5, "end": 0.5}
+    )
+    before = {k: v.clone() for k, v in loss.teacher.state_dict().items()}
+    with torch.no_grad():
+        for p in loss.backbone.parameters():
+            p.add_(1.0)
+    loss.after_step(1)
+    student = loss.backbone.state_dict()
+    for key, value in loss.teacher.state_dict().items():
+        wanted = student[key] if key.startswith("positions.") else 0.5 * before[key] + 0.5 * student[key]
+        torch.testing.assert_close(value, wanted)
+    assert not any(k.startswith("extractor") for k in before), "the teacher must not hold a waveform extractor"
+    assert int(loss.updates) == 1
+
+
+def test_teacher_and_step_are_part_of_the_state():
+    state = made(example.vision(Path())).state_dict()
+    assert "updates" in state and any(k.startswith("teacher.") for k in state)
+
+
+def test_the_teacher_never_drops_out_and_never_trains():
+    tables = example.audio(Path())
+    tables["backbone"]["dropout"] = 0.5
+    loss = made(tables)
+    assert not loss.teacher.training
+    loss(sounds()).total().backward()
+    assert all(p.grad is None for p in loss.teacher.parameters())
+
+
+def test_sharing_local_features_gives_the_same_targets_as_a_teacher_of_its_own():
+    whole, shared = made(example.audio(Path())), made(example.audio(Path()), teacher={"own_local": False})
+    batch = sounds()
+    draw = whole.sample(batch)
+    torch.testing.assert_close(whole(batch, draw).total(), shared(batch, draw).total())
+
+
+# -- what the student sees -----------------------------------------------------------------------------------------
+def test_hidden_patches_cannot_leak_into_the_student():
+    loss = made(example.vision(Path()), blocks={"count": 0.5, "min_patches": 2})
+    batch = pictures()
+    draw = loss.sample(batch)
+    hide = {k: v for k, v in draw.hide.items()}
+    pixels = batch.need("vision").x.clone()
+    mask = hide["vision"].view(-1, 4, 4).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand(-1, 3, -1, -1)
+    scrambled = batch.with_streams(vision=Stream(torch.where(mask, torch.randn_like(pixels), pixels)))
+    seen = [loss.backbone(b, hide=hide).tokens["vision"] for b in (batch, scrambled)]
+    torch.testing.assert_close(*seen, rtol=0, atol=0)
+
+
+def test_dropped_frames_cannot_leak_through_the_positional_convolutions():
+    for tables in (example.audio(Path()), example.audio2(Path())):
+        torch.manual_seed(0)
+        model = build_backbone(tables).eval()
+        local = model.local(sounds())
+        keep = torch.arange(0, local.shape[1], 3).expand(3, -1)
+        dropped = torch.ones(local.shape[:2], dtype=torch.bool).scatter(1, keep, False)
+        other = torch.where(dropped[..., None], torch.randn_like(local), local)
+        seen = [model(sounds(), keep={"audio": keep}, local=x).tokens["audio"] for x in (local, other)]
+        torch.testing.assert_close(*seen, rtol=0, atol=0)
+
+
+def test_what_lies_in_the_padding_is_never_read():
+    torch.manual_seed(0)
+    model = build_backbone(example.audio(Path())).eval()
+    pad = torch.zeros(2, 8000, dtype=torch.bool)
+    pad[0, 6000:] = True
+    wave = sounds(2).need("audio").x
+    outs = []
+    for junk in (0.0, 1.0):
+        x = torch.where(pad, junk * torch.randn(2, 8000), wave)
+        outs.append(model(Batch(("a", "b"), torch.zeros(2), {"audio": Stream(x, pad)})))
+    assert int((~outs[0].pad["audio"][0]).sum()) == model.extractor.frames(6000)
+    torch.testing.assert_close(outs[0].pooled["audio"], outs[1].pooled["audio"], rtol=0, atol=0)
+
+
+def test_random_and_unchanged_tokens_are_seen_but_not_scored():
+    loss = made(example.text(Path()), tokens={"probability": 0.5, "random": 0.4, "unchanged": 0.2})
+    ids = torch.randint(4, 260, (4, 60), generator=torch.Generator().manual_seed(0))
+    batch = Batch(tuple("abcd"), torch.arange(4), {"text": Stream(ids)})
+    draw = loss.sample(batch)
+    swapped = draw.replaced["text"] >= 0
+    assert swapped.any() and not (swapped & draw.hide["text"]).any()
+    assert (draw.replaced["text"][swapped] < loss.backbone.config.mask).all()
+    assert loss(batch, draw).terms["regression"].count == int(draw.hide["text"].sum())
+
+
+# -- targets and guards --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "kind,reference",
+    [
+        ("instance", lambda x: torch.nn.functional.instance_norm(x.transpose(1, 2)).transpose(1, 2)),
+        ("layer", lambda x: torch.nn.functional.layer_norm(x, x.shape[-1:])),
+        (
+            "batch",
+            lambda x: torch.nn.functional.batch_norm(x.transpose(1, 2), None, None, training=True).transpose(1, 2),
+        ),
+        ("item", lambda x: torch.nn.functional.layer_norm(x, x.shape[-2:])),
+        (
+            "frame",
+            lambda x: torch.nn.functional.layer_norm(x.transpose(0, 1), (x.shape[0], x.shape[2])).transpose(0, 1),
+        ),
+        ("across_items", lambda x: torch.nn.functional.instance_norm(x.permute(1, 2, 0)).permute(2, 0, 1)),
+    ],
+)
+def test_normalisations_are_torchs(kind: str, reference):
+    x = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    torch.testing.assert_close(normalise(x, kind), reference(x))
+
+
+def test_targets_average_the_chosen_layers_without_the_prefix():
+    layers = [torch.full((2, 4, 3), float(i)) for i in range(5)]
+    assert float(average_targets(layers, TargetConfig(top_k=2, per_layer=()), 1).mean()) == 3.5
+    assert average_targets(layers, TargetConfig(indices=(0, 2), per_layer=()), 1).shape == (2, 3, 3)
+    assert float(average_targets(layers, TargetConfig(indices=(0, 2), per_layer=())).mean()) == 1.0
+
+
+def test_a_collapsed_run_stops_with_a_clear_message():
+    cfg = GuardConfig(min_target_std=0.1, min_prediction_std=0.01, after=5000)
+    low, fine = torch.tensor(0.005), torch.tensor(0.5)
+    guard(low, low, 5000, cfg, "audio")  # not yet
+    with pytest.raises(Collapsed, match=r"after 5001 updates the targets .* 0.005, below 0.1"):
+        guard(low, fine, 5001, cfg, "audio")
+    with pytest.raises(Collapsed, match="predictions"):
+        guard(fine, low, 5001, cfg, "audio")
+
+
+def test_a_run_whose_student_is_constant_is_stopped():
+    loss = made(
+        example.vision(Path()), blocks={"count": 0.5, "min_patches": 2}, targets={"layers": "blocks", "per_layer": []}
+    )
+    with torch.no_grad():
+        loss.heads["vision"][-1].weight.zero_()
+    loss.after_step(5001)
+    with pytest.raises(Collapsed, match="predictions have collapsed"):
+        loss(pictures())
+
+
+# -- generic use ---------------------------------------------------------------------------------------------------
+def test_the_objective_learns_with_every_backbone_that_fits():
+    fitting = registry().fitting_backbones("data2vec")
+    assert {"data2vec_audio", "data2vec_vision", "data2vec_text", "data2vec2_audio", "data2vec2_vision"} <= set(fitting)
+
+
+def test_the_second_version_is_refused_for_other_backbones():
+    with pytest.raises(UsageError, match="data2vec2"):
+        check_fit("data2vec_audio", "data2vec2")
+
+
+def learns(loss, batch: Batch, updates: int = 25, lr: float = 3e-3) -> tuple[float, float]:
+    """The total before and after some updates on one batch and one draw."""
+    draw = loss.sample(batch)
+    optimiser = torch.optim.AdamW([p for p in loss.parameters() if p.requires_grad], lr=lr)
+    totals: list[Tensor] = []
+    for step in range(1, updates + 1):
+        total = loss(batch, draw).total()
+        totals.append(total.detach())
+        optimiser.zero_grad()
+        total.backward()
+        optimiser.step()
+        loss.after_step(step)
+    return float(totals[0]), float(totals[-1])
+
+
+def test_version_one_learns():
+    first, last = learns(made(example.audio(Path()), teacher={"own_local": False}), sounds())
+    assert last < 0.8 * first
+
+
+@pytest.mark.parametrize("name", ["audio2", "vision2", "text2"])
+def test_version_two_learns_in_every_modality(name: str):
+    tables = getattr(example, name)(Path())
+    torch.manual_seed(0)
+    mask = {"clones": 3, "probability": 0.5, "length": 2}
+    kernel = {"dim": 16, "groups": 4, "kernel": 4, "layers": 2, "input_dropout": 0.0, "projection_layers": 2}
+    tables["loss"] = {"name": "data2vec2", "targets": {"top_k": 2}, "mask": mask, "decoder": kernel}
+    loss = build_loss(tables, build_backbone(tables)).train()
+    assert isinstance(loss, Data2Vec2)
+    ids = torch.randint(4, 260, (3, 30), generator=torch.Generator().manual_seed(0))
+    batch = {
+        "audio2": sounds(),
+        "vision2": pictures(),
+        "text2": Batch(tuple("abc"), torch.arange(3), {"text": Stream(ids)}),
+    }[name]
+    draw = loss.sample(batch)
+    assert dict(loss.counts(batch, draw)) == {k: t.count for k, t in loss(batch, draw).terms.items()}
+    first, last = learns(loss, batch)
+    assert last < 0.9 * first
+
+
+def test_a_cross_pair_learns_another_systems_encoder_with_this_objective():
+    """CAV-MAE's two streams, hidden and regressed as data2vec does it."""
+    check_fit("cav_mae", "data2vec")
+    table = {**read_recipe("cav_mae/tiny")["backbone"], "dim": 32, "depth": 1}
+    torch.manual_seed(0)
+    tables = {
+        "backbone": table,
+        "loss": {
+            "name": "data2vec",
+            "targets": {"layers": "blocks", "top_k": 1, "per_layer": ["layer"]},
+            "blocks": {"count": 0.5, "min_patches": 2},
+        },
+    }
+    loss = build_loss(tables, build_backbone(tables)).train()
+    sound = torch.randn(3, table["audio_frames"], table["mel_bins"], generator=torch.Generator().manual_seed(0))
+    batch = pictures().with_streams(audio=Stream(sound))
+    assert isinstance(loss, Data2Vec) and set(loss.sample(batch).hide) == {"audio", "vision"}
+    first, last = learns(loss, batch)
+    assert last < 0.9 * first
