@@ -45,13 +45,14 @@ def options(
 
 
 def _register() -> None:
-    from avssl.cli import bench, data, embed, evaluate, listing, models, predict, reproduce, search, train
+    from avssl.cli import bench, classify, data, embed, evaluate, listing, models, predict, report, reproduce, search, train
 
     panels = {
-        "Train": {"pretrain": train.pretrain, "finetune": train.finetune},
+        "Train": {"pretrain": train.pretrain, "finetune": train.finetune, "reproduce": reproduce.reproduce},
         "Use": {"evaluate": evaluate.evaluate, "embed": embed.embed, "search": search.search, "predict": predict.predict,
-                "import": models.import_},
-        "Look": {"bench": bench.bench, "reproduce": reproduce.reproduce, "recipes": listing.recipes, "backbones": listing.backbones, "losses": listing.losses},
+                "classify": classify.classify, "import": models.import_},
+        "Look": {"report": report.report, "bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones,
+                 "losses": listing.losses},
     }
     for panel, commands in panels.items():
         for name, function in commands.items():
