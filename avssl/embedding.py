@@ -8,7 +8,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,6 +84,7 @@ class Encoder:
 
     def __init__(self, model: Model, options: EmbedOptions) -> None:
         self.model, self.options = model, options
+        self.between: Callable[[], None] = lambda: None  # called before each batch: where a job may be stopped
         widths = model.backbone.widths()
         for stream in options.streams:
             check(stream in widths, f"the model gives no {stream!r} stream", fix=nearest(stream, set(widths)))
@@ -99,6 +100,7 @@ class Encoder:
         """stream -> one float32 array per item, (D,) or, as a sequence, (N, D). `batch` as a loader made it."""
         import torch
 
+        self.between()
         model, layered = self.model, self.options.layer is not None
         with torch.inference_mode():
             prepared = model.frontend(batch.to(model.device))

@@ -26,7 +26,7 @@ from avssl.data.clip import Row
 from avssl.embedding import ROWS, EmbedOptions, Encoder, encode_rows
 from avssl.embedding_files import Part, bad_of, check_suffix, media_of, merge, read_meta, write_part
 from avssl.embedding_lease import STALE, Lease, claim
-from avssl.errors import DataError, check
+from avssl.errors import DataError, Stopped, check
 from avssl.files import replacing
 from avssl.schema import unstructure
 
@@ -57,19 +57,35 @@ def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOpti
 
     Repeating the call goes on where a killed one stopped; running it in several processes shares the work. An output
     of another model, options or rows is refused unless `overwrite`. max_bad: share of the rows that may fail.
-    progress: called with (blocks done, blocks). Raises DataError when nothing could be embedded.
+    progress: called with (blocks done, blocks). Raises DataError when nothing could be embedded, Stopped after a
+    signal: finished blocks are kept.
     """
+    from avssl.training.signals import StopRequest
+
     out = Path(out).absolute()
     check_suffix(out)
     check(out.parent.is_dir(), f"{out.parent}: no such folder", fix="make it first, or choose another --out")
     check(bool(rows), "nothing to embed", fix="the folder or manifest has no usable files", error=DataError)
     _unique(rows)
     job = Job(Encoder(model, options or EmbedOptions()), rows, block)
-    if out.exists() and (done := job.finished(out)) is None:
+    if out.exists() and job.finished(out) is None:
         check(overwrite, f"{out} exists and holds something else", fix="choose another name, or --overwrite")
     folder = out.with_name(f".{out.name}.parts")
+    with StopRequest() as request:
+        def stop() -> None:
+            if request.name:
+                raise Stopped(f"{request.name} arrived while embedding to {out}", fix="the same command goes on")
+
+        job.encoder.between = stop
+        return _work(job, folder, out, batch_size, workers, on_bad, max_bad, stale, limits, progress)
+
+
+def _work(job: Job, folder: Path, out: Path, batch_size: int, workers: int, on_bad: str, max_bad: float, stale: float,
+          limits: Limits | None, progress: Callable[[int, int], None] | None) -> Done:
+    """Claim and compute blocks until this or another process has joined them."""
     computed = 0
     while (done := job.finished(out, computed)) is None:
+        job.encoder.between()
         folder.mkdir(exist_ok=True)
         waiting = [n for n, name in enumerate(job.names) if not (folder / name).exists()]
         if progress is not None:

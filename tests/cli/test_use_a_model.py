@@ -18,12 +18,6 @@ from avssl.embedding_files import read_index
 def avssl(toy_plugin, capsys):  # noqa: F811
     """Runs a command in this process; gives (exit code, stdout, stderr)."""
     import avssl.cli as cli
-    from avssl.cli import embed, evaluate, predict, search
-
-    for name, command in (("embed", embed.embed), ("evaluate", evaluate.evaluate), ("predict", predict.predict),
-                          ("search", search.search)):
-        if name not in {c.name for c in cli.app.registered_commands}:
-            cli.app.command(name)(command)
 
     def run(*arguments) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:

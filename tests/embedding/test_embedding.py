@@ -76,6 +76,16 @@ def test_items_that_lack_a_modality_have_the_streams_they_can_have(toy_model, to
     assert np.array_equal(got["audio"], reference["audio"][:4])
 
 
+def test_a_part_that_is_absent_in_a_window_leaves_the_others(toy_model, toy_manifest, reference):
+    row = replace(toy.rows(toy_manifest)[0], start=1.5, end=2.0)  # its sound ends at one second, its picture does not
+    got = embed_rows(toy_model, [row], batch_size=1, on_bad="fail")
+    assert {s: bool(p[0]) for s, p in got.present.items()} == {"audio": False, "vision": True, "joint": False}
+    assert np.array_equal(got["vision"], reference["vision"][:1])
+    bad = BadFiles()
+    assert len(embed_rows(toy_model, [replace(row, parts={"audio": row.parts["audio"]})], bad=bad)) == 0
+    assert [b.what for b in bad.items.values()] == ["missing"]
+
+
 # -- options -----------------------------------------------------------------------------------------------------------
 def test_pooling_and_layers_are_those_of_the_tokens(toy_model, toy_manifest):
     rows = toy.rows(toy_manifest)[:5]

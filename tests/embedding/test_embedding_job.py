@@ -82,6 +82,20 @@ def test_killed_at_any_instant_the_same_command_goes_on(start, undisturbed, tmp_
     assert not parts.exists()
 
 
+def test_a_signal_ends_the_job_between_batches_and_keeps_what_is_done(start, undisturbed, tmp_path):
+    process = start(tmp_path / "x.parquet", pause=0.2)
+    while len(list((tmp_path / ".x.parquet.parts").glob("[0-9]*.parquet"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert "Stopped: SIGTERM arrived while embedding" in err and "the same command goes on" in err
+    assert not list(tmp_path.glob(".x.parquet.parts/*.lease")) and not (tmp_path / "x.parquet").exists()
+    assert 2 <= len(list(tmp_path.glob(".x.parquet.parts/[0-9]*.parquet"))) < 15
+    assert finished(start(tmp_path / "x.parquet"))[0] == 30
+    assert (tmp_path / "x.parquet").read_bytes() == undisturbed
+
+
 def test_several_processes_share_one_job_and_one_of_them_may_die(start, undisturbed, tmp_path):
     out = tmp_path / "x.parquet"
     first, second, third = (start(out, pause=0.15) for _ in range(3))
