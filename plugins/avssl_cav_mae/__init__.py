@@ -12,7 +12,8 @@ def avssl_backbones() -> list[BackboneEntry]:
         cls="avssl_cav_mae.backbone:CavMae", config="avssl_cav_mae.config:CavMaeConfig",
         frontend="avssl_cav_mae.frontend:CavMaeFrontend", frontend_config="avssl_cav_mae.config:CavMaeFrontendConfig",
         modalities=frozenset({"audio", "vision"}), optional=frozenset({"audio", "vision"}),
-        supports=frozenset({"hide", "keep", "layers:blocks", "layers:ffn", "joint"}))]
+        supports=frozenset({"hide", "keep", "layers:blocks", "layers:ffn", "joint"}),
+        example="avssl_cav_mae.example:backbone")]
 
 
 @hookimpl
@@ -20,7 +21,8 @@ def avssl_losses() -> list[LossEntry]:
     return [LossEntry(
         name="cav_mae", summary="Masked reconstruction of sound and picture, and contrast between them",
         cls="avssl_cav_mae.loss:CavMaeLoss", config="avssl_cav_mae.config:CavMaeLossConfig",
-        backbones=frozenset({"cav_mae"}), modalities=frozenset({"audio", "vision"}), min_modalities=2)]
+        backbones=frozenset({"cav_mae"}), modalities=frozenset({"audio", "vision"}), min_modalities=2,
+        example="avssl_cav_mae.example:loss")]
 
 
 @hookimpl
