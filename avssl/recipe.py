@@ -22,7 +22,7 @@ class DataConfig:
     target: Literal["none", "index", "multi_hot", "float", "characters"] = "none"  # how labels become targets
     balance: bool = False  # draw items with replacement, weight = sum over labels of 1000 / (count + 0.01)
     epoch_items: int | None = None  # length of an epoch in items; None = the data set
-    on_bad: Literal["fail", "skip", "quarantine"] = "skip"  # an unreadable item: stop; replace it; move the file aside
+    on_bad: Literal["fail", "skip", "quarantine"] = "skip"  # an unreadable item: stop; replace it; replace it, never try it again
     max_bad: float = 0.1  # share of the items that may be bad before the run stops
     max_seconds: float = 600.0  # limits of one decoded part, checked before memory is taken
     max_pixels: int = 64_000_000

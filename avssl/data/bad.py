@@ -35,20 +35,24 @@ class BadFiles:
     items: dict[tuple[str, str], BadItem] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.by_id: dict[str, BadItem] = {}
         if self.path is not None and self.path.exists():
+            text = self.path.read_bytes()
+            if not text.endswith(b"\n"):  # killed while writing: a half line must not swallow the next one
+                os.truncate(self.path, text.rfind(b"\n") + 1)
             with self.path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
                 for row in list(csv.reader(file))[1:]:
                     if len(row) == len(HEADER):
-                        item = BadItem(*row)
-                        self.items[item.id, item.what] = item
+                        self._keep(BadItem(*row))
+
+    def _keep(self, item: BadItem) -> None:
+        self.items[item.id, item.what] = self.by_id[item.id] = item
 
     def add(self, items: Iterable[BadItem]) -> list[BadItem]:
         """Record items not seen before and return those. Raises DataError when the budget is exceeded."""
-        fresh = []
-        for item in items:
-            if (item.id, item.what) not in self.items:
-                self.items[item.id, item.what] = item
-                fresh.append(item)
+        fresh = list({(i.id, i.what): i for i in items if (i.id, i.what) not in self.items}.values())
+        for item in fresh:
+            self._keep(item)
         if fresh and self.path is not None:
             self._append(fresh)
         counted = sum(i.what != "missing" for i in self.items.values())
@@ -60,7 +64,7 @@ class BadFiles:
 
     def _append(self, fresh: list[BadItem]) -> None:
         assert self.path is not None
-        new = not self.path.exists()
+        new = not self.path.exists() or self.path.stat().st_size == 0
         with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             if new:

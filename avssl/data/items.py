@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from avssl.data.clip import Absent, Clip, Limits, Request, Row
 from avssl.data.sampler import Key, item_seed
 from avssl.data.targets import Codec
 from avssl.data.workers import Blame
-from avssl.errors import DataError
+from avssl.errors import AvsslError, DataError
 from avssl.frontend import Frontend
 
 RESERVES = 20  # replacements tried for one bad item before the run stops
@@ -41,6 +41,11 @@ def decode_clip(row: Row, request: Request, limits: Limits, codec: Codec | None 
             if not some:
                 raise
             absent = error
+        except AvsslError:
+            raise
+        except Exception as error:  # a decoder is a stranger: whatever it raises, this item is bad and no other
+            raise DataError(f"{path_of(row) or row.id}: the {modality} decoder failed: {type(error).__name__}: {error}",
+                            fix="mend or remove the file") from error
     if absent is not None and not parts:
         raise absent
     target = codec.encode(row) if codec is not None else None
@@ -93,47 +98,63 @@ class TrainingItems:
     limits: Limits
     on_bad: str = "skip"
 
-    def __call__(self, keys: Sequence[Key], blamed: Sequence[Blame[Key]], hold: Callable[[int], None]) -> Made:
-        batches, bad = [], []
-        blames = {b.key: b for b in blamed}
-        for position, key in enumerate(keys):
-            hold(position)
-            batches.append(self._one(key, blames, bad))
+    def __call__(self, keys: Sequence[Key], blamed: Sequence[Blame], hold: Callable[[int], None]) -> Made:
+        bad: list[BadItem] = []
+        lost = {b.item: (b.what, b.reason) for b in blamed}
+        batches = [self._one(key, lost, bad, hold) for key in keys]
         return Made(Batch.cat(batches, self.frontend.pad_values), [k.index for k in keys], [""] * len(keys), bad)
 
-    def _one(self, key: Key, blames: dict[Key, Blame[Key]], bad: list[BadItem]) -> Batch:
+    def _one(self, key: Key, lost: dict[int, tuple[str, str]], bad: list[BadItem], hold: Callable[[int], None]) -> Batch:
+        """One item, or what stands for it. The outcome depends on which rows are bad, not on when that was found out:
+        whoever meets a row in `lost` goes the way of whoever tried it and failed."""
         seed = item_seed(self.seed, key)
         reserve = np.random.default_rng([seed, 0xBAD])
         index = key.index
-        for attempt in range(RESERVES):
-            row = self.rows[index]
+        for _ in range(RESERVES):
             try:
-                if attempt == 0 and key in blames:
-                    raise _Blamed(blames[key].what, blames[key].reason)
-                return self._make(row, seed)
-            except (DataError, _Blamed) as error:
+                return self._make(index, seed, lost, hold)
+            except _Unusable as error:
+                row = self.rows[error.index]
                 if self.on_bad == "fail":
-                    raise DataError(str(error) if isinstance(error, DataError) else f"{row.id}: {error}",
-                                    fix="" if isinstance(error, DataError) else "data.on_bad=skip goes on without it") from None
-                what = _what(error)
-                bad.append(BadItem(row.id, path_of(row), what, getattr(error, "message", str(error))))
-                index = int(reserve.integers(len(self.rows)))
+                    raise DataError(error.reason if error.what in ("bad", "missing") else f"{path_of(row) or row.id}: {error.reason}",
+                                    fix="mend or remove the file; data.on_bad=skip goes on without it") from None
+                bad.append(BadItem(row.id, path_of(row), error.what, error.reason))
+                lost[error.index] = (error.what, error.reason)
+                if error.index == index:
+                    index = int(reserve.integers(len(self.rows)))
         raise DataError(f"{self.rows[key.index].id}: it and {RESERVES - 1} replacements are unreadable",
                         fix="see bad_files.csv; `avssl data scan` lists what can be read")
 
-    def _make(self, row: Row, seed: int) -> Batch:
+    def _make(self, index: int, seed: int, lost: Mapping[int, tuple[str, str]], hold: Callable[[int], None]) -> Batch:
         rng = np.random.default_rng(seed)
-        row = self._wanted(row)
-        request = self.frontend.plan(row, rng)
-        clips = [decode_clip(row, request, self.limits, self.codec, seed)]
+        reserve = np.random.default_rng([seed, 0xFA2])  # apart from `rng`: a lost partner changes no other draw
+        request, clip = self._decoded(index, rng, seed, lost, hold)
+        clips = [clip]
         for _ in range(request.partners):
-            partner = self._wanted(self.rows[int(rng.integers(len(self.rows)))])
-            clips.append(decode_clip(partner, self.frontend.plan(partner, rng), self.limits, self.codec, seed))
-        return _made_by(self.frontend, clips, rng, seed)
+            partner = int(rng.integers(len(self.rows)))
+            for _ in range(RESERVES):
+                if partner not in lost:
+                    break
+                partner = int(reserve.integers(len(self.rows)))
+            clips.append(self._decoded(partner, rng, seed, lost, hold)[1])
+        hold(index)
+        try:
+            return _made_by(self.frontend, clips, rng, seed)
+        except DataError as error:
+            raise _Unusable(index, "bad", error.message) from None
 
-    def _wanted(self, row: Row) -> Row:
-        """The row with only the modalities of this run: nothing is decoded in vain."""
-        return replace(row, parts={m: s for m, s in row.parts.items() if m in self.modalities})
+    def _decoded(self, index: int, rng: np.random.Generator, seed: int, lost: Mapping[int, tuple[str, str]],
+                 hold: Callable[[int], None]) -> tuple[Request, Clip]:
+        hold(index)
+        if index in lost:
+            raise _Unusable(index, *lost[index])
+        row = self.rows[index]
+        row = replace(row, parts={m: s for m, s in row.parts.items() if m in self.modalities})  # nothing is decoded in vain
+        try:
+            request = self.frontend.plan(row, rng)
+            return request, decode_clip(row, request, self.limits, self.codec, seed)
+        except DataError as error:
+            raise _Unusable(index, "missing" if isinstance(error, Absent) else "bad", error.message) from None
 
 
 @dataclass
@@ -150,15 +171,15 @@ class EvaluationItems:
     limits: Limits
     all_views: bool = True
 
-    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame[int]], hold: Callable[[int], None]) -> list[Made]:
-        blames = {b.key: b for b in blamed}
+    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame], hold: Callable[[int], None]) -> list[Made]:
+        blames = {b.item: b for b in blamed}
         out = []
-        for position, index in enumerate(keys):
-            hold(position)
+        for index in keys:
+            hold(index)
             out.extend(self._one(index, blames.get(index)))
         return out
 
-    def _one(self, index: int, blame: Blame[int] | None) -> list[Made]:
+    def _one(self, index: int, blame: Blame | None) -> list[Made]:
         row = self.rows[index]
         wanted = {m: s for m, s in row.parts.items() if m in self.modalities}
         if not wanted:
@@ -168,26 +189,24 @@ class EvaluationItems:
         row = replace(row, parts=wanted)
         try:
             if blame is not None:
-                raise _Blamed(blame.what, blame.reason)
+                raise _Unusable(index, blame.what, blame.reason)
             requests = self.frontend.views(row) if self.all_views else [self.frontend.plan(row, None)]
             made = []
             for request in requests:
                 clip = decode_clip(row, request, self.limits, self.codec, some=True)
                 made.append(Made(_made_by(self.frontend, [clip], None, 0), [index], [request.view], []))
             return made
-        except (DataError, _Blamed) as error:
-            what = _what(error)
-            return [Made(None, [index], [], [BadItem(row.id, path_of(row), what, getattr(error, "message", str(error)))])]
+        except _Unusable as error:
+            return [Made(None, [index], [], [BadItem(row.id, path_of(row), error.what, error.reason)])]
+        except DataError as error:
+            what = "missing" if isinstance(error, Absent) else "bad"
+            return [Made(None, [index], [], [BadItem(row.id, path_of(row), what, error.message)])]
 
 
-class _Blamed(Exception):
-    def __init__(self, what: str, reason: str) -> None:
+class _Unusable(Exception):
+    def __init__(self, index: int, what: str, reason: str) -> None:
         super().__init__(reason)
-        self.what = what
-
-
-def _what(error: Exception) -> str:
-    return error.what if isinstance(error, _Blamed) else "missing" if isinstance(error, Absent) else "bad"
+        self.index, self.what, self.reason = index, what, reason
 
 
 def _made_by(frontend: Frontend, clips: list[Clip], rng: np.random.Generator | None, seed: int) -> Batch:

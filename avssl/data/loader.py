@@ -13,7 +13,7 @@ from avssl.data.clip import Limits, Row
 from avssl.data.items import EvaluationItems, Made, TrainingItems
 from avssl.data.sampler import Key, Sampler
 from avssl.data.targets import Codec
-from avssl.data.workers import WorkerPool
+from avssl.data.workers import Blame, WorkerPool
 from avssl.errors import DataError
 from avssl.frontend import Frontend
 
@@ -46,10 +46,18 @@ class TrainingLoader:
 
     def updates(self, start: int, stop: int) -> Iterator[list[Batch]]:
         """The micro-batches of updates start+1 .. stop (`start` updates are done)."""
-        with WorkerPool(self.items, self.workers, timeout=self.timeout, ahead=4) as pool:
+        with WorkerPool(self.items, self.workers, timeout=self.timeout, ahead=4, known=self._quarantined) as pool:
             made = pool.map(chunk for micros in self._plan(start, stop) for chunks in micros for chunk in chunks)
             for micros in self._plan(start, stop):
                 yield [self._join(list(islice(made, len(chunks)))) for chunks in micros]
+
+    def _quarantined(self, keys: Sequence[Key]) -> list[Blame]:
+        """Under data.on_bad=quarantine, an item that was bad once is not tried again, in later epochs and after a resume.
+        What stands for it is the same as under "skip"; what is saved is the wait for a decoder that hangs."""
+        if self.items.on_bad != "quarantine":
+            return []
+        rows, known = self.items.rows, self.bad.by_id
+        return [Blame(k.index, item.what, item.reason) for k in keys if (item := known.get(rows[k.index].id))]
 
     def _plan(self, start: int, stop: int) -> Iterator[list[list[list[Key]]]]:
         """For each update: its micro-batches, each as the chunks of keys that workers make."""

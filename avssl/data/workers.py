@@ -29,31 +29,31 @@ POLL = 2.0  # seconds between looks at a parent that may have died
 
 
 @dataclass(frozen=True)
-class Blame(Generic[K]):
-    """An item whose decoder crashed or hung."""
+class Blame:
+    """An item that must not be tried again: its decoder crashed or hung, or it is known to be bad."""
 
-    key: K
-    what: str  # "crashed" or "hung"
+    item: int
+    what: str  # "crashed", "hung" or "bad"
     reason: str
 
 
 class WorkerPool(Generic[K, R]):
-    """Calls `work(keys, blamed)` in `workers` processes (0: here), in order.
+    """Calls `work(keys, blamed, hold)` in `workers` processes (0: here), in order.
 
-    work: takes a list of keys and the blames among them (to be replaced, not tried again); in a worker it must call
-    `hold(position)` before each key it touches. timeout: seconds one key may take. The pool must be closed.
+    work: takes a list of keys and the items that must not be tried (again); it must call `hold(item)` before it touches
+    an item. timeout: seconds one item may take. known: the blames to begin with for a task. The pool must be closed.
     """
 
-    def __init__(self, work: Callable[[Sequence[K], Sequence[Blame[K]], Callable[[int], None]], R], workers: int, *,
-                 timeout: float = 120.0, ahead: int = 2) -> None:
-        self.work, self.timeout, self.ahead = work, timeout, ahead
+    def __init__(self, work: Callable[[Sequence[K], Sequence[Blame], Callable[[int], None]], R], workers: int, *,
+                 timeout: float = 120.0, ahead: int = 2, known: Callable[[Sequence[K]], Iterable[Blame]] = lambda keys: ()) -> None:
+        self.work, self.timeout, self.ahead, self.known = work, timeout, ahead, known
         self._workers = [_Worker(work) for _ in range(workers)]
 
     def map(self, tasks: Iterable[Sequence[K]]) -> Iterator[R]:
         """Results of the tasks, in their order. An exception of `work` is raised at its place."""
         if not self._workers:
             for task in tasks:
-                yield self.work(task, (), lambda position: None)
+                yield self.work(task, tuple(self.known(task)), lambda item: None)
             return
         source = enumerate(tasks)
         done: dict[int, Any] = {}
@@ -65,7 +65,7 @@ class WorkerPool(Generic[K, R]):
                     break
                 try:
                     number, task = next(source)
-                    worker.give(_Task(number, task))
+                    worker.give(_Task(number, task, list(self.known(task))))
                 except StopIteration:
                     exhausted = True
             self._collect(done, block=expected not in done)
@@ -101,10 +101,13 @@ class WorkerPool(Generic[K, R]):
         how = _exit_name(worker.process.exitcode)
         fresh = self._workers[position] = _Worker(self.work)
         for task in worker.tasks:
-            if task.number == number and 0 <= held < len(task.keys):
-                reason = (f"the decoder did not finish within {self.timeout:g} s" if hung
-                          else f"the decoder killed its process ({how})")
-                task.blamed.append(Blame(task.keys[held], "hung" if hung else "crashed", reason))
+            if task.number == number and held >= 0:
+                if how == "SIGKILL" and not hung and held not in task.suspects:
+                    task.suspects.add(held)  # the system's out-of-memory killer takes whoever is there: try once more
+                else:
+                    reason = (f"the decoder did not finish within {self.timeout:g} s" if hung
+                              else f"the decoder killed its process ({how})")
+                    task.blamed.append(Blame(held, "hung" if hung else "crashed", reason))
             elif held < 0:
                 task.deaths += 1
             if task.deaths > 2:
@@ -129,17 +132,18 @@ class WorkerPool(Generic[K, R]):
 class _Task(Generic[K]):
     number: int
     keys: Sequence[K]
-    blamed: list[Blame[K]] = field(default_factory=list)
+    blamed: list[Blame] = field(default_factory=list)
+    suspects: set[int] = field(default_factory=set)
     deaths: int = 0
 
 
 class _Worker:
-    """One process, the tasks it was given, and what it says it is doing (task number, position of the item it holds)."""
+    """One process, the tasks it was given, and what it says it is doing (task number, item that it holds)."""
 
     def __init__(self, work: Callable) -> None:
         self.conn, child = _CONTEXT.Pipe()
         self.task = _CONTEXT.Value("q", -1, lock=False)
-        self.held = _CONTEXT.Value("i", -1, lock=False)
+        self.held = _CONTEXT.Value("q", -1, lock=False)
         self.since = _CONTEXT.Value("d", 0.0, lock=False)
         self.tasks: deque[_Task] = deque()
         args = (work, child, self.task, self.held, self.since, os.getpid())
@@ -165,8 +169,9 @@ class _Worker:
 
 def _serve(work: Callable, conn: Connection, task: Any, held: Any, since: Any, parent: int) -> None:
     """The life of a worker: signals are the parent's business, and it does not outlive the parent."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     import torch
@@ -175,9 +180,9 @@ def _serve(work: Callable, conn: Connection, task: Any, held: Any, since: Any, p
     outbox: queue.SimpleQueue = queue.SimpleQueue()  # a thread sends: a parent that is busy training blocks no decoding
     threading.Thread(target=_send, args=(conn, outbox), daemon=True).start()
 
-    def hold(position: int) -> None:
+    def hold(item: int) -> None:
         since.value = time.monotonic()
-        held.value = position
+        held.value = item
 
     while True:
         while not conn.poll(POLL):

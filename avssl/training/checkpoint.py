@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError
-from avssl.files import sha256, sync
+from avssl.files import sha256, sync, write_text
 from avssl.safeload import load_safetensors
+from avssl.training.distributed import whole
 
 FORMAT = 1  # of the directory; a newer one is refused by number
+OLDER, UPGRADE = "delete it; an older one will be used", "upgrade avssl"
 _NAME = re.compile(r"step-(\d{8})$")
 
 
@@ -38,36 +40,34 @@ def save(folder: Path, state: Saved, keep_last: int = 2, best: bool = False) -> 
     best: also mark it as the best so far, which is kept whatever its age. Raises CheckpointError when the disk is full
     or refuses; what was saved before stays as it was.
     """
-    target = folder / f"step-{state.updates:08d}"
+    target = folder / name_of(state.updates)
     temporary = folder / f".{target.name}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
-        if not target.exists():
-            _write(temporary, state)
-            os.replace(temporary, target)
-            sync(folder)
+        _write(temporary, state, best)
+        if target.exists():  # only a damaged one, or one from beyond the checkpoint that was resumed: out of the way
+            os.replace(target, temporary.with_suffix(".old.tmp"))
+        os.replace(temporary, target)
+        sync(folder)
         if best:
-            mark = folder / ".best.tmp"
-            mark.write_text(target.name, encoding="utf-8")
-            sync(mark)
-            os.replace(mark, folder / "best")
-            sync(folder)
+            mark_best(folder, target.name)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         previous = [p.name for p in steps(folder)]
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         kept = f"the last good one is {previous[-1]}" if previous else "there is no earlier one"
         raise CheckpointError(f"cannot save {target}: {why}; {kept}", fix="free some space, then resume with --resume") from None
-    keep = {p.name for p in steps(folder)[-max(1, keep_last):]} | {best_name(folder)}
-    for old in steps(folder):
+    past = [p for p in steps(folder) if p.name <= target.name]  # later ones were damaged when this run was resumed
+    keep = {p.name for p in past[-max(1, keep_last):]} | {best_name(folder)}
+    for old in [*steps(folder), *folder.glob(".step-*.tmp")]:
         if old.name not in keep:
             shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def _write(temporary: Path, state: Saved) -> None:
+def _write(temporary: Path, state: Saved, best: bool) -> None:
     from safetensors.torch import save_file
 
     temporary.mkdir()
@@ -77,7 +77,7 @@ def _write(temporary: Path, state: Saved) -> None:
             save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(path))
         except Exception as error:  # safetensors wraps the operating system's error in its own
             raise _as_os_error(error) from error
-    meta = {"format": FORMAT, "updates": state.updates, **state.meta}
+    meta = {"format": FORMAT, "updates": state.updates, "is_best": best, **state.meta}
     (temporary / "state.json").write_text(json.dumps(meta), encoding="utf-8")
     names = sorted(p.name for p in temporary.iterdir())
     (temporary / "checksums.json").write_text(json.dumps({n: sha256(temporary / n) for n in names}), encoding="utf-8")
@@ -93,9 +93,19 @@ def _as_os_error(error: Exception) -> OSError:
     return OSError(int(found.group(1)) if found else errno.EIO, str(error))
 
 
+def name_of(updates: int) -> str:
+    """Directory name of the checkpoint after that many updates."""
+    return f"step-{updates:08d}"
+
+
 def steps(folder: Path) -> list[Path]:
     """Complete checkpoint directories, oldest first."""
     return sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=lambda p: p.name) if folder.is_dir() else []
+
+
+def mark_best(folder: Path, name: str) -> None:
+    """Say which checkpoint is the best so far, atomically."""
+    write_text(folder / "best", name)
 
 
 def best_name(folder: Path) -> str:
@@ -111,14 +121,16 @@ def read(path: Path) -> Saved:
     try:
         sums = json.loads((path / "checksums.json").read_text(encoding="utf-8"))
         meta = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        names = [n for n in sums if n.endswith(".safetensors")]
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: incomplete or damaged ({error})", fix="delete it; an older one will be used") from None
-    if meta.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path} has format {meta['format']}, this avssl reads up to {FORMAT}", fix="upgrade avssl")
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: incomplete or damaged ({error})", fix=OLDER) from None
+    if not isinstance(sums, dict) or not isinstance(meta, dict) or "state.json" not in sums:
+        raise CheckpointError(f"{path}: incomplete or damaged (checksums.json and state.json do not belong together)", fix=OLDER)
+    if isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
+        raise CheckpointError(f"{path} has format {meta['format']}, this avssl reads up to {FORMAT}", fix=UPGRADE)
     for name, wanted in sums.items():
-        if not (path / name).is_file() or sha256(path / name) != wanted:
-            raise CheckpointError(f"{path / name} is damaged: its checksum differs", fix="delete it; an older one will be used")
+        if Path(name).name != name or not (path / name).is_file() or sha256(path / name) != wanted:
+            raise CheckpointError(f"{path / name} is damaged: its checksum differs", fix=OLDER)
+    names = [n for n in sums if n.endswith(".safetensors")]
     return Saved(meta["updates"], {n.removesuffix(".safetensors"): load_safetensors(path / n) for n in names}, meta)
 
 
@@ -129,7 +141,7 @@ def newest(folder: Path) -> tuple[Saved | None, list[str]]:
         try:
             return read(path), notes
         except CheckpointError as error:
-            if "upgrade" in error.fix:
+            if error.fix == UPGRADE:
                 raise
             notes.append(error.message)
     return None, notes
@@ -143,7 +155,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for slot, value in optimizer.state.get(parameter, {}).items():
                 if value is not None:
-                    out[f"{slot}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+                    out[f"{slot}/{name}"] = whole(value) if isinstance(value, Tensor) else torch.tensor(value)
     return out
 
 
@@ -157,6 +169,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in slots:  # the step counter of the unfused kernels lives on the CPU
                 optimizer.state[parameter] = {
-                    slot: v.clone() if v.ndim == 0 and not group.get("fused") else v.to(parameter.device, copy=True)
+                    slot: v.clone() if v.ndim == 0 and not group.get("fused") else _like(parameter, v.to(parameter.device, copy=True))
                     for slot, v in slots[name].items()
                 }
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A whole tensor, sharded as its parameter is."""
+    if not hasattr(parameter, "full_tensor") or value.ndim == 0:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements)  # type: ignore[attr-defined]

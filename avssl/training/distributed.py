@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -12,7 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from avssl.errors import AvsslError, Exit
+
 BUCKET = 16_000_000  # gradient elements that travel together
+
+
+class PeerLost(AvsslError):
+    """Another process of the run ended; its own message says why."""
+
+    code = Exit.BUG
 
 
 @dataclass(frozen=True)
@@ -71,11 +80,38 @@ def join_world(device: torch.device) -> World:
 
 
 def leave_world(world: World, clean: bool = True) -> None:
-    """End the group. The barrier first: gloo's teardown without one aborts now and then."""
-    if world.ranks > 1 and dist.is_initialized():
-        if clean:
-            dist.barrier()
-        dist.destroy_process_group()
+    """End the group. A barrier first: gloo's teardown without one aborts now and then. After an error the others may be
+    gone: wait for them a moment only."""
+    if world.ranks == 1 or not dist.is_initialized():
+        return
+    if clean:
+        dist.barrier()
+    elif world.backend == "gloo":
+        with contextlib.suppress(RuntimeError):
+            dist.monitored_barrier(timeout=timedelta(seconds=5))
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def member_of_world(device: torch.device) -> Iterator[World]:
+    """`join_world`, and `leave_world` however it ends. Raises PeerLost when a collective operation fails."""
+    world = join_world(device)
+    try:
+        yield world
+    except BaseException as error:
+        lost = world.ranks > 1 and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        leave_world(world, clean=False)
+        if lost:
+            reason = str(error).strip().splitlines()[0].rpartition("] ")[2][:160]
+            raise PeerLost(f"process {world.rank} of {world.ranks} lost another one: {reason}",
+                           fix="that one's message says why; --resume goes on from the last checkpoint") from error
+        raise
+    leave_world(world)
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a tensor that may be sharded over the processes (then all of them must call this)."""
+    return x.full_tensor() if hasattr(x, "full_tensor") else x  # type: ignore[no-any-return]
 
 
 class _Gather(torch.autograd.Function):
@@ -110,7 +146,9 @@ def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
     """
     if world.ranks == 1:
         return
-    wanted = [p for p in parameters if p.requires_grad]
+    wanted = [p for p in parameters if p.requires_grad and not hasattr(p, "full_tensor")]  # sharded ones are summed already
+    if not wanted:
+        return
     present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.float32, device=wanted[0].device)
     world.sum(present)
     live = [p for p, n in zip(wanted, present.tolist(), strict=True) if n > 0]

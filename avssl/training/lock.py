@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -14,23 +17,32 @@ from avssl.errors import UsageError
 
 
 class RunLock:
-    """A lock file with host, pid and the process's start time. A second run is refused; a stale lock is taken over."""
+    """A lock file with host, pid and the process's start time. A second run is refused; a stale lock is taken over.
+
+    The file is not a kernel lock, so that it says who holds it and works on file systems that several machines share.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "run.lock"
 
     def __enter__(self) -> RunLock:
-        for _ in range(3):
-            try:
-                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                self._refuse_if_alive()
-                self.path.unlink(missing_ok=True)
-                continue
-            with os.fdopen(descriptor, "w") as file:
-                json.dump({"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}, file)
-            return self
-        raise UsageError(f"{self.path}: another process keeps taking the lock", fix="is the same command running twice?")
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        own = self.path.with_name(f".{self.path.name}.{owner['host']}.{owner['pid']}.tmp")
+        own.write_text(json.dumps(owner), encoding="utf-8")
+        try:
+            with _alone_in(self.path.parent):  # between judging a lock stale and removing it, nobody else may take it
+                if self.path.exists():
+                    self._refuse_if_alive()
+                    self.path.unlink(missing_ok=True)
+                try:
+                    os.link(own, self.path)  # appears with its contents, or fails: a half-written lock is never seen
+                except PermissionError:  # a file system without hard links
+                    os.replace(own, self.path)
+        except FileExistsError:
+            raise UsageError(f"{self.path}: another process is just taking the lock", fix="is the same command running twice?") from None
+        finally:
+            own.unlink(missing_ok=True)
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.path.unlink(missing_ok=True)
@@ -50,3 +62,14 @@ class RunLock:
             return
         if alive:
             raise UsageError(f"{self.path.parent} is in use by process {pid} on this machine", fix="wait for it, or choose another --out")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process of this machine at a time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -18,9 +18,9 @@ from avssl.frontend import Frontend
 from avssl.loss import Loss
 from avssl.recipe import Recipe
 from avssl.training import checkpoint, replay
-from avssl.training.distributed import World, sum_gradients
-from avssl.training.meter import Journal, Meter
-from avssl.training.monitor import Monitor
+from avssl.training.distributed import World, sum_gradients, whole
+from avssl.training.meter import Journal, Meter, shared_out
+from avssl.training.monitor import Collapsed, Monitor
 from avssl.training.optim import clip, set_rate
 from avssl.training.progress import Progress
 from avssl.training.signals import StopRequest
@@ -65,9 +65,10 @@ class Run:
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
 
     # -- the loop ------------------------------------------------------------------------------------------------
-    def train(self) -> None:
+    def train(self, stop: StopRequest) -> None:
         """Run to the end. Raises Stopped after a signal (saved), NonFinite, Collapsed, DataError, CheckpointError."""
         cfg = self.recipe.train
+        stop.busy = True
         journal = Journal(self.folder, self.offset, self.done, self.trackers) if self.world.first else None
         progress = Progress(self.total, self.done, show=self.world.first)
         save_every = cfg.save_every or min(self.per_epoch, 1000)
@@ -78,46 +79,51 @@ class Run:
         clips = 0
         began = time.monotonic()
         try:
-            with StopRequest() as stop:
-                for micros in self.loader.updates(self.done, self.total):
-                    waited += time.monotonic() - began
-                    self._prepare(micros)
-                    self._step(micros)
-                    self.done += 1
-                    clips += sum(map(len, micros)) * self.world.ranks
-                    last = self.done == self.total
-                    progress.step(self.done)
-                    watched = self.monitor.look(self.loss, [self.frontend(b.to(self.device)) for b in micros], self.done) \
-                        if self.monitor.due(self.done) else {}
-                    worked += time.monotonic() - began
-                    if self.done % cfg.log_every == 0 or last:
-                        record = {"kind": "train", "update": self.done, "epoch": round(self.done / self.per_epoch, 4),
-                                  "lr": self.rate(self.done - 1), **self.meter.take()}
-                        if watched:
-                            record["spread"] = watched
-                        record["timing"] = {"clips_per_s": clips / max(worked, 1e-9), "data_wait": waited / max(worked, 1e-9),
-                                            "memory_gib": memory(self.device)}
-                        if journal:
-                            journal.write(record)
-                        progress.report(record)
-                        waited = worked = 0.0
-                        clips = 0
-                    began = time.monotonic()
-                    if self.done % self.per_epoch == 0:
-                        self.averages.epoch(self.done // self.per_epoch, self.loss)
-                    improved = False
-                    if self.validate and (self.done % validate_every == 0 or last):
-                        improved = self._validate(journal, progress)
-                    stopping = self.world.any(bool(stop.name), self.device)
-                    if self.done % save_every == 0 or last or stopping or improved:
-                        self.save(journal, improved)
-                    if stopping and not last:
-                        raise Stopped(f"stopped by {stop.name or 'another process'} after update {self.done}/{self.total}, saved in "
-                                      f"{self.folder}", fix="the same command with --resume goes on")
+            for micros in self.loader.updates(self.done, self.total):
+                waited += time.monotonic() - began
+                self._prepare(micros)
+                self._step(micros)
+                self.done += 1
+                clips += sum(map(len, micros)) * self.world.ranks
+                last = self.done == self.total
+                progress.step(self.done)
+                watched = self._watch(micros) if self.monitor.due(self.done) else {}
+                worked += time.monotonic() - began
+                if self.done % cfg.log_every == 0 or last:
+                    record = {"kind": "train", "update": self.done, "epoch": round(self.done / self.per_epoch, 4),
+                              "lr": self.rate(self.done - 1), **self.meter.take()}
+                    if watched:
+                        record["spread"] = watched
+                    record["timing"] = {"clips_per_s": clips / max(worked, 1e-9), "data_wait": waited / max(worked, 1e-9),
+                                        "memory_gib": memory(self.device)}
+                    if journal:
+                        journal.write(record)
+                    progress.report(record)
+                    waited = worked = 0.0
+                    clips = 0
+                began = time.monotonic()
+                if self.done % self.per_epoch == 0:
+                    self.averages.epoch(self.done // self.per_epoch, self.loss)
+                improved = False
+                if self.validate and (self.done % validate_every == 0 or last):
+                    improved = self._validate(journal, progress)
+                stopping = self.world.any(bool(stop.name), self.device)
+                if self.done % save_every == 0 or last or stopping or improved:
+                    self.save(journal, improved)
+                if stopping and not last:
+                    raise Stopped(f"stopped by {stop.name or 'another process'} after update {self.done}/{self.total}, saved in "
+                                  f"{self.folder}", fix="the same command with --resume goes on")
         finally:
             progress.close()
             if journal:
                 journal.close()
+
+    def _watch(self, micros: list[Batch]) -> dict[str, Any]:
+        """What the monitor sees; the first process decides for all whether this is a collapse."""
+        found, problem = self.monitor.look(self.loss, [self.frontend(b.to(self.device)) for b in micros], self.done)
+        if problem := self.world.broadcast(problem):
+            raise Collapsed(problem, fix="lower optim.lr or raise the loss's variance terms; monitor.every=0 switches the watch off")
+        return found
 
     def _prepare(self, micros: list[Batch]) -> None:
         """`Loss.prepare` once, from the first batch of rank 0."""
@@ -144,11 +150,11 @@ class Run:
         scaler = self.stepper.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = clip(self.parameters, self.recipe.optim.grad_clip)
+        norm = whole(clip(self.parameters, self.recipe.optim.grad_clip))
         finite = torch.stack([s for _, s, _ in out.terms.values()]).sum().isfinite() if out.terms else torch.tensor(True)
         overflow = scaler is not None and not bool(norm.isfinite())  # fp16: the scaler halves its scale and goes on
-        bad = not bool(finite) or (not overflow and not bool(norm.isfinite()))
-        if self.world.any(bad, self.device):
+        bad = self.world.any(not bool(finite) or (not overflow and not bool(norm.isfinite())), self.device)
+        if bad:
             self._non_finite(update, out, micros)
         elif scaler is not None:
             scaler.step(self.optimizer)
@@ -175,9 +181,8 @@ class Run:
                     p.requires_grad_(update > until)
 
     def _non_finite(self, update: int, out: StepOutput, micros: list[Batch]) -> None:
-        terms = {k: float(s / c) for k, (_, s, c) in out.terms.items()}
-        broken = [k for k, v in terms.items() if not torch.tensor(v).isfinite()]
-        what = f"loss term {broken[0]} is {terms[broken[0]]}" if broken else "a gradient is not finite"
+        broken = [(k, float(s)) for k, (_, s, _) in out.terms.items() if not bool(s.isfinite())]
+        what = f"loss term {broken[0][0]} is {broken[0][1]}" if broken else "a gradient is not finite"
         folder = replay.capture(self, update, micros)
         policy, _, allowed = self.recipe.train.on_nonfinite.partition("-")
         self.skipped += 1
@@ -210,34 +215,36 @@ class Run:
 
     # -- saving --------------------------------------------------------------------------------------------------
     def save(self, journal: Journal | None, best: bool = False) -> None:
-        """Write a checkpoint (all processes call it, the first one writes)."""
+        """Write a checkpoint (all processes call it, the first one writes; its failure is everyone's)."""
         tensors = {"loss": full_state(self.loss, self.world), "optimizer": checkpoint.optimizer_tensors(self.optimizer)}
         tensors.update(self.averages.tensors())
-        meters = self.world.gather_objects(self.meter.state())
-        if not self.world.first:
-            self.world.barrier()
-            return
         meta = {
-            "meters": meters, "monitor": self.monitor.state(), "skipped": self.skipped, "prepared": self.prepared,
+            "meters": self.world.gather_objects(self.meter.state()), "monitor": self.monitor.state(), "skipped": self.skipped, "prepared": self.prepared,
             "averages": self.averages.state(), "best": self.best, "offset": journal.offset() if journal else self.offset,
             "ranks": self.world.ranks,
             "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
         }
-        checkpoint.save(self.folder / "checkpoints", checkpoint.Saved(self.done, tensors, meta),
-                        self.recipe.train.keep_last, best)
-        self.world.barrier()
+        failure = None
+        if self.world.first:
+            try:
+                checkpoint.save(self.folder / "checkpoints", checkpoint.Saved(self.done, tensors, meta),
+                                self.recipe.train.keep_last, best)
+            except CheckpointError as error:
+                failure = error
+        if failure := self.world.broadcast(failure):
+            raise failure
 
     def load(self, saved: checkpoint.Saved) -> None:
         """Continue from a checkpoint."""
         load_full_state(self.loss, saved.tensors["loss"], str(self.folder))
         checkpoint.load_optimizer(self.optimizer, saved.tensors["optimizer"])
         self.averages.load(saved.tensors, saved.meta["averages"])
-        meters = saved.meta["meters"]
-        if self.world.rank < len(meters):
-            self.meter.load(meters[self.world.rank])
+        self.meter.load(shared_out(saved.meta["meters"], self.world.ranks)[self.world.rank])
         self.monitor.load(saved.meta["monitor"])
         self.skipped, self.prepared, self.best = saved.meta["skipped"], saved.meta["prepared"], saved.meta["best"]
         self.offset, self.done = saved.meta["offset"], saved.updates
+        if saved.meta.get("is_best") and self.world.first:  # killed between the checkpoint and its mark
+            checkpoint.mark_best(self.folder / "checkpoints", checkpoint.name_of(saved.updates))
         if self.stepper.scaler is not None and saved.meta["scaler"]:
             self.stepper.scaler.load_state_dict(saved.meta["scaler"])
         if self.done > self.total:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from avssl.files import finite
+from avssl.files import finite, sync
 from avssl.training.distributed import World
 from avssl.training.step import StepOutput
 
@@ -59,6 +59,16 @@ class Meter:
         self.grad_norm, self.steps = state["grad_norm"], state["steps"]
 
 
+def shared_out(states: Sequence[Mapping[str, Any]], ranks: int) -> list[Mapping[str, Any]]:
+    """The meters of a run that goes on with another number of processes: the first one takes what all had."""
+    if len(states) == ranks:
+        return list(states)
+    names = {k: v[0] for s in states for k, v in s["sums"].items()}
+    total = {k: [w, *(sum(s["sums"].get(k, (w, 0.0, 0.0))[i] for s in states) for i in (1, 2))] for k, w in names.items()}
+    nothing = {k: [w, 0.0, 0.0] for k, w in names.items()}
+    return [{**states[0], "sums": total if rank == 0 else nothing} for rank in range(ranks)]
+
+
 class Journal:
     """`metrics.jsonl` and TensorBoard events of a run; on resume everything after the checkpoint is cut off."""
 
@@ -68,7 +78,7 @@ class Journal:
         self.path = folder / "metrics.jsonl"
         self.path.touch()
         os.truncate(self.path, min(offset, self.path.stat().st_size))
-        self.events = SummaryWriter(str(folder / "events"), purge_step=update or None)
+        self.events = SummaryWriter(str(folder / "events"), purge_step=update + 1)  # what was logged after the checkpoint is void
         self.trackers = trackers
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -85,6 +95,7 @@ class Journal:
     def offset(self) -> int:
         """Bytes written so far, flushed."""
         self.events.flush()
+        sync(self.path)  # the checkpoint that stores this number must not be more durable than the lines
         return self.path.stat().st_size
 
     def close(self) -> None:

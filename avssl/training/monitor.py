@@ -47,8 +47,9 @@ class Monitor:
         return self.cfg.every > 0 and update % self.cfg.every == 0
 
     @torch.no_grad()
-    def look(self, loss: Loss, batches: list[Batch], update: int) -> dict[str, Any]:
-        """Encode clean items and measure. Raises Collapsed after `patience` low looks in a row."""
+    def look(self, loss: Loss, batches: list[Batch], update: int) -> tuple[dict[str, Any], str]:
+        """Encode clean items and measure: stream -> {"std", "rank"}, and what is wrong after `patience` low looks in a row
+        ("" otherwise)."""
         training = loss.training
         loss.eval()
         pooled: dict[str, list[Tensor]] = {}
@@ -60,7 +61,7 @@ class Monitor:
             if seen >= ITEMS:
                 break
         loss.train(training)
-        out = {}
+        out, problem = {}, ""
         for stream, parts in pooled.items():
             x = torch.cat(parts)[:ITEMS]
             if len(x) < 2:
@@ -69,11 +70,9 @@ class Monitor:
             bad = found["std"] < self.cfg.min_std or found["rank"] < min(self.cfg.min_rank, (len(x) + 1) / 2)
             self.low[stream] = self.low.get(stream, 0) + 1 if bad else 0
             if self.low[stream] >= self.cfg.patience:
-                raise Collapsed(
-                    f"update {update}: the {stream} representations collapsed (std {found['std']:.2g}, effective rank {found['rank']:.2f} "
-                    f"over {len(x)} clips, {self.low[stream]} looks in a row)",
-                    fix="lower optim.lr or raise the loss's variance terms; monitor.every=0 switches the watch off")
-        return out
+                problem = (f"update {update}: the {stream} representations collapsed (std {found['std']:.2g}, effective rank "
+                           f"{found['rank']:.2f} over {len(x)} clips, {self.low[stream]} looks in a row)")
+        return out, problem
 
     def state(self) -> Mapping[str, int]:
         return dict(self.low)

@@ -20,6 +20,7 @@ from avssl.model import WEIGHTS, read_initial
 from avssl.recipe import Pipeline, Recipe, load_recipe
 from avssl.training.run import _rows, finetune, pretrain
 from avssl.training.setup import Machine
+from avssl.training.signals import StopRequest
 
 STATE = "pipeline.json"
 
@@ -38,29 +39,31 @@ def run_pipeline(pipeline: Pipeline, data: str | Path | Sequence[Row], out: str 
     check(len(set(names)) == len(names), f"{pipeline.name}: two stages have one name", fix="rename one")
     out.mkdir(parents=True, exist_ok=True)
     reports: dict[str, Any] = {}
-    for stage in pipeline.stages:
-        folder = out / "stages" / stage.name
-        inputs = {}
-        for key, source in stage.inputs.items():
-            check(source in reports, f"stage {stage.name}: input {key} names {source!r}, which is no earlier stage",
-                  fix=f"one of {', '.join(reports) or 'none: it is the first'}")
-            inputs[key] = out / "stages" / source
-        overrides = [f"{k}={_toml(v)}" for k, v in stage.overrides.items()]
-        overrides += [f"{k}={_toml(str(p))}" for k, p in inputs.items() if k not in ("init", "from")]
-        print(f"== stage {stage.name} ({stage.recipe})", file=sys.stderr)
-        start = inputs.get("init") or inputs.get("from")
-        outside = init if start is None and not reports else None
-        base = read_initial(start or outside, "" if start else init_format).tables if start or outside else None
-        recipe = load_recipe(stage.recipe, overrides, base=base if "from" in inputs else None)
-        if not isinstance(recipe, Recipe):
-            raise UsageError(f"stage {stage.name} is a pipeline itself", fix="name its stages one by one")
-        if recipe.stage == "finetune":
-            report = finetune(recipe, start or outside, data, folder, resume=resume, machine=machine)
-        else:
-            report = pretrain(recipe, data, folder, resume=resume, init=start or outside, init_format="" if start else init_format, machine=machine)
-        reports[stage.name] = {"recipe": stage.recipe, "report": report,
-                               "inputs": {k: {"stage": p.name, "sha256": sha256(p / WEIGHTS)} for k, p in inputs.items()}}
-        write_json(out / STATE, {"recipe": pipeline.name, "stages": reports})
+    with StopRequest() as stop:
+        for stage in pipeline.stages:
+            stop.check(f"before stage {stage.name}")
+            folder = out / "stages" / stage.name
+            inputs = {}
+            for key, source in stage.inputs.items():
+                check(source in reports, f"stage {stage.name}: input {key} names {source!r}, which is no earlier stage",
+                      fix=f"one of {', '.join(reports) or 'none: it is the first'}")
+                inputs[key] = out / "stages" / source
+            overrides = [f"{k}={_toml(v)}" for k, v in stage.overrides.items()]
+            overrides += [f"{k}={_toml(str(p))}" for k, p in inputs.items() if k not in ("init", "from")]
+            print(f"== stage {stage.name} ({stage.recipe})", file=sys.stderr)
+            start = inputs.get("init") or inputs.get("from")
+            outside = init if start is None and not reports else None
+            base = read_initial(start or outside, "" if start else init_format).tables if start or outside else None
+            recipe = load_recipe(stage.recipe, overrides, base=base if "from" in inputs else None)
+            if not isinstance(recipe, Recipe):
+                raise UsageError(f"stage {stage.name} is a pipeline itself", fix="name its stages one by one")
+            if recipe.stage == "finetune":
+                report = finetune(recipe, start or outside, data, folder, resume=resume, machine=machine)
+            else:
+                report = pretrain(recipe, data, folder, resume=resume, init=start or outside, init_format="" if start else init_format, machine=machine)
+            reports[stage.name] = {"recipe": stage.recipe, "report": report,
+                                   "inputs": {k: {"stage": p.name, "sha256": sha256(p / WEIGHTS)} for k, p in inputs.items()}}
+            write_json(out / STATE, {"recipe": pipeline.name, "stages": reports})
     return {"kind": "pipeline", "recipe": pipeline.name, "stages": reports,
             "seconds": sum(r["report"].get("seconds", 0) for r in reports.values())}
 
@@ -79,10 +82,12 @@ def run_folds(recipe: str, source: str | Path | None, data: str | Path | Sequenc
     folds = sorted({r.fold for r in rows if r.fold is not None})
     check(len(folds) > 1, "--kfold: the data have no folds", fix="give a manifest with a fold column")
     reports = {}
-    for fold in folds:
-        print(f"== fold {fold} of {len(folds)}", file=sys.stderr)
-        reports[fold] = finetune(loaded, source, rows, out / f"fold-{fold}", source_format=source_format, resume=resume, fold=fold,
-                                 machine=machine)
+    with StopRequest() as stop:
+        for fold in folds:
+            stop.check(f"before fold {fold}")
+            print(f"== fold {fold} of {len(folds)}", file=sys.stderr)
+            reports[fold] = finetune(loaded, source, rows, out / f"fold-{fold}", source_format=source_format, resume=resume, fold=fold,
+                                     machine=machine)
     metrics = {name for r in reports.values() for name in r["validation"]}
     summary = {}
     for name in sorted(metrics):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,22 @@ from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Row
 from avssl.data.loader import default_workers
 from avssl.data.manifest import read_rows, write_rows
-from avssl.errors import DataError, UsageError, check
+from avssl.errors import CheckpointError, DataError, UsageError, check
 from avssl.files import write_json
-from avssl.model import RECIPE, TARGETS, WEIGHTS, Initial, read_initial, read_tables, save_model
+from avssl.model import CHECKSUMS, RECIPE, TARGETS, Initial, read_initial, read_tables, save_model
 from avssl.recipe import Recipe, load_recipe, show
 from avssl.registry import registry
 from avssl.training import checkpoint
-from avssl.training.distributed import World, join_world, leave_world
+from avssl.training.distributed import World, member_of_world
 from avssl.training.lock import RunLock
 from avssl.training.loop import Run, memory
 from avssl.training.meter import read_journal
 from avssl.training.setup import DataPlan, Machine, build_run, environment, needed_modalities, pick_device, plan_data, write_run_head
+from avssl.training.signals import StopRequest
 from avssl.training.validation import validator
 
 MANIFEST = "manifest.parquet"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def pretrain(recipe: str | Recipe, data: str | Path | Sequence[Row], out: str | Path, *, overrides: Sequence[str] = (),
@@ -85,24 +89,19 @@ def _rows(data: str | Path | Sequence[Row], recipe: Recipe) -> list[Row]:
 def _execute(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, init: Initial | None, machine: Machine,
              trackers: Sequence[str]) -> dict[str, Any]:
     device = pick_device(machine.device)
-    world = join_world(device)
-    clean = False
-    try:
+    with StopRequest() as stop, member_of_world(device) as world:
         if world.first:
             _check_directory(out, resume)
         world.barrier()
-        if resume and (out / WEIGHTS).is_file():
-            clean = True
+        if resume and (out / CHECKSUMS).is_file():  # the last file of a finished run
             return _finished(out, world)
-        if world.first:
-            with RunLock(out):
-                report = _train(recipe, data, out, resume, init, machine, device, world, trackers)
-        else:
-            report = _train(recipe, data, out, resume, init, machine, device, world, trackers)
-        clean = True
-        return report
-    finally:
-        leave_world(world, clean)
+        try:
+            with RunLock(out) if world.first else nullcontext():
+                return _train(recipe, data, out, resume, init, machine, device, world, trackers, stop)
+        except OSError as error:
+            if error.errno not in DISK:
+                raise
+            raise CheckpointError(f"cannot write to {out}: {error.strerror}", fix="free some space, then resume with --resume") from None
 
 
 def _check_directory(out: Path, resume: bool) -> None:
@@ -122,7 +121,7 @@ def _finished(out: Path, world: World) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, init: Initial | None, machine: Machine,
-           device: Any, world: World, trackers: Sequence[str]) -> dict[str, Any]:
+           device: Any, world: World, trackers: Sequence[str], stop: StopRequest) -> dict[str, Any]:
     plan = _plan(recipe, data, out, resume, machine, world, init)
     run = build_run(recipe, plan, out, world, device, machine, init, validator(plan.validation))
     if world.first:
@@ -130,15 +129,21 @@ def _train(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: 
 
         _same_recipe(run, out)
         run.trackers = open_trackers(trackers, run)
-    saved, notes = checkpoint.newest(out / "checkpoints") if resume else (None, [])
-    if world.first:
-        for note in notes:
-            print(f"note: {note}; using an older checkpoint", file=sys.stderr)
+    saved = _newest(out / "checkpoints", world) if resume else None
     if saved is not None:
         run.load(saved)
     began = time.monotonic()
-    run.train()
+    run.train(stop)
     return _finish(run, plan, time.monotonic() - began)
+
+
+def _newest(folder: Path, world: World) -> checkpoint.Saved | None:
+    """The checkpoint to go on from. The first process chooses: all must read the same one."""
+    saved, notes = checkpoint.newest(folder) if world.first else (None, [])
+    for note in notes:
+        print(f"note: {note}; using {'an older checkpoint' if saved else 'none: the run starts again'}", file=sys.stderr)
+    name = world.broadcast(checkpoint.name_of(saved.updates) if saved else "")
+    return checkpoint.read(folder / name) if name and not world.first else saved
 
 
 def _plan(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, machine: Machine, world: World,
@@ -202,6 +207,10 @@ def _same_recipe(run: Run, out: Path) -> None:
     import tomllib
 
     old, new = read_tables(out), tomllib.loads(show(run.recipe))
+    old.pop("avssl_version", None)  # the model files may be written already: they add this, and move files into assets/
+    moved = {k for k, v in old.get("frontend", {}).items() if isinstance(v, str) and v.startswith("assets/")}
+    for tables in (old, new):
+        tables["frontend"] = {k: v for k, v in tables.get("frontend", {}).items() if k not in moved}
     changed = sorted(_differences("", old, new))
     check(not changed, f"{out} was started with another recipe: {', '.join(changed[:4])}",
           fix="resume with the same recipe and --set options, or start a new run with --init")
@@ -223,6 +232,10 @@ def _finish(run: Run, plan: DataPlan, seconds: float) -> dict[str, Any]:
     best = checkpoint.best_name(run.folder / "checkpoints")
     if run.recipe.train.best and best:
         state = dict(checkpoint.read(run.folder / "checkpoints" / best).tensors["loss"])
+    bad = BadFiles(run.folder / "bad_files.csv")
+    for other in sorted(run.folder.glob("bad_files-*.csv")):  # of the other processes
+        bad.add(BadFiles(other).items.values())
+        other.unlink()
     records = read_journal(run.folder)
     train = [r for r in records if r["kind"] == "train"]
     validation = [r for r in records if r["kind"] == "validation"]
@@ -233,13 +246,11 @@ def _finish(run: Run, plan: DataPlan, seconds: float) -> dict[str, Any]:
         "final": {k: train[-1][k] for k in ("loss", "terms", "metrics")} if train else {},
         "validation": validation[-1]["validation"] if validation else {},
         "best": {run.recipe.train.best: run.best} if run.best is not None else {},
-        "bad_items": len(run.loader.bad), "seconds": round(seconds, 1), "memory_gib": round(memory(run.device), 2),
+        "bad_items": len(bad), "seconds": round(seconds, 1), "memory_gib": round(memory(run.device), 2),
         "environment": environment(run.device),
     }
     write_json(run.folder / "report.json", report)
     save_model(run.folder, run.loss, run.frontend, run.recipe.plain(), plan.codec, state)
-    for leftover in run.folder.glob("bad_files-*.csv"):
-        leftover.unlink()
     return report
 
 

@@ -11,26 +11,24 @@ from torch import Tensor, nn
 
 from avssl.imports import load_strictly
 from avssl.loss import Loss
-from avssl.training.distributed import World
+from avssl.training.distributed import World, whole
 
 
 def shard(loss: Loss) -> None:
     """Shard parameters, gradients and optimiser state over the processes (FSDP2): each block, then the rest."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    for block in loss.backbone.blocks:
-        fully_shard(block)
-    fully_shard(loss)
+    for module in (*loss.backbone.blocks, loss):
+        fully_shard(module)
+        module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # losses are divided by global counts: gradients add up
+        module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # with plain sums, which every backend has
     for name in ("compute", "local", "joint"):
         register_fsdp_forward_method(loss, name)
 
 
 def full_state(loss: nn.Module, world: World) -> dict[str, Tensor]:
     """The state dict with every tensor whole, on the CPU; all processes must call it."""
-    out = {}
-    for name, value in loss.state_dict().items():
-        out[name] = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return out
+    return {name: whole(value) for name, value in loss.state_dict().items()}
 
 
 @torch.no_grad()
@@ -66,6 +64,7 @@ class Averages:
         if not self.sums:
             self.sums = {k: v.detach().clone().float() for k, v in state.items()}
             return
+        self._on_device_of(state)
         torch._foreach_lerp_(list(self.sums.values()), [v.float() for v in state.values()], 1 - self.decay)
 
     @torch.no_grad()
@@ -73,16 +72,22 @@ class Averages:
         """After `finished` whole epochs."""
         if self.epochs is None or not self.epochs[0] <= finished <= self.epochs[1]:
             return
-        for name, value in _floats(loss).items():
+        state = _floats(loss)
+        self._on_device_of(state)
+        for name, value in state.items():
             self.sums[name] = self.sums[name] + value.double() if name in self.sums else value.detach().double().clone()
         self.count += 1
+
+    def _on_device_of(self, state: Mapping[str, Tensor]) -> None:
+        """After a resume the sums are where the file was read to."""
+        self.sums = {k: v.to(state[k].device) for k, v in self.sums.items()}
 
     def result(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`state` with its floating-point tensors replaced by their averages, where there are any."""
         if not self.sums or (self.epochs is not None and self.count == 0):
             return dict(state)
         scale = 1.0 / self.count if self.epochs is not None else 1.0
-        return {k: (self.sums[k] * scale).to(v.dtype) if k in self.sums else v for k, v in state.items()}
+        return {k: (self.sums[k] * scale).to(v) if k in self.sums else v for k, v in state.items()}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"averages": self.sums} if self.sums else {}
@@ -96,7 +101,7 @@ class Averages:
 
 
 def _floats(loss: Loss) -> dict[str, Tensor]:
-    return {k: v for k, v in loss.state_dict().items() if v.is_floating_point()}
+    return {k: whole(v) for k, v in loss.state_dict().items() if v.is_floating_point()}
 
 
 def mean_of(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,0 +1,191 @@
+"""What the processes of the distributed tests do; `group` starts them and collects what they return."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "failures")]
+
+import toy
+from runs import FORKS
+
+from avssl.batch import Batch, Stream, generators
+from avssl.builtin.configs import ContrastiveConfig
+from avssl.builtin.contrastive import Contrastive
+from avssl.frontend import Frontend
+from avssl.loss import Loss, LossOutput, Term
+from avssl.training.distributed import World, join_world, leave_world, sum_gradients, whole
+from avssl.training.step import Stepper
+
+CPU = torch.device("cpu")
+
+
+# -- processes ------------------------------------------------------------------------------------------------------
+def group(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 100.0) -> list[Any]:
+    """`function(*args)` in as many gloo processes; what each returns, or its exception as text, in rank order."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pipes = [FORKS.Pipe(duplex=False) for _ in range(ranks)]
+    processes = [FORKS.Process(target=_member, args=(rank, ranks, port, pipes[rank][1], function, args)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    out: list[Any] = []
+    try:
+        for (receive, send), process in zip(pipes, processes, strict=True):
+            send.close()
+            if not receive.poll(timeout):
+                raise AssertionError(f"no answer within {timeout} s: a hang")
+            try:
+                out.append(receive.recv())
+            except EOFError:
+                process.join(10)
+                out.append(f"ended with {process.exitcode}")
+        for process in processes:
+            process.join(20)
+            assert process.exitcode is not None, "a process does not end"
+    finally:
+        for process in processes:
+            process.kill()
+    return out
+
+
+def _member(rank: int, ranks: int, port: int, answer: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
+                      AVSSL_DIST_TIMEOUT="60")
+    torch.set_num_threads(1)
+    try:
+        result = function(*args)
+    except BaseException as error:
+        result = f"{type(error).__name__}: {error}"
+    answer.send(result)
+    answer.close()
+
+
+# -- objectives -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Ready(Frontend):
+    """Batches are ready for the network."""
+
+    def __call__(self, batch: Batch) -> Batch:  # type: ignore[override]
+        return batch
+
+
+@dataclass(frozen=True)
+class Mask:
+    hidden: Tensor  # (B, T) bool
+
+
+class Masked(Loss[toy.Toy]):
+    """Regression at hidden frames: items hide different numbers of them, so means of means would be wrong."""
+
+    def __init__(self, backbone: toy.Toy, counted: bool) -> None:
+        super().__init__(backbone, None)
+        self.decoder = nn.Linear(backbone.config.dim, 20)
+        self.unused = nn.Parameter(torch.ones(3))  # gets no gradient anywhere: it must stay without one
+        self.counted = counted
+
+    def sample(self, batch: Batch) -> Mask:
+        length = batch.need("audio").x.shape[1]
+        return Mask(torch.stack([torch.rand(length, generator=g) < 0.1 + 0.8 * (i % 3) / 2
+                                 for i, g in zip(batch.seeds.tolist(), generators(batch.seeds), strict=True)]))
+
+    def counts(self, batch: Batch, draw: Mask) -> dict[str, Any] | None:
+        return {"frames": draw.hidden.sum() * 20, "size": len(batch)} if self.counted else None
+
+    def compute(self, batch: Batch, draw: Mask) -> LossOutput:
+        x = batch.need("audio").x
+        seen = batch.with_streams(audio=Stream(x.masked_fill(draw.hidden[..., None], 0.0)))
+        tokens = self.backbone(seen, only=("audio",)).tokens["audio"]
+        error = (self.decoder(tokens[:, 1:]) - x)[draw.hidden].square()
+        return LossOutput({"frames": Term(1.0, error.sum(), draw.hidden.sum() * 20),
+                           "size": Term(0.01, tokens.square().mean((1, 2)).sum(), len(batch))},
+                          {"hidden": (draw.hidden.sum().detach(), draw.hidden.numel())})
+
+
+class Both(Contrastive):
+    """A contrast beside a term of its own, as CAV-MAE's: gathered and local parts in one step."""
+
+    def local(self, batch: Batch, draw: None) -> tuple[LossOutput, dict[str, Tensor]]:
+        out, representations = super().local(batch, draw)
+        tokens = self.backbone(batch, only=("audio",)).tokens["audio"]
+        return LossOutput({"flat": Term(0.1, tokens[1 if len(batch) > 1 else 0].square().sum() * 0 + tokens.square().sum(), tokens.numel())},
+                          watch=out.watch), representations
+
+
+def build(kind: str) -> Loss:
+    torch.manual_seed(5)
+    backbone = toy.Toy(toy.ToyConfig(dim=8, depth=2))
+    config = ContrastiveConfig(streams=("audio", "vision"), dim=6, temperature=0.2, learn_temperature=True)
+    losses = {"masked": lambda: Masked(backbone, True), "masked-uncounted": lambda: Masked(backbone, False),
+              "contrastive": lambda: Contrastive(backbone, config), "both": lambda: Both(backbone, config)}
+    return losses[kind]().double()
+
+
+def batch_of(size: int) -> Batch:
+    g = torch.Generator().manual_seed(3)
+    streams = {"audio": Stream(torch.randn(size, 6, 20, generator=g, dtype=torch.float64)),
+               "vision": Stream(torch.randn(size, 3, 8, 8, generator=g, dtype=torch.float64))}
+    return Batch(tuple(map(str, range(size))), torch.arange(size), streams)
+
+
+# -- one or several updates ------------------------------------------------------------------------------------------
+def train(kind: str, size: int = 8, micro: int | None = None, updates: int = 1, negatives: str = "global", sharded: bool = False,
+          ) -> dict[str, Any]:
+    """Updates of SGD with momentum on the same global batch, however many processes share it: loss, gradients, weights."""
+    world = join_world(CPU)
+    clean = False
+    try:
+        loss = build(kind)
+        if sharded and world.ranks > 1:
+            from avssl.training.weights import shard
+
+            shard(loss)
+        batch, share = batch_of(size), size // world.ranks
+        mine = batch.rows(slice(world.rank * share, (world.rank + 1) * share))
+        micro = min(micro or share, share)
+        micros = [mine.rows(slice(i, i + micro)) for i in range(0, share, micro)]
+        stepper = Stepper(loss, Ready(None), CPU, world, 1, negatives=negatives)  # type: ignore[call-arg]
+        optimizer = torch.optim.SGD(loss.parameters(), lr=0.1, momentum=0.9)
+        out: dict[str, Any] = {"losses": [], "terms": []}
+        for update in range(1, updates + 1):
+            step = stepper.backward(micros, update)
+            sum_gradients(loss.parameters(), world)
+            sums = {k: (w, world.sum(torch.stack([s, c]).double())) for k, (w, s, c) in step.terms.items()}
+            out["losses"].append(sum(w * float(v[0] / v[1]) for w, v in sums.values()))
+            out["terms"].append({k: float(v[0] / v[1]) for k, (_, v) in sums.items()})
+            out["gradients"] = {n: None if p.grad is None else whole(p.grad).clone().numpy() for n, p in loss.named_parameters()}
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        out["weights"] = {n: whole(p.detach()).clone().numpy() for n, p in loss.named_parameters()}
+        clean = True
+        return out
+    finally:
+        leave_world(world, clean)
+
+
+def run_avssl(arguments: list[str], logs: str) -> int:
+    """The command line in this process of a group; its exit code."""
+    descriptor = os.open(f"{logs}-{os.environ['RANK']}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    from avssl.cli import main
+
+    try:
+        main(arguments)
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+__all__ = ["World", "batch_of", "build", "dist", "group", "run_avssl", "train"]

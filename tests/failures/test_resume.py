@@ -1,0 +1,95 @@
+"""A run that was killed and resumed ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from runs import Running, assert_same, avssl, outcome, pretrain_arguments, updates_logged, wait_until
+
+AVERAGED = ("train.ema=0.9", "train.save_every=3")
+
+
+def test_resume_of_a_finished_run_changes_nothing(finished: Path, sounds: Path, tmp_path: Path) -> None:
+    before = outcome(finished)
+    ended = avssl(tmp_path, *pretrain_arguments(sounds, finished, "train.save_every=3", resume=True))
+    assert ended.code == 0 and f"{finished} is finished already" in ended.stderr
+    assert_same(outcome(finished), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_in_the_middle_of_an_epoch(workers: int, finished: Path, sounds: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = pretrain_arguments(sounds, out, "train.save_every=3", workers=workers)
+    for attempt, update in enumerate((4, 8)):
+        running = Running(tmp_path / f"logs{attempt}", arguments)
+        wait_until(lambda update=update: updates_logged(out) >= update)
+        running.kill()
+        assert running.end().code == -9
+        arguments = pretrain_arguments(sounds, out, "train.save_every=3", workers=workers, resume=True)
+    ended = avssl(tmp_path / "last", *arguments)
+    assert ended.code == 0, ended.stderr
+    assert_same(outcome(out), outcome(finished))
+
+
+def test_killed_between_the_last_update_and_the_model_files(finished: Path, sounds: Path, tmp_path: Path) -> None:
+    """A run is finished when its last file is there, not when its weights are."""
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for name in ("checksums.json", "report.json"):
+        (out / name).unlink()
+    (out / "weights.safetensors").write_bytes(b"half")
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, out, "train.save_every=3", resume=True))
+    assert ended.code == 0, ended.stderr
+    assert_same(outcome(out), outcome(finished))
+
+
+def test_another_recipe_is_refused(finished: Path, sounds: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "checksums.json").unlink()
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, out, "train.save_every=3", "optim.lr=0.1", resume=True))
+    assert ended.code == 2
+    assert ended.last == (f"error: {out} was started with another recipe: optim.lr 0.0005 -> 0.1 "
+                          "(resume with the same recipe and --set options, or start a new run with --init)")
+
+
+def test_without_resume_a_directory_is_left_alone(finished: Path, sounds: Path, tmp_path: Path) -> None:
+    ended = avssl(tmp_path, *pretrain_arguments(sounds, finished))
+    assert ended.code == 2
+    assert ended.last == f"error: --out {finished} exists already (add --resume to go on with that run, or choose another directory)"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
+    """SIGKILL at 24 random instants, in starting, training, saving and finishing, with 0, 2 and 4 workers in turn."""
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, whole, *AVERAGED, updates=40, workers=2))
+    assert ended.code == 0, ended.stderr
+    duration = time.monotonic() - began
+    rng = random.Random(11)
+    kills = runs = 0
+    while kills < 24:
+        out = tmp_path / f"run{runs}"
+        for attempt in range(40):
+            workers = (0, 2, 4)[(runs + attempt) % 3]
+            running = Running(tmp_path / "logs", pretrain_arguments(sounds, out, *AVERAGED, updates=40, workers=workers, resume=True))
+            running.process.join(rng.uniform(0.2, 1.0) * duration)
+            if running.process.exitcode is None:
+                running.kill()
+                assert running.end().code == -9
+                kills += 1
+                continue
+            ended = running.end()
+            assert ended.code == 0, ended.stderr
+            break
+        assert_same(outcome(out), outcome(whole))
+        runs += 1
