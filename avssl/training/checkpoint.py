@@ -90,7 +90,7 @@ def _as_os_error(error: Exception) -> OSError:
     if isinstance(error, OSError):
         return error
     found = re.search(r"os error (\d+)", str(error))
-    return OSError(int(found.group(1)) if found else errno.EIO, str(error))
+    return OSError(int(found.group(1)), os.strerror(int(found.group(1)))) if found else OSError(errno.EIO, str(error))
 
 
 def name_of(updates: int) -> str:
