@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-
 from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Row
 from avssl.data.loader import default_workers
