@@ -10,7 +10,7 @@ BOUNDARY = "|"
 
 
 def spell(text: str, symbols: Sequence[str]) -> list[int]:
-    """Ids of a sentence: upper case if the symbols have no lower case, "|" for spaces, <unk> (or nothing) for others."""
+    """Ids of a sentence: upper case if no symbol is lower case, "|" for spaces, <unk> (or nothing) for others."""
     index = {s: i for i, s in enumerate(symbols)}
     if not any(len(s) == 1 and s.islower() for s in symbols):
         text = text.upper()

@@ -18,6 +18,7 @@ from avssl.registry import check_fit, registry
 from avssl.testing import check_plugin
 from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig, TeacherConfig
+from avssl_data2vec.convolution import conv_last
 from avssl_data2vec.loss import Data2Vec
 from avssl_data2vec.loss2 import Data2Vec2
 from avssl_data2vec.targets import average_targets, guard, normalise
@@ -263,3 +264,18 @@ def test_a_cross_pair_learns_another_systems_encoder_with_this_objective():
     assert isinstance(loss, Data2Vec) and set(loss.sample(batch).hide) == {"audio", "vision"}
     first, last = learns(loss, batch)
     assert last < 0.9 * first
+
+
+@pytest.mark.parametrize("channels,kernel,stride", [(1, 10, 5), (4, 3, 2), (4, 2, 2), (3, 5, 2), (3, 2, 3), (2, 4, 1)])
+def test_the_convolution_by_matrix_products_is_torchs(channels: int, kernel: int, stride: int):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 53, channels, generator=generator).requires_grad_()
+    weight = torch.randn(6, channels, kernel, generator=generator).requires_grad_()
+    bias = torch.randn(6, generator=generator).requires_grad_()
+    ours = conv_last(x, weight, bias, stride)
+    theirs = torch.nn.functional.conv1d(x.transpose(1, 2), weight, bias, stride=stride).transpose(1, 2)
+    up = torch.randn(theirs.shape, generator=generator)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    wanted = torch.autograd.grad(theirs, [x, weight, bias], up)
+    for a, b in zip(torch.autograd.grad(ours, [x, weight, bias], up), wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
