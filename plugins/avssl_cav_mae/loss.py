@@ -40,9 +40,6 @@ class CavMaeLoss(Loss[CavMae]):
         if self.decoder is not None and config.reconstruction_weight == 0:
             self.decoder.requires_grad_(False)  # it is kept for its checkpoint, but no gradient will come
 
-    def head_parameters(self) -> set[str]:
-        return set()  # the decoder trains at the encoder's rate
-
     def sample(self, batch: Batch) -> Masks:
         c = self.config
         grids = {m: (g.shape[0], g.shape[1]) for m, g in self.backbone.grid(batch).items()}
