@@ -30,22 +30,26 @@ class Predictions:
     classes: tuple[str, ...]
     kind: str  # of the codec: "index", "multi_hot" or "float"
 
-    def labels(self, number: int, threshold: float = 0.5, top: int = 5) -> list[tuple[str, float]]:
+    def bar(self, threshold: float | None = None) -> float:
+        """The score that a label has to exceed: unless given, 0.5 where a clip may have several labels, else 0."""
+        return threshold if threshold is not None else 0.5 if self.kind == "multi_hot" else 0.0
+
+    def labels(self, number: int, threshold: float | None = None, top: int = 5) -> list[tuple[str, float]]:
         """(class, score) of one item, best first: at most `top`; of several-label models those above the threshold."""
         scores = self.scores[number]
         order = np.argsort(-scores, kind="stable")[:top]
         if self.kind == "multi_hot":
-            order = [c for c in order if scores[c] > threshold]
+            order = [c for c in order if scores[c] > self.bar(threshold)]
         return [(self.classes[c], float(scores[c])) for c in order]
 
-    def plain(self, threshold: float = 0.5, top: int = 5) -> list[dict[str, Any]]:
-        """One JSON-able record per item."""
+    def plain(self, threshold: float | None = None, top: int = 5) -> list[dict[str, Any]]:
+        """One JSON-able record per item: `label` is the best one, or None when it does not exceed the threshold."""
         if self.kind == "float":
             return [{"id": id, "value": float(s[0])} for id, s in zip(self.ids, self.scores, strict=True)]
         out = []
         for number, id in enumerate(self.ids):
             best = int(self.scores[number].argmax())
-            sure = float(self.scores[number, best]) > threshold
+            sure = float(self.scores[number, best]) > self.bar(threshold)
             out.append({"id": id, "label": self.classes[best] if sure else None,
                         "labels": [{"label": name, "score": s} for name, s in self.labels(number, threshold, top)]})
         return out

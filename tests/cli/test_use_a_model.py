@@ -160,7 +160,9 @@ def test_predict_gives_labels_with_scores(avssl, toy_classifier, toy_manifest, t
     for record in found["predictions"]:
         scores = [x["score"] for x in record["labels"]]
         assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
-        assert record["label"] == (record["labels"][0]["label"] if scores[0] > 0.5 else None)
+        assert record["label"] == record["labels"][0]["label"]
+    _, strict, _ = avssl("predict", toy_manifest, "--model", toy_classifier, "--json", "--threshold", 0.99)
+    assert {r["label"] for r in json.loads(strict)["predictions"]} == {None}
     with (tmp_path / "p.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 90 and lines[0]["id"] == "0000" and lines[0]["rank"] == "1"
