@@ -18,8 +18,8 @@ def predict(
     model: ModelPath,
     out: Annotated[Path | None, Option(help="Also write .json or .csv.")] = None,
     format: Format = "",
-    threshold: Annotated[float | None, Option(help="Score that a label has to exceed; default: 0.5 where a clip may have "
-                                                   "several labels, else 0.")] = None,
+    threshold: Annotated[float | None, Option(
+        help="Score that a label has to exceed; default: 0.5 where a clip may have several labels, else 0.")] = None,
     top: Annotated[int, Option(help="Labels shown per clip.", min=1)] = 5,
     views: Annotated[str, Option(help="all: average over the frontend's views; one: a single view.")] = "all",
     batch_size: BatchSize = 32,
@@ -48,8 +48,8 @@ def predict(
         _write(out, records, failed)
         say(f"{len(records)} clips in {out}")
     if as_json:
-        print_json({"model": model, "classes": list(found.classes), "threshold": found.bar(threshold), "predictions": records,
-                    "failed": failed})
+        print_json({"model": model, "classes": list(found.classes), "threshold": found.bar(threshold),
+                    "predictions": records, "failed": failed})
     elif found.kind == "float":
         print_table(("id", "value"), [(r["id"], f"{r['value']:.4f}") for r in records])
     else:
