@@ -13,6 +13,7 @@ from avssl.data.source import bad, head, is_image, one_path, opened, shown
 
 BLOCK = 1 << 18  # frames read at a time: memory follows what a file holds, not what its header says
 PREROLL = 0.5  # seconds decoded before a window, for codecs that remember (Opus 80 ms, AAC one frame)
+MATROSKA = b"\x1a\x45\xdf\xa3"
 CONTAINERS = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # at byte 4 of QuickTime
 
 
@@ -72,15 +73,13 @@ def _soundfile(path: str, first: float, last: float | None, limits: Limits) -> W
         start = head(descriptor)
         if is_image(start):
             raise Absent(f"{shown(path)}: is an image, it has no sound", fix="leave it out")
-        if start[4:8] in CONTAINERS or start.startswith(b"\x1a\x45\xdf\xa3"):
+        if not for_libsndfile(start):
             return None
         try:
             file = soundfile.SoundFile(descriptor, closefd=False)
         except (soundfile.LibsndfileError, RuntimeError, TypeError):
             return None
         with file:
-            if file.format == "MP3":  # after a seek, libmpg123 gives a quarter of a second of nothing and complains
-                return None
             begin, count = _window(path, first, last, file.samplerate, file.channels, limits)
             if file.frames == 0:
                 if promised(descriptor):
@@ -98,6 +97,13 @@ def _soundfile(path: str, first: float, last: float | None, limits: Limits) -> W
             if samples.shape[1] == 0 and file.frames:
                 raise bad(path, f"its header promises {file.frames} samples, but none can be decoded")
             return Waveform(samples, file.samplerate, begin / file.samplerate)
+
+
+def for_libsndfile(first: bytes) -> bool:
+    """Whether to try libsndfile on a file with these first bytes. Not on MP3: after a seek its decoder gives a quarter
+    of a second of nothing, and it writes to stderr."""
+    mpeg = first[:3] == b"ID3" or (first[:1] == b"\xff" and first[1:2] >= b"\xe0")
+    return not mpeg and first[4:8] not in CONTAINERS and not first.startswith(MATROSKA)
 
 
 def _read(path: str, file: Any, count: int | None, limits: Limits) -> np.ndarray:

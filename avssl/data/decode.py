@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from avssl.data import container as containers
-from avssl.data.audio import decode_audio
+from avssl.data.audio import decode_audio, for_libsndfile
 from avssl.data.clip import Absent, Frames, FramesRequest, Limits, Probe, Source
 from avssl.data.image import decode_image, pick
 from avssl.data.source import bad, head, is_image, opened, shown
@@ -74,15 +74,17 @@ def probe(path: str) -> Probe:
     import soundfile
 
     with opened(path) as descriptor:
-        if is_image(head(descriptor)):
+        first = head(descriptor)
+        if is_image(first):
             return _probe_image(path)
-        try:
-            with soundfile.SoundFile(descriptor, closefd=False) as file:
-                containers.check_rate(path, file.samplerate, file.channels, Limits())
-                return Probe(frozenset({"audio"}), file.frames / file.samplerate, file.samplerate, file.channels,
-                             codec={"audio": file.subtype.lower()})
-        except (soundfile.LibsndfileError, RuntimeError, TypeError):
-            pass
+        if for_libsndfile(first):
+            try:
+                with soundfile.SoundFile(descriptor, closefd=False) as file:
+                    containers.check_rate(path, file.samplerate, file.channels, Limits())
+                    return Probe(frozenset({"audio"}), file.frames / file.samplerate, file.samplerate, file.channels,
+                                 codec={"audio": file.subtype.lower()})
+            except (soundfile.LibsndfileError, RuntimeError, TypeError):
+                pass  # another format: FFmpeg may know it
     with containers.media(path) as media:
         return _probe_media(path, media)
 

@@ -120,6 +120,8 @@ class _Preparer:
                 elif modality == "vision" and isinstance(source, str) and not _still(source):
                     parts[modality] = self._frames(row, source)
                 else:
+                    if modality == "vision":
+                        decode_frames(source, FramesRequest(count=1), limits=self.limits)  # stays, if it can be read
                     parts[modality] = source
             except DataError as error:
                 what = "missing" if isinstance(error, Absent) else "bad"

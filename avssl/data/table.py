@@ -298,7 +298,9 @@ def write_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     suffix = target.suffix.lower()
     if suffix not in (".csv", ".jsonl", ".parquet"):
         raise DataError(f"{shown(str(target))}: manifests are .csv, .jsonl or .parquet", fix="change the suffix")
-    records = [_record(row, str(target.parent), typed=suffix != ".csv", raw=suffix == ".jsonl") for row in rows]
+    lists = suffix == ".jsonl" or (suffix == ".parquet" and all(_encodable(label) for r in rows for label in r.labels))
+    records = [_record(row, str(target.parent), typed=suffix != ".csv", raw=suffix == ".jsonl", lists=lists)
+               for row in rows]
     columns = list(dict.fromkeys(k for r in records for k in r))
     with replacing(target) as temporary:
         if suffix == ".jsonl":
@@ -315,8 +317,9 @@ def write_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
             pq.write_table(pa.table({c: [r.get(c) for r in records] for c in columns}), temporary)
 
 
-def _record(row: Row, base: str, *, typed: bool, raw: bool) -> dict[str, Any]:
-    """A row as table cells. typed: the format has numbers and lists; raw: it can hold any string and object."""
+def _record(row: Row, base: str, *, typed: bool, raw: bool, lists: bool) -> dict[str, Any]:
+    """A row as table cells. typed: the format has numbers; raw: it can hold any string and object; lists: labels may
+    be one (a Parquet column cannot mix lists and strings)."""
     def relative(source: Source) -> Any:
         if isinstance(source, tuple):
             return [relative(s) for s in source]
@@ -328,11 +331,10 @@ def _record(row: Row, base: str, *, typed: bool, raw: bool) -> dict[str, Any]:
         value = source if modality in kinds.inline() and isinstance(source, str) else relative(source)
         record[modality] = value if raw else _plain(value)
     if row.labels:
-        plain = typed and all(_encodable(label) for label in row.labels)
         simple = all(label and label == label.strip() and not set(label) & set(";|") and _plain(label) == label
                      and not label.startswith("[") for label in row.labels)
         labels = list(row.labels)
-        record["labels"] = labels if raw or plain else ";".join(labels) if simple else JSON + json.dumps(labels)
+        record["labels"] = labels if lists else ";".join(labels) if simple else JSON + json.dumps(labels)
     for name in ("split", "group"):
         if value := getattr(row, name):
             record[name] = value if raw else _plain(value)
