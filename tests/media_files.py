@@ -36,7 +36,8 @@ def number_of(pixels: np.ndarray) -> int:
 
 
 def write_video(path: Path, frames: int = 20, fps: int = 10, *, sound: np.ndarray | None = None, rate: int = 16_000,
-                codec: str = "mpeg4", gop: int = 8, width: int = 64, height: int = 48, options: dict | None = None) -> Path:
+                codec: str = "mpeg4", gop: int = 8, width: int = 64, height: int = 48,
+                options: dict | None = None) -> Path:
     """Frame n shows `picture(n)`. sound: (1, L) float32, or None for a silent film."""
     import av
 

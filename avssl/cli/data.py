@@ -194,9 +194,9 @@ def prepare(
     out: Annotated[Path, Option(help="Folder to fill; the same command goes on where it stopped.")],
     rate: Annotated[int, Option(help="Hz of the prepared sound.")] = 16_000,
     frames: Annotated[int, Option(help="Pictures of each video.")] = 10,
-    size: Annotated[int, Option(help="Their short side; never scaled up.")] = 256,
-    quality: Annotated[int, Option(help="JPEG quality.")] = 95,
-    format: Annotated[str, Option(help="flac (16 bit) or wav (float).")] = "flac",
+    size: Annotated[int, Option(help="Their short side; never scaled up.")] = 224,
+    quality: Annotated[int, Option(help="JPEG quality.")] = 90,
+    format: Annotated[str, Option(help="wav, or the smaller and slower flac; both 16 bit.")] = "wav",
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:

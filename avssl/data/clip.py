@@ -15,7 +15,7 @@ Source = str | tuple[str, ...]  # a path, an inline value (text), or the paths o
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a manifest. Paths are absolute once read."""
+    """One line of a manifest. Paths are absolute once read. The window of a row is [start, end) of its media."""
 
     id: str
     parts: Mapping[str, Source]  # modality -> where it is (several modalities may share one container)
@@ -25,7 +25,7 @@ class Row:
     fold: int | None = None
     start: float | None = None  # seconds into the media; None = from the beginning
     end: float | None = None
-    duration: float | None = None  # seconds, when a scan measured it
+    duration: float | None = None  # seconds that the row's window lasts (not: the file), when a scan measured it
     extra: Mapping[str, Any] = field(default_factory=dict)  # other columns, kept
 
 

@@ -21,6 +21,7 @@ FORMATS = (
 )
 
 
+LATE_STREAMS = 10_000  # packets of unannounced streams that are passed over
 TIME = re.compile(r"([0-9]+):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)")
 
 
@@ -123,20 +124,29 @@ def need(media: Media, stream: Any | None, what: str) -> Any:
     return stream
 
 
+def packets_of(container: Any, stream: Any, failed: list[str] | None = None) -> Iterator[Any]:
+    """The packets of a stream up to the end, or to where the file cannot be read on, which is noted in `failed`."""
+    import av
+
+    packets = container.demux(stream)
+    for _ in range(LATE_STREAMS):
+        try:
+            yield from packets
+            return
+        except IndexError:  # PyAV does not know a stream that appears in the middle of a file: ours goes on after it
+            packets = container.demux(stream)
+        except (av.error.FFmpegError, ValueError) as error:
+            if failed is not None:
+                failed.append(reason(error))
+            return
+
+
 def frames_of(container: Any, stream: Any, failed: list[str]) -> Iterator[Any]:
     """Decoded frames of a stream. A packet that fails is noted in `failed` and the next one tried; a file that ends
     early gives what it has."""
     import av
 
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except (av.error.FFmpegError, ValueError) as error:
-            failed.append(reason(error))
-            return
+    for packet in packets_of(container, stream, failed):
         if packet.size == 0 and packet.pts is not None:
             continue  # Theora's "repeat the last frame"; an empty packet would end the decoder
         try:

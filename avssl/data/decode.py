@@ -7,7 +7,7 @@ import numpy as np
 from avssl.data import container as containers
 from avssl.data.audio import decode_audio, for_libsndfile
 from avssl.data.clip import Absent, Frames, FramesRequest, Limits, Probe, Source
-from avssl.data.image import decode_image, pick
+from avssl.data.image import decode_image, pick, probe_image
 from avssl.data.source import bad, head, is_image, opened, shown
 from avssl.data.video import decode_video
 from avssl.errors import DataError
@@ -46,7 +46,7 @@ def decode_frames(source: Source, request: FramesRequest | None = None, *, start
                                 f"{first.shape[1]}x{first.shape[0]}", "make the frames of a clip one size")
     if first.nbytes * len(chosen) > limits.max_bytes:
         raise bad(paths[0], f"{len(chosen)} pictures take more than {limits.max_bytes} bytes", "ask for fewer frames")
-    return Frames(np.stack([pictures[i] for i in chosen]))
+    return Frames(first[None] if len(chosen) == 1 else np.stack([pictures[i] for i in chosen]))
 
 
 def decode_text(source: Source, request: object = None, *, start: float | None = None, end: float | None = None,
@@ -76,7 +76,7 @@ def probe(path: str) -> Probe:
     with opened(path) as descriptor:
         first = head(descriptor)
         if is_image(first):
-            return _probe_image(path)
+            return probe_image(path)
         if for_libsndfile(first):
             try:
                 with soundfile.SoundFile(descriptor, closefd=False) as file:
@@ -87,19 +87,6 @@ def probe(path: str) -> Probe:
                 pass  # another format: FFmpeg may know it
     with containers.media(path) as media:
         return _probe_media(path, media)
-
-
-def _probe_image(path: str) -> Probe:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return Probe(frozenset({"vision"}), width=height if turned else width, height=width if turned else height,
-                         frames=1, codec={"vision": (image.format or "").lower()})
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise bad(path, f"the image cannot be read: {error}") from None
 
 
 def _probe_media(path: str, media: containers.Media) -> Probe:

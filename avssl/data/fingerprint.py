@@ -21,8 +21,8 @@ def fingerprint(row: Row, limits: Limits = Limits()) -> dict[str, str]:
     """Modality -> digest of a row's content; parts that cannot be read have none, nor has sound that is silent.
 
     audio: the samples of its first minute at 16 bits, so that a lossless copy in another format is found; text: its
-    words; vision: the pattern of light and dark in the middle picture, so that a re-encoded copy is found as a rule (the
-    exact pixels of a small one);
+    words; vision: the pattern of light and dark in the middle picture, so that a re-encoded copy is found as a rule
+    (the exact pixels of a small one);
     other modalities: the bytes of the file.
     """
     out = {}

@@ -6,12 +6,42 @@ import math
 import os
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
 from avssl.data import container as containers
-from avssl.data.clip import Limits
+from avssl.data.clip import Limits, Probe
 from avssl.data.source import bad, opened
+from avssl.errors import DataError
+
+# What Pillow's readers raise on damaged files
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
+          MemoryError, ZeroDivisionError, NotImplementedError, AttributeError, RuntimeError)
+ORIENTATION = 0x0112  # EXIF tag
+TURNED = (5, 6, 7, 8)  # its values that exchange width and height
+
+
+@contextmanager
+def _image(path: str) -> Iterator[Any]:
+    """An open Pillow image. Raises DataError for whatever goes wrong with it."""
+    from PIL import Image, UnidentifiedImageError
+
+    with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of damage that it mends, and of bombs at sizes of its own
+        try:
+            with Image.open(file) as image:
+                yield image
+        except DataError:
+            raise
+        except UnidentifiedImageError:
+            raise bad(path, "the image cannot be decoded: its format is not recognised") from None
+        except Image.DecompressionBombError:
+            raise bad(path, "is too large an image") from None
+        except DAMAGE as error:
+            raise bad(path, f"the image cannot be decoded: {error or type(error).__name__}") from None
 
 
 def decode_image(path: str, size: int | None, limits: Limits) -> np.ndarray:
@@ -20,31 +50,30 @@ def decode_image(path: str, size: int | None, limits: Limits) -> np.ndarray:
     size: short side that is enough; larger images are scaled down to it, bicubic with antialiasing.
     Raises DataError for what is no image, is cut off, or exceeds the limits.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    with opened(path) as descriptor, os.fdopen(os.dup(descriptor), "rb") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of bombs at sizes of its own; ours are checked next
-        try:
-            with Image.open(file) as image:
-                containers.check_size(path, *image.size, limits)
-                if size is not None and image.format == "JPEG":
-                    image.draft("RGB", (size, size))  # scales by powers of two while decoding, never below
-                image.load()
-                upright = ImageOps.exif_transpose(image)
-                picture = _rgb(upright)
-                if size is not None and min(picture.size) > size:
-                    factor = size / min(picture.size)
-                    wanted = tuple(max(size, round(s * factor)) for s in picture.size)
-                    picture = picture.resize(wanted, Image.Resampling.BICUBIC)
-                return np.asarray(picture, dtype=np.uint8)
-        except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-            kind = "is no image" if isinstance(error, UnidentifiedImageError) else "is too large an image"
-            raise bad(path, kind) from None
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
-                struct.error, MemoryError, ZeroDivisionError, NotImplementedError, AttributeError,
-                RuntimeError) as error:
-            raise bad(path, f"the image cannot be decoded: {error or type(error).__name__}") from None
+    with _image(path) as image:
+        containers.check_size(path, *image.size, limits)
+        if size is not None and image.format == "JPEG":
+            image.draft("RGB", (size, size))  # scales by powers of two while decoding, never below
+        image.load()
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        picture = _rgb(ImageOps.exif_transpose(image) if turned else image)
+        if size is not None and min(picture.size) > size:
+            factor = size / min(picture.size)
+            picture = picture.resize(tuple(max(size, round(s * factor)) for s in picture.size),
+                                     Image.Resampling.BICUBIC)
+        return np.asarray(picture, dtype=np.uint8)
 
+
+def probe_image(path: str) -> Probe:
+    """Size and format of an image, upright, from its header."""
+    with _image(path) as image:
+        width, height = image.size
+        if image.getexif().get(ORIENTATION, 1) in TURNED:
+            width, height = height, width
+        return Probe(frozenset({"vision"}), width=width, height=height, frames=1,
+                     codec={"vision": (image.format or "").lower()})
 
 
 def _rgb(image):  # type: ignore[no-untyped-def]

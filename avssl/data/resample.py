@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     """(..., L) float32 at `from_rate` Hz to (..., ceil(L * to_rate / from_rate)) float32 at `to_rate`.
 
     Band-limited sinc interpolation with a Hann window, 6 zero crossings, roll-off 0.99: the numbers of
-    `torchaudio.functional.resample` with its defaults in float64. Deterministic. Rates without a useful common divisor (44,099 to
-    16,000, say) take the same taps one output at a time, in bounded memory.
+    `torchaudio.functional.resample` with its defaults in float64. Deterministic. Rates without a useful common divisor
+    (44,099 to 16,000, say) take the same taps one output at a time, in bounded memory.
     """
     if from_rate <= 0 or to_rate <= 0:
         raise ValueError(f"rates must be positive, not {from_rate} and {to_rate}")
@@ -47,7 +48,7 @@ def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=32)
-def _polyphase(source: int, target: int):  # type: ignore[no-untyped-def]
+def _polyphase(source: int, target: int) -> Any:
     import torch
     from torchaudio.transforms import Resample
 

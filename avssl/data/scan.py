@@ -71,7 +71,7 @@ def scan(rows: Sequence[Row], *, depth: str = "sample", workers: int = 0, limits
     """Look at every row, in order.
 
     depth: "headers" = what the files say of themselves; "sample" = all the sound and three frames decoded; "full" =
-    every frame as well. progress: called with the number of rows done. A file whose decoder crashes or hangs is reported.
+    every frame as well. progress: called with the number of rows done. A file that crashes its decoder is reported.
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth is one of {DEPTHS}, not {depth!r}")

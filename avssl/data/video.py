@@ -90,17 +90,9 @@ def video_end(media: Media) -> tuple[float, bool]:
 
 def stamps_of(media: Media) -> list[float]:
     """Presentation times of all frames on our clock, ascending, without decoding. Leaves the reader at its end."""
-    import av
-
     stream: Any = media.video
-    stamps = set()
-    try:
-        for packet in media.container.demux(stream):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None:
-                stamps.add(stamp)
-    except av.error.FFmpegError:
-        pass  # the file ends early: what came before counts
+    found = (p.pts if p.pts is not None else p.dts for p in containers.packets_of(media.container, stream))
+    stamps = {stamp for stamp in found if stamp is not None}
     return sorted(float(s * stream.time_base) - media.origin for s in stamps)
 
 
@@ -140,17 +132,12 @@ def quick(media: Media, stream: Any, times: Sequence[float], back: float = 0.0) 
 
 
 def _packets(media: Media, stream: Any) -> Any:
-    import av
-
-    try:
-        for packet in media.container.demux(stream):
-            if packet.size == 0:
-                continue  # Theora's "repeat the last frame", or the end
-            if packet.pts is None:
-                raise _Lost
-            yield packet
-    except av.error.FFmpegError:
-        return  # the file ends early
+    for packet in containers.packets_of(media.container, stream):
+        if packet.size == 0:
+            continue  # Theora's "repeat the last frame", or the end
+        if packet.pts is None:
+            raise _Lost
+        yield packet
 
 
 def _time(media: Media, packet: Any) -> float:

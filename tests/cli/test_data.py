@@ -76,7 +76,8 @@ def test_prepare_gives_a_manifest_that_is_read_back(folder, capsys):
     (("scan", "none"), 3, "error: none: no such file or folder (check the path)"),
     (("scan", ".", "--depth", "deep"), 2, "error: --depth deep: no such depth (known: full, headers, sample)"),
     (("scan", "in", "--out", "m.txt"), 2, "error: m.txt: manifests are .csv, .jsonl or .parquet (change the suffix)"),
-    (("split", "in", "--out", "m.csv", "--share", "x"), 2, "error: --share 'x' is no NAME=SHARE (e.g. --share train=0.8)"),
+    (("split", "in", "--out", "m.csv", "--share", "x"), 2,
+     "error: --share 'x' is no NAME=SHARE (e.g. --share train=0.8)"),
     (("split", "in", "--out", "m.csv", "--share", "a=1", "--folds", "2"), 2,
      "error: --share and --folds exclude each other (give one of the two)"),
     (("prepare", "in", "--out", "p", "--format", "mp3"), 2, "error: format 'mp3' is not known (flac or wav)"),
@@ -99,12 +100,13 @@ def test_stats_gives_the_constants_of_the_frontend(shared_data, capsys):
     found = json.loads(out)
     assert code == 0, err
     assert -12 < found["mean"] < 0 and 1 < found["std"] < 9 and found["items"] == 4
-    again = avssl(capsys, "stats", "cav_mae/tiny", "--data", shared_data / "esc10", "--limit", 4, "--json", "--workers", 0,
-                  "--set", "frontend.mean=3.0", "--set", "frontend.std=2.0")
+    again = avssl(capsys, "stats", "cav_mae/tiny", "--data", shared_data / "esc10", "--limit", 4, "--json",
+                  "--workers", 0, "--set", "frontend.mean=3.0", "--set", "frontend.std=2.0")
     assert json.loads(again[1]) == found, "the constants of the recipe must not matter"
 
 
 def test_show_imports_no_torch(folder):
     code = f"import sys; sys.argv = ['avssl', 'data', 'show', {str(folder / 'in')!r}]\n" \
-           "import avssl.cli\ntry: avssl.cli.main()\nexcept SystemExit as e: assert not e.code\nassert 'torch' not in sys.modules"
+           "import avssl.cli\ntry: avssl.cli.main()\nexcept SystemExit as e: assert not e.code\n" \
+           "assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

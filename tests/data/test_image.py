@@ -69,10 +69,11 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    with pytest.raises(DataError, match="its pictures are 60000x60000, more than data.max_pixels = 64000000|too large"):
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    with pytest.raises(DataError, match=r"its pictures are 60000x60000, more than data.max_pixels|too large"):
         _decode(tmp_path / "bomb.png")
-    with pytest.raises(DataError, match="its pictures are 64x48, more than data.max_pixels = 100"):
+    with pytest.raises(DataError, match=r"its pictures are 64x48, more than data.max_pixels = 100"):
         decode_frames(str(write_image(tmp_path / "a.png")), limits=Limits(max_pixels=100))
 
 

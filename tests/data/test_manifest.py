@@ -115,7 +115,8 @@ def test_only_the_wanted_modalities_are_kept(tmp_path):
 
 
 LISTS = {
-    "audioset": ("eval_segments.csv", "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=2\n# YTID, a, b, c\n"
+    "audioset": ("eval_segments.csv",
+                 "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=2\n# YTID, a, b, c\n"
                  '--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_"\nAAAAAAAAAAA, 30.000, 40.000, "/m/0bt9lr"\n'),
     "vggsound": ("vggsound.csv", "--4gqARaEJE,0,people marching,test\nAAAAAAAAAAA,30,\"dog, barking\",train\n"),
 }
@@ -151,7 +152,8 @@ def test_the_real_sets_are_read(shared_data):
 text = st.text(st.characters(exclude_categories=()), max_size=12)
 name = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12).filter(
     lambda s: s.strip() and s not in (".", ".."))
-odd = st.sampled_from(["caf\udce9.wav", "a;b.wav", "json:x.wav", '"q".wav', "[1].wav", " lead.wav", "tail .wav", "n\nl.wav"])
+odd = st.sampled_from(["caf\udce9.wav", "a;b.wav", "json:x.wav", '"q".wav', "[1].wav", " lead.wav", "tail .wav",
+                       "n\nl.wav"])
 path = st.one_of(name, odd).map(lambda s: "/data/" + s)
 seconds = st.floats(0, 1e6, allow_nan=False)
 rows = st.lists(st.builds(

@@ -52,7 +52,7 @@ def test_a_second_call_makes_nothing_again_and_mends_what_is_missing(folder):
     made, _ = prepare(rows, folder / "out")
     before = _times(folder / "out")
     assert prepare(rows, folder / "out")[0] == made and _times(folder / "out") == before
-    lost = [next(p for p in before if p.suffix == s) for s in (".jpg", ".flac")]
+    lost = [next(p for p in before if p.suffix == s) for s in (".jpg", ".wav")]
     for path in lost:
         path.unlink()
     assert prepare(rows, folder / "out")[0] == made
@@ -81,7 +81,7 @@ def test_a_power_cut_leaves_no_half_file(folder, monkeypatch, after):
     assert not (folder / "out" / "manifest.parquet").exists()
     for path in _times(folder / "out"):
         assert not path.name.startswith("."), "a temporary file was left"
-        (decode_audio if path.suffix == ".flac" else decode_frames)(str(path))
+        (decode_audio if path.suffix == ".wav" else decode_frames)(str(path))
     made, _ = prepare(rows, folder / "out")
     assert len(made) == 4
 

@@ -145,11 +145,11 @@ def test_sound_that_starts_late_keeps_its_place_on_the_clock_of_the_pictures():
 
 
 def test_limits_hold_before_memory_is_taken():
-    with pytest.raises(DataError, match="more than 0.5 s of sound at once"):
+    with pytest.raises(DataError, match=r"more than 0.5 s of sound at once"):
         decode_audio(str(FOLDER / "dc-only.wav"), limits=Limits(max_seconds=0.5))
     with pytest.raises(DataError, match="16 channels, the limit is 1 to 8"):
         decode_audio(str(FOLDER / "sixteen-channels.wav"), limits=Limits(max_channels=8))
-    with pytest.raises(DataError, match="its pictures are 320x214, more than data.max_pixels = 1000"):
+    with pytest.raises(DataError, match=r"its pictures are 320x214, more than data.max_pixels = 1000"):
         decode_frames(str(FOLDER / "video-without-audio.mp4"), limits=Limits(max_pixels=1000))
     with pytest.raises(DataError, match="take more than 100000 bytes"):
         decode_frames(str(FOLDER / "video-without-audio.mp4"), FramesRequest(count=9), limits=Limits(max_bytes=100_000))
