@@ -26,6 +26,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def lowered(x: Tensor) -> Tensor:
+    """x in the type that autocast would give it, where it is on."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class GatedLinear(nn.Module):
     """left * swish(right) of a linear layer of twice the width."""
 
@@ -63,7 +69,8 @@ class RelativeBias(nn.Module):
             return self.table(self.bucket(distance)).permute(0, 3, 1, 2)
         reach = torch.arange(1 - count, count, device=self.table.weight.device)
         line = self.table(self.bucket(reach)).t()  # (H, 2N - 1): all that N x N entries can be
-        return line.unfold(1, count, 1).flip(1)[None]
+        # `flip` keeps the order in memory, heads innermost; every layer would then read across rows, five times slower.
+        return line.unfold(1, count, 1).flip(1).contiguous()[None]
 
 
 class GatedAttention(nn.Module):
@@ -82,14 +89,33 @@ class GatedAttention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor | None, pad: Tensor | None) -> Tensor:
         """x: (B, N, D); bias: (1 or B, H, N, N) not gated; pad: (B, N) bool. Returns (B, N, D)."""
+        x = lowered(x)  # once for the three
         q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        gate = None
         if bias is not None and self.gated:
             reset, update = torch.sigmoid(self.gate(q).unflatten(-1, (2, 4)).sum(-1)).chunk(2, -1)  # (B, H, N, 1)
-            bias = (reset * (update * self.gate_scale - 1.0) + 2.0).to(q.dtype) * bias.to(q.dtype)
-        if pad is not None:
-            bias = pad_bias(pad, q.dtype) if bias is None else bias.masked_fill(pad[:, None, None, :], float("-inf"))
-        y = attention(q, k, v, bias, dropout=self.dropout if self.training else 0.0)
+            gate = (reset * (update * self.gate_scale - 1.0) + 2.0).to(q.dtype)
+        if gate is not None and x.device.type == "cpu" and not torch.is_grad_enabled():
+            y = self._one_by_one(q, k, v, gate, bias, pad)
+        else:
+            bias = bias if gate is None else gate * bias
+            if pad is not None:
+                bias = pad_bias(pad, q.dtype) if bias is None else bias.masked_fill(pad[:, None, None], -torch.inf)
+            y = attention(q, k, v, bias, dropout=self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).flatten(2))
+
+    def _one_by_one(self, q: Tensor, k: Tensor, v: Tensor, gate: Tensor, bias: Tensor, pad: Tensor | None) -> Tensor:
+        """The same item by item, with one gated bias (1, H, N, N) in memory instead of B: on a CPU, fresh memory for
+        all of them costs more than the product itself."""
+        scratch = q.new_empty(1, q.shape[1], q.shape[2], k.shape[2])
+        out = torch.empty_like(v)
+        for i in range(len(q)):
+            row = slice(i, i + 1)
+            torch.mul(gate[row], bias[row] if len(bias) > 1 else bias, out=scratch)
+            if pad is not None:
+                scratch.masked_fill_(pad[row, None, None], -torch.inf)
+            out[row] = attention(q[row], k[row], v[row], scratch)
+        return out
 
 
 class Layer(nn.Module):
@@ -114,9 +140,9 @@ class Layer(nn.Module):
             x = x + self.dropout(self.attention(self.norm1(x), bias, pad))
             inner = self.feed(self.norm2(x))
             return x + self.dropout(inner), inner
-        x = self.norm1(x * self.scale + self.dropout(self.attention(x, bias, pad)))
+        x = self.norm1(torch.add(self.dropout(self.attention(x, bias, pad)), x, alpha=self.scale))
         inner = self.feed(x)
-        return self.norm2(x * self.scale + self.dropout(inner)), inner
+        return self.norm2(torch.add(self.dropout(inner), x, alpha=self.scale)), inner
 
     def feed(self, x: Tensor) -> Tensor:
         return self.fc2(self.activation_dropout(self.activation(self.fc1(x))))
@@ -156,6 +182,7 @@ class Layers(nn.Module):
         """(B, N, D) -> (B, N, D). pad: (B, N) bool. places: (B, N) where the patches lie when they are not consecutive.
         keep: a list that receives (output, feed-forward part) of every layer."""
         bias = None if self.bias is None else self.bias(x.shape[1], places)
+        bias = None if bias is None else lowered(bias)  # once, not in every layer
         for block in self.blocks:
             if self.gradient_decay != 1.0 and torch.is_grad_enabled():
                 x = ScaleGradient.apply(x, self.gradient_decay)
@@ -184,9 +211,11 @@ class PositionConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
-        weight = self.direction * (self.magnitude / self.direction.norm(dim=(0, 1), keepdim=True))
+        weight = torch._weight_norm(self.direction, self.magnitude, 2)
         kernel = weight.shape[-1]
-        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=kernel // 2, groups=self.groups)
+        # In two dimensions: (B, N, D) is already what a CPU's channels-last convolution wants, and it is faster there.
+        y = F.conv2d(x.transpose(1, 2)[:, :, None], weight[:, :, None].contiguous(memory_format=torch.channels_last),
+                     self.bias, padding=(0, kernel // 2), groups=self.groups)[:, :, 0]
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one output too many
 
 

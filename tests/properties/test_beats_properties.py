@@ -361,7 +361,7 @@ def test_training_uses_the_codebook_and_moves_it_only_after_a_step():
         loss.after_step(update)
         assert not torch.equal(book.weight, first)
         first = book.weight.clone()
-        history.append(float(total))
+        history.append(total.item())
     assert history[-1] < history[0] - 0.05
     assert int(loss.usage.used()) > 12, "k-means starts with most codes in use"
     assert float(book.usage.sum()) <= 4 * 48, "each patch counts once per update"
@@ -456,7 +456,7 @@ def test_iteration_one_learns_to_name_hidden_patches(fill: str):
         optimizer.step()
         optimizer.zero_grad()
         loss.after_step(update)
-        losses.append(float(out.total()))
+        losses.append(out.total().item())
     assert losses[-1] < 0.5 * losses[0]
     assert {"accuracy_masked", "accuracy_kept", "codes_used", "code_perplexity"} <= out.metrics.keys()
 
