@@ -10,6 +10,7 @@ from typing import Any
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
+from avssl_data2vec.formats.names import whole
 
 _MARKS = (b"data2vec_audio", b"data2vec_text", b"data2vec_multi", b"wav2vec_ctc")
 
@@ -30,6 +31,11 @@ def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = Non
     modality: "audio", "vision" or "text", for a 2.0 file that holds several. pad, mask: token ids of a text model's
     dictionary; mask defaults to the last id. Raises CheckpointError for any other file.
     """
+    with whole(path):
+        return _read(path, modality=modality, pad=pad, mask=mask)
+
+
+def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:
     from avssl_data2vec.formats import fairseq1, fairseq2
 
     data = load_torch(path)

@@ -13,7 +13,7 @@ from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_safetensors, load_torch
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown
+from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown, whole
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
 _ACTIVATIONS = {
@@ -65,6 +65,11 @@ def read(path: Path, *, config: str = "") -> Imported:
 
     config: the configuration's file when it is not config.json beside the weights.
     """
+    with whole(path):
+        return _read(path, config=config)
+
+
+def _read(path: Path, *, config: str) -> Imported:
     folder = path if path.is_dir() else path.parent
     settings = _json(Path(config) if config else folder / "config.json")
     weights = _weights(path)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -75,6 +77,17 @@ class Names:
         if forgotten := sorted(set(ours) - used):
             raise CheckpointError(f"{forgotten[0]} has no name in this format", fix="export to another format")
         return out
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Whatever a reader does not find in a file is said as a CheckpointError that names it."""
+    try:
+        yield
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, StopIteration) as error:
+        raise CheckpointError(
+            f"{path}: not a whole data2vec checkpoint: {type(error).__name__}: {error}", fix="is the file complete?"
+        ) from error
 
 
 def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.names import prefixed, tensors_only, unknown
+from avssl_data2vec.formats.names import prefixed, tensors_only, unknown, whole
 from avssl_data2vec.vision import relative_index
 
 SOURCE = "github.com/facebookresearch/data2vec_vision (data2vec parts CC-BY-NC 4.0)"
@@ -45,6 +45,11 @@ def read(path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | No
     heads: attention heads, for a model without relative positions whose args do not say. updates: finished optimiser
     updates (the file stores epochs only). pooled_norm: see VisionConfig; by default False for a classifier.
     """
+    with whole(path):
+        return _read(path, heads=heads, updates=updates, pooled_norm=pooled_norm)
+
+
+def _read(path: Path, *, heads: int, updates: int, pooled_norm: bool | None) -> Imported:
     data = load_torch(path)
     model = _model(data, path)
     tensors = tensors_only(model, str(path))

@@ -1,0 +1,174 @@
+"""Writing Hugging Face folders of Data2VecAudio (also with its CTC head), Data2VecText and Data2VecVision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from avssl.errors import CheckpointError, check
+from avssl.files import write_text
+from avssl.model import save_tensors
+from avssl_data2vec.formats import tables
+from avssl_data2vec.formats.training_state import backbone_is, own_tensors, prefixed
+
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_fast",
+    "relu": "relu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "linear": "linear",
+}
+
+
+def write(model: Any, path: Path) -> list[Path]:
+    """Write config.json and model.safetensors into the folder `path`; head and teacher of pretraining have no place
+    there. Raises CheckpointError for a model that those classes cannot hold."""
+    name = backbone_is(model, "data2vec_audio", "data2vec_text", "data2vec_vision")
+    config, tensors, extra = {"data2vec_audio": _audio, "data2vec_text": _text, "data2vec_vision": _vision}[name](model)
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / "model.safetensors", tensors)
+    write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    written = [folder / "config.json", folder / "model.safetensors"]
+    for file, content in extra.items():
+        write_text(folder / file, json.dumps(content, ensure_ascii=False) + "\n")
+        written.append(folder / file)
+    return written
+
+
+def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    c = model.backbone.config
+    check(
+        not c.norm_first and c.positions_depth > 1 and c.project,
+        "the Hugging Face class knows post-norm models with several positional convolutions and a projection only",
+        fix="export as data2vec_fairseq",
+        error=CheckpointError,
+    )
+    tensors = tables.HF_AUDIO.to_theirs(own_tensors(model))
+    kernel = max(3, c.positions_width // c.positions_depth)
+    config: dict[str, Any] = {
+        "model_type": "data2vec-audio",
+        "architectures": ["Data2VecAudioModel"],
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.ffn,
+        "hidden_act": _ACTIVATIONS[c.activation],
+        "hidden_dropout": c.dropout,
+        "attention_dropout": c.attention_dropout,
+        "activation_dropout": c.activation_dropout,
+        "feat_proj_dropout": c.input_dropout,
+        "layerdrop": c.layerdrop,
+        "layer_norm_eps": c.norm_eps,
+        "conv_dim": [x[0] for x in c.conv_layers],
+        "conv_bias": c.conv_bias,
+        "conv_kernel": [x[1] for x in c.conv_layers],
+        "conv_stride": [x[2] for x in c.conv_layers],
+        "num_conv_pos_embeddings": c.positions_depth,
+        "conv_pos_kernel_size": kernel,
+        "num_conv_pos_embedding_groups": c.positions_groups,
+        "num_feat_extract_layers": len(c.conv_layers),
+        "feat_extract_activation": "gelu",
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    if model.recipe["loss"]["name"] != "ctc":
+        return config, tensors, {}
+    loss = model.recipe["loss"]
+    head = {f"lm_head.{k}": v for k, v in model.head.linear.state_dict().items()}
+    spans, channels = loss.get("spans", {}), loss.get("channels", {})
+    config |= {
+        "architectures": ["Data2VecAudioForCTC"],
+        "vocab_size": model.head.linear.out_features,
+        "pad_token_id": loss.get("blank", 0),
+        "final_dropout": loss.get("final_dropout", 0.0),
+        "ctc_loss_reduction": "sum",
+        "ctc_zero_infinity": True,
+        "mask_time_prob": spans.get("probability", 0.0),
+        "mask_time_length": spans.get("length", 10),
+        "mask_feature_prob": channels.get("probability", 0.0),
+        "mask_feature_length": channels.get("length", 64),
+    }
+    symbols = {} if model.codec is None else {"vocab.json": {s: i for i, s in enumerate(model.codec.classes)}}
+    return config, {**prefixed(tensors, "data2vec_audio."), **head}, symbols
+
+
+def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    import torch
+
+    c = model.backbone.config
+    check(
+        not c.norm_first
+        and c.learned_positions
+        and c.embedding_norm
+        and not c.scale_embedding
+        and c.mask == c.vocabulary - 1,
+        "the Hugging Face class knows post-norm models with learned positions and <mask> as last token only",
+        fix="export as data2vec_fairseq",
+        error=CheckpointError,
+    )
+    tensors = tables.HF_TEXT.to_theirs(own_tensors(model))
+    tensors["embeddings.token_type_embeddings.weight"] = torch.zeros(1, c.dim)
+    return (
+        {
+            "model_type": "data2vec-text",
+            "architectures": ["Data2VecTextModel"],
+            "hidden_size": c.dim,
+            "num_hidden_layers": c.depth,
+            "num_attention_heads": c.heads,
+            "intermediate_size": c.ffn,
+            "hidden_act": _ACTIVATIONS[c.activation],
+            "hidden_dropout_prob": c.dropout,
+            "attention_probs_dropout_prob": c.attention_dropout,
+            "vocab_size": c.vocabulary,
+            "type_vocab_size": 1,
+            "max_position_embeddings": c.max_tokens + c.pad + 1,
+            "pad_token_id": c.pad,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+            "layer_norm_eps": c.norm_eps,
+        },
+        tensors,
+        {},
+    )
+
+
+def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    c = model.backbone.config
+    tensors = tables.HF_VISION.to_theirs(own_tensors(model))
+    config: dict[str, Any] = {
+        "model_type": "data2vec-vision",
+        "architectures": ["Data2VecVisionModel"],
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.ffn,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": c.dropout,
+        "attention_probs_dropout_prob": c.attention_dropout,
+        "layer_norm_eps": c.norm_eps,
+        "image_size": c.image_size,
+        "patch_size": c.patch,
+        "num_channels": c.channels,
+        "use_mask_token": True,
+        "use_absolute_position_embeddings": c.absolute_positions,
+        "use_relative_position_bias": c.positions == "relative",
+        "use_shared_relative_position_bias": c.positions == "shared_relative",
+        "use_mean_pooling": False,
+        "layer_scale_init_value": c.layer_scale or 0.0,
+        "drop_path_rate": c.drop_path,
+    }
+    if model.head is None or not hasattr(model.head, "norm") or c.pooled_norm:
+        return config, tensors, {}
+    head = {f"classifier.{k}": v for k, v in model.head.linear.state_dict().items()}
+    head |= {f"data2vec_vision.pooler.layernorm.{k}": v for k, v in model.head.norm.state_dict().items()}
+    moved = {k: v for k, v in tensors.items() if not k.startswith("layernorm.")}
+    config |= {"architectures": ["Data2VecVisionForImageClassification"], "use_mean_pooling": True}
+    if model.codec is not None:
+        config["id2label"] = dict(enumerate(model.codec.classes))
+        config["label2id"] = {label: i for i, label in enumerate(model.codec.classes)}
+    return config, {**prefixed(moved, "data2vec_vision."), **head}, {}

@@ -1,0 +1,98 @@
+"""Writing `checkpoint.pth` files that the data2vec_vision code loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from avssl.schema import structure
+from avssl_data2vec.config import Data2VecConfig
+from avssl_data2vec.formats import tables
+from avssl_data2vec.formats.training_state import backbone_is, own_tensors, part, save_torch, training_state
+from avssl_data2vec.vision import relative_index
+
+
+def write(model: Any, path: Path) -> list[Path]:
+    """Write an opened model: a classifier, or a pretrained one with head and teacher where its directory holds them."""
+    backbone_is(model, "data2vec_vision")
+    c = model.backbone.config
+    args: dict[str, Any] = {
+        "img_size": c.image_size,
+        "patch_size": c.patch,
+        "in_chans": c.channels,
+        "embed_dim": c.dim,
+        "depth": c.depth,
+        "num_heads": c.heads,
+        "mlp_ratio": c.ffn / c.dim,
+        "qkv_bias": c.qkv_bias,
+        "init_values": c.layer_scale,
+        "use_abs_pos_emb": c.absolute_positions,
+        "use_rel_pos_bias": c.positions == "relative",
+        "use_shared_rel_pos_bias": c.positions == "shared_relative",
+        "norm_eps": c.norm_eps,
+        "drop_rate": c.dropout,
+        "attn_drop_rate": c.attention_dropout,
+        "drop_path_rate": c.drop_path,
+    }
+    student = _names(own_tensors(model), c)
+    if model.head is not None:
+        if not c.pooled_norm:  # the classifier has no norm before the pooling
+            student = {k: v for k, v in student.items() if not k.startswith("norm.")}
+        student |= {f"head.{k}": v for k, v in model.head.linear.state_dict().items()}
+        student |= {f"fc_norm.{k}": v for k, v in model.head.norm.state_dict().items()}
+        return save_torch(
+            path,
+            {
+                "model": {k: v for k, v in student.items() if k != "mask_token"},
+                "optimizer": {},
+                "epoch": 0,
+                "scaler": {},
+                "args": args,
+            },
+        )
+    state = training_state(model)
+    head = {f"lm_head.{k}": v for k, v in part(state, "heads.vision.0.").items()}
+    data: dict[str, Any] = {"model": {**student, **head}, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args}
+    table = dict(model.recipe["loss"])
+    if table.pop("name") == "data2vec":
+        args |= _loss_args(structure(Data2VecConfig, table, "loss"), c.depth)
+    if teacher := part(state, "teacher."):
+        own = {f"lm_head.{k}": v for k, v in part(state, "teacher_heads.vision.0.").items()}
+        data["model_ema"] = {**_names(teacher, c), **(own or head)}
+    return save_torch(path, data)
+
+
+def _names(tensors: Mapping[str, Tensor], c: Any) -> dict[str, Tensor]:
+    side = c.image_size // c.patch
+    out = tables.VISION.to_theirs(tensors)
+    if c.positions == "shared_relative":
+        out["rel_pos_bias.relative_position_index"] = relative_index(side, side)
+    elif c.positions == "relative":
+        out |= {f"blocks.{i}.attn.relative_position_index": relative_index(side, side) for i in range(c.depth)}
+    return out
+
+
+def _loss_args(o: Data2VecConfig, depth: int) -> dict[str, Any]:
+    layers = list(o.targets.indices) or list(range(depth - o.targets.top_k, depth))
+    return {
+        "target_layers": layers,
+        "layer_results": "fc" if o.targets.layers == "ffn" else "end",
+        "target_layer_norm_last": "layer" in o.targets.per_layer,
+        "target_batch_norm": "batch" in o.targets.per_layer,
+        "target_instance_norm": "instance" in o.targets.per_layer,
+        "post_target_layer_norm": "layer" in o.targets.mean,
+        "post_target_instance_norm": "instance" in o.targets.mean,
+        "l2_loss": o.beta == 0,
+        "l1_beta": o.beta,
+        "loss_scale": -1 if o.scale == 1.0 else o.scale,
+        "var_w0": o.variance_weight,
+        "ema_decay_init": o.teacher.start,
+        "ema_decay": o.teacher.end,
+        "ema_start_at": o.teacher.anneal,
+        "num_mask_patches": o.blocks.count,
+        "min_mask_patches_per_block": o.blocks.min_patches,
+        "max_mask_patches_per_block": o.blocks.max_patches,
+    }

@@ -1,0 +1,55 @@
+"""What a writer needs besides the deployed weights: head, decoder, teacher and the number of finished updates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avssl.errors import CheckpointError, check
+from avssl.files import replacing
+from avssl.model import TRAINING
+from avssl.safeload import load_safetensors
+from avssl_data2vec.formats.names import part, prefixed
+
+
+def own_tensors(model: Any) -> dict[str, Tensor]:
+    """The backbone's tensors, on the CPU; model: an opened `avssl.model.Model`."""
+    return {k: v.detach().cpu() for k, v in model.backbone.state_dict().items()}
+
+
+def training_state(model: Any) -> dict[str, Tensor]:
+    """The tensors that training needs and deployment does not; {} for a model without them."""
+    path = Path(model.path) / TRAINING
+    return load_safetensors(path) if path.is_file() else {}
+
+
+def backbone_is(model: Any, *names: str) -> str:
+    """The backbone's registered name. Raises CheckpointError when the format has no place for it."""
+    name = model.recipe["backbone"]["name"]
+    check(
+        name in names,
+        f"the format holds {' or '.join(names)}, the model is a {name}",
+        fix="see `avssl export --list`",
+        error=CheckpointError,
+    )
+    return name
+
+
+def save_torch(path: Path, data: Mapping[str, Any]) -> list[Path]:
+    """A torch.save file, complete or absent, with tensors of their own memory."""
+
+    def owned(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.detach().cpu().contiguous().clone()
+        return {k: owned(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+    with replacing(Path(path)) as temporary:
+        torch.save(owned(data), temporary)
+    return [Path(path)]
+
+
+__all__ = ["backbone_is", "own_tensors", "part", "prefixed", "save_torch", "training_state"]

@@ -1,0 +1,142 @@
+"""Published checkpoints go in and come out with every tensor, and no stranger gets in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from avssl.errors import CheckpointError
+from avssl.imports import Imported, import_checkpoint
+from avssl.model import open_model
+from avssl.model_import import write_imported
+from avssl.safeload import load_safetensors, load_torch
+from avssl_data2vec import example
+from avssl_data2vec.formats import fairseq, hugging_face, to_fairseq, to_hugging_face, to_vision1, vision1
+from parity.harness import Case, cases
+
+EVERY = cases("data2vec")
+
+
+def flat(model: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    out = {}
+    for key, value in model.items():
+        out |= {f"{key}.{k}": v for k, v in flat(value).items()} if isinstance(value, Mapping) else {key: value}
+    return out
+
+
+def same(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> None:
+    assert set(a) == set(b), f"only in one: {sorted(set(a) ^ set(b))[:6]}"
+    for key in a:
+        assert torch.equal(a[key], b[key].to(a[key].dtype)), key
+
+
+def format_of(case: Case) -> tuple[str, Any]:
+    vision = case.spec["config"]["official_class"].startswith("VisionTransformer")
+    return ("data2vec_vision", to_vision1) if vision else ("data2vec_fairseq", to_fairseq)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_a_published_file_comes_out_as_it_went_in(case: Case, tmp_path: Path):
+    name, writer = format_of(case)
+    imported = import_checkpoint(case.file("checkpoint"), name)
+    write_imported(imported, tmp_path / "model")
+    (written,) = writer.write(open_model(tmp_path / "model"), tmp_path / "out.pt")
+    before, after = load_torch(case.file("checkpoint")), load_torch(written)
+    same(flat(before["model"]), flat(after["model"]))
+    if "model_ema" in before:
+        same(before["model_ema"], after["model_ema"])
+    again = import_checkpoint(written, name)
+    assert dict(again.backbone) == dict(imported.backbone)
+    same(
+        again.tensors,
+        {**imported.tensors, "updates": again.tensors["updates"]} if name == "data2vec_vision" else imported.tensors,
+    )
+    if name == "data2vec_fairseq":
+        assert again.loss == imported.loss
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_a_published_file_is_recognised(case: Case):
+    path = case.file("checkpoint")
+    seen = [
+        name for name, module in (("data2vec_fairseq", fairseq), ("data2vec_vision", vision1)) if module.detect(path)
+    ]
+    assert seen == [format_of(case)[0]] and not hugging_face.detect(path)
+
+
+@pytest.mark.parametrize("case", cases("data2vec", "audio_backbone", "vision_backbone", "text_backbone"))
+def test_a_hugging_face_folder_comes_out_as_it_went_in(case: Case, tmp_path: Path):
+    imported = import_checkpoint(case.file("hf_model"), "data2vec_hf", config=str(case.file("hf_config")))
+    write_imported(imported, tmp_path / "model")
+    to_hugging_face.write(open_model(tmp_path / "model"), tmp_path / "hf")
+    same(load_safetensors(case.file("hf_model")), load_safetensors(tmp_path / "hf" / "model.safetensors"))
+    assert hugging_face.detect(tmp_path / "hf")
+    again = import_checkpoint(tmp_path / "hf")
+    assert dict(again.backbone) == dict(imported.backbone)
+    same(again.tensors, imported.tensors)
+
+
+@pytest.mark.parametrize("case", EVERY)
+def test_a_tensor_that_nothing_uses_is_an_error_that_names_it(case: Case, tmp_path: Path):
+    data = load_torch(case.file("checkpoint"))
+    data["model"]["encoder.layers.0.surprise.weight"] = torch.zeros(3)
+    torch.save(data, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match="surprise"):
+        import_checkpoint(tmp_path / "odd.pt", format_of(case)[0])
+
+
+@pytest.mark.parametrize("case", cases("data2vec", "audio_train_step", "text_train_step", "vision_train_step"))
+def test_a_missing_tensor_is_an_error(case: Case, tmp_path: Path):
+    from avssl.imports import build
+
+    data = load_torch(case.file("checkpoint"))
+    lost = next(k for k in data["model"] if k.endswith("fc1.weight"))
+    del data["model"][lost]
+    torch.save(data, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError):
+        build(import_checkpoint(tmp_path / "odd.pt", format_of(case)[0]))
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("executed",)
+
+
+def test_no_pickle_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(
+        {"cfg": {"model": {"_name": "data2vec_audio"}}, "model": {"evil": Evil()}, "optimizer_history": []}, "evil.pt"
+    )
+    for read in (fairseq.read, vision1.read, hugging_face.read):
+        with pytest.raises(CheckpointError):
+            read(Path("evil.pt"))
+    assert not Path("executed").exists()
+
+
+def test_a_recogniser_goes_out_and_in_in_both_formats(tmp_path: Path):
+    from avssl.imports import build
+    from avssl.model import build_backbone, build_loss, imported_tables
+
+    tables = example.audio(tmp_path)
+    tables["loss"] = {
+        "name": "ctc",
+        "classes": 32,
+        "spans": {"probability": 0.65},
+        "channels": {"probability": 0.25, "length": 16, "min_spans": 0},
+    }
+    loss = build_loss(tables, build_backbone(tables))
+    made = Imported(backbone=tables["backbone"], loss=tables["loss"], tensors=loss.state_dict())
+    assert imported_tables(made)["loss"]["name"] == "ctc"
+    write_imported(made, tmp_path / "model")
+    model = open_model(tmp_path / "model")
+    (file,) = to_fairseq.write(model, tmp_path / "ctc.pt")
+    to_hugging_face.write(model, tmp_path / "hf")
+    for again in (import_checkpoint(file, "data2vec_fairseq"), import_checkpoint(tmp_path / "hf")):
+        same(again.tensors, made.tensors)
+        assert build(again).config.spans.probability == 0.65
