@@ -1,0 +1,127 @@
+"""export: a model as ONNX, C, ExecuTorch or LiteRT, or in a published format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from avssl.cli.listing import AsJson
+from avssl.cli.output import print_json, say
+from avssl.errors import DataError, check
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from avssl.batch import Batch
+    from avssl.data.clip import Row
+    from avssl.model import Model
+
+
+def export(
+    model: Annotated[Path, Argument(help="A run or model directory.")],
+    out: Annotated[Path, Option(help="Folder to write; must not exist.")],
+    to: Annotated[
+        list[str] | None,
+        Option(help="onnx, onnx-int8, onnx-int8-dynamic, c, executorch, litert, or a format of `avssl import --list`."),
+    ] = None,
+    data: Annotated[
+        str | None, Option(help="Clips to calibrate int8 and to compare on; with labels, accuracy too.")
+    ] = None,
+    fold: Annotated[int | None, Option(help="Compare on this fold of the data, calibrate on the others.")] = None,
+    frontend: Annotated[
+        bool, Option("--frontend/--no-frontend", help="Put the front end inside the ONNX graph.")
+    ] = True,
+    dynamic: Annotated[bool, Option("--dynamic", help="Leave the length (dimension 1) free in ONNX.")] = False,
+    stream: Annotated[str, Option(help="Which embedding of a model without a head, e.g. audio.")] = "",
+    calibrate: Annotated[int, Option(help="Calibration clips.")] = 128,
+    test: Annotated[int, Option(help="Clips to compare on.")] = 256,
+    format: Annotated[str, Option(help="Format of MODEL when it is a published checkpoint file.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Write a model for other programs and devices, and say what each file costs and how it agrees with PyTorch."""
+    from avssl.export.exporter import TARGETS, export_model, table
+    from avssl.model import open_model
+    from avssl.registry import load, registry
+
+    targets = to or ["onnx"]
+    check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
+    opened = open_model(model, format)
+    files: list[str] = []
+    for name in [t for t in targets if t not in TARGETS and t in registry().entries["format"]]:
+        files += [str(p) for p in load("format", name, "write")(opened, out)]
+        targets = [t for t in targets if t != name]
+    report: dict[str, Any] = {"files": []}
+    if targets:
+        calibration, held = _clips(opened, data, fold, calibrate, test)
+        example = calibration if calibration is not None else _silence(opened)
+        report = export_model(opened, out, targets, example=example, frontend=frontend, calibration=calibration, test=held,
+                              stream=stream, dynamic=dynamic, name=str(opened.recipe.get("name", model.name)))  # fmt: skip
+    if as_json:
+        print_json({**report, "published": files})
+        return
+    if targets:
+        print(table(report))
+        macs = f", {report['macs']:,} multiply-accumulates per clip" if "macs" in report else ""
+        say(f"{report['parameters']:,} parameters{macs}; everything else is in {out / 'report.json'}")
+    for file in files:
+        print(file)
+
+
+def _clips(
+    model: Model, data: str | None, fold: int | None, calibrate: int, test: int
+) -> tuple[Batch | None, Batch | None]:
+    """Calibration clips and clips to compare on: by fold, else by split, else the same rows for both."""
+    if data is None:
+        return None, None
+    from avssl.data.manifest import read_rows
+
+    rows = read_rows(data, modalities=model.frontend.modalities)
+    if fold is not None:
+        train, held = [r for r in rows if r.fold != fold], [r for r in rows if r.fold == fold]
+        check(bool(train and held), f"--fold {fold}: the data have no such fold", fix="give a manifest with a fold column",
+              error=DataError)  # fmt: skip
+    else:
+        train = [r for r in rows if r.split == "train"] or rows
+        held = [r for r in rows if r.split in ("test", "val")] or rows
+    return _batch(model, train, calibrate), _batch(model, held, test)
+
+
+def _batch(model: Model, rows: Sequence[Row], count: int) -> Batch:
+    """Up to `count` rows, evenly spread, in one batch of equal shapes; labels only where all are known to the model."""
+    from avssl.batch import Batch
+    from avssl.data.loader import evaluation_batches
+
+    step = max(1, len(rows) // count)
+    chosen = list(rows)[::step][:count]
+    known = model.codec is not None and all(r.labels and set(r.labels) <= set(model.codec.classes) for r in chosen)
+    batches = [b for _, _, b in evaluation_batches(chosen, model.frontend, batch_size=32, views=False,
+                                                   codec=model.codec if known else None)]  # fmt: skip
+    check(bool(batches), "none of the clips could be read", fix="see `avssl data check`", error=DataError)
+    shapes = {tuple(s.x.shape[1:] for s in b.streams.values()) for b in batches}
+    if len(shapes) > 1:  # an exported graph has one shape: the most frequent length
+        widest = max(
+            shapes, key=lambda s: sum(len(b) for b in batches if tuple(x.x.shape[1:] for x in b.streams.values()) == s)
+        )
+        batches = [b for b in batches if tuple(s.x.shape[1:] for s in b.streams.values()) == widest]
+    return Batch.cat(batches)
+
+
+def _silence(model: Model) -> Batch:
+    """An item to fix the shapes when there are no data: five seconds of faint noise, a grey picture, a word."""
+    import numpy as np
+
+    from avssl.data.clip import Clip, Frames, Waveform
+
+    seconds = getattr(model.frontend.config, "seconds", None) or 5.0
+    noise = np.random.default_rng(0).normal(0, 1e-3, (1, round(16000 * seconds))).astype(np.float32)
+    made = {
+        "audio": Waveform(noise, 16000),
+        "vision": Frames(np.full((1, 224, 224, 3), 128, np.uint8)),
+        "text": "sound",
+    }
+    wanted = sorted(model.frontend.modalities)
+    check(set(wanted) <= set(made), f"no example of {', '.join(set(wanted) - set(made))} can be made up", fix="give --data",
+          error=DataError)  # fmt: skip
+    return model.frontend.item([Clip("example", {m: made[m] for m in wanted})], None)
