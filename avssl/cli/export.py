@@ -56,8 +56,18 @@ def export(
     if targets:
         calibration, held = _clips(opened, data, fold, calibrate, test)
         example = calibration if calibration is not None else _silence(opened)
-        report = export_model(opened, out, targets, example=example, frontend=frontend, calibration=calibration, test=held,
-                              stream=stream, dynamic=dynamic, name=str(opened.recipe.get("name", model.name)))  # fmt: skip
+        report = export_model(
+            opened,
+            out,
+            targets,
+            example=example,
+            frontend=frontend,
+            calibration=calibration,
+            test=held,
+            stream=stream,
+            dynamic=dynamic,
+            name=str(opened.recipe.get("name", model.name)),
+        )
     if as_json:
         print_json({**report, "published": files})
         return
@@ -80,8 +90,12 @@ def _clips(
     rows = read_rows(data, modalities=model.frontend.modalities)
     if fold is not None:
         train, held = [r for r in rows if r.fold != fold], [r for r in rows if r.fold == fold]
-        check(bool(train and held), f"--fold {fold}: the data have no such fold", fix="give a manifest with a fold column",
-              error=DataError)  # fmt: skip
+        check(
+            bool(train and held),
+            f"--fold {fold}: the data have no such fold",
+            fix="give a manifest with a fold column",
+            error=DataError,
+        )
     else:
         train = [r for r in rows if r.split == "train"] or rows
         held = [r for r in rows if r.split in ("test", "val")] or rows
@@ -96,8 +110,12 @@ def _batch(model: Model, rows: Sequence[Row], count: int) -> Batch:
     step = max(1, len(rows) // count)
     chosen = list(rows)[::step][:count]
     known = model.codec is not None and all(r.labels and set(r.labels) <= set(model.codec.classes) for r in chosen)
-    batches = [b for _, _, b in evaluation_batches(chosen, model.frontend, batch_size=32, views=False,
-                                                   codec=model.codec if known else None)]  # fmt: skip
+    batches = [
+        b
+        for _, _, b in evaluation_batches(
+            chosen, model.frontend, batch_size=32, views=False, codec=model.codec if known else None
+        )
+    ]
     check(bool(batches), "none of the clips could be read", fix="see `avssl data check`", error=DataError)
     shapes = {tuple(s.x.shape[1:] for s in b.streams.values()) for b in batches}
     if len(shapes) > 1:  # an exported graph has one shape: the most frequent length
@@ -122,6 +140,10 @@ def _silence(model: Model) -> Batch:
         "text": "sound",
     }
     wanted = sorted(model.frontend.modalities)
-    check(set(wanted) <= set(made), f"no example of {', '.join(set(wanted) - set(made))} can be made up", fix="give --data",
-          error=DataError)  # fmt: skip
+    check(
+        set(wanted) <= set(made),
+        f"no example of {', '.join(set(wanted) - set(made))} can be made up",
+        fix="give --data",
+        error=DataError,
+    )
     return model.frontend.item([Clip("example", {m: made[m] for m in wanted})], None)
