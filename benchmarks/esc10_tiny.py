@@ -3,7 +3,7 @@
     python benchmarks/esc10_tiny.py --data ESC10 --out RESULTS                       # everything, then the table
     python benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --folds 1 2 & ... --folds 3 4 5 &    # in parallel
     python benchmarks/esc10_tiny.py --out RESULTS --table                            # the table of what is there
-    python benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --inner               # choose settings without test folds
+    python benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --inner              # choose settings without test folds
 
 Every (variant, fold, seed) is one JSON file: what exists is not run again, and processes may share RESULTS. Test folds
 are used once, after a fixed number of epochs. `--inner` trains on three folds and tests on the next one after the test
@@ -325,11 +325,17 @@ def table(folder: Path) -> str:
         mine = [r for r in records if r["variant"] == name]
         folds = [np.mean([r["accuracy"] for r in mine if r["fold"] == f]) for f in sorted({r["fold"] for r in mine})]
         small = [r["int8_accuracy"] for r in mine if "int8_accuracy" in r]
-        lines.append(
-            f"| {name} | {mine[0]['parameters']:,} | {mine[0]['macs']:,} | {np.mean(folds):.1%} | {np.std(folds):.1%} | "
-            f"{f'{np.mean(small):.1%}' if small else '-'} | {np.mean([r['macro_f1'] for r in mine]):.3f} | {len(mine)} | "
-            f"{np.mean([r['cpu_seconds'] for r in mine]):.0f} |"
-        )
+        f1 = np.mean([r["macro_f1"] for r in mine])
+        seconds = np.mean([r["cpu_seconds"] for r in mine])
+        cells = [
+            name,
+            f"{mine[0]['parameters']:,}",
+            f"{mine[0]['macs']:,}",
+            f"{np.mean(folds):.1%}",
+            f"{np.std(folds):.1%}",
+        ]
+        cells += [f"{np.mean(small):.1%}" if small else "-", f"{f1:.3f}", str(len(mine)), f"{seconds:.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

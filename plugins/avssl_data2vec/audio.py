@@ -38,7 +38,9 @@ def frame_pad(extractor: ConvExtractor, stream: Stream) -> Tensor | None:
 def check_length(extractor: ConvExtractor, batch: Batch) -> Tensor:
     """The (B, L) waveform. Raises DataError when an item is shorter than one window of the convolutions."""
     stream = batch.need("audio")
-    shortest = int(stream.lengths.min())
+    # Plain numbers where nothing is padded: a traced graph (ONNX) cannot branch on a tensor's values.
+    lengths = [stream.x.shape[1]] * len(batch) if stream.pad is None else stream.lengths.tolist()
+    shortest = min(lengths)
     check(
         stream.x.ndim == 2,
         f"audio has the shape {tuple(stream.x.shape)}, not (items, samples)",
@@ -47,7 +49,7 @@ def check_length(extractor: ConvExtractor, batch: Batch) -> Tensor:
     )
     check(
         shortest >= extractor.window,
-        f"{batch.ids[int(stream.lengths.argmin())]!r} has {shortest} samples, one frame needs {extractor.window}",
+        f"{batch.ids[lengths.index(shortest)]!r} has {shortest} samples, one frame needs {extractor.window}",
         fix="leave out shorter clips, or set frontend.min_seconds",
         error=DataError,
     )

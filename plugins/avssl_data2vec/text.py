@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +31,8 @@ def token_ids(batch: Batch, config: TextConfig | Text2Config) -> tuple[Tensor, T
         fix="set frontend.max_tokens",
         error=DataError,
     )
+    if torch.compiler.is_exporting():  # a traced graph cannot look at its values: ids as they come, nothing padded
+        return ids, None
     check(
         int(ids.max()) < config.vocabulary,
         f"token id {int(ids.max())}, the vocabulary has {config.vocabulary}",
