@@ -1,0 +1,282 @@
+"""Tiny Transformers: frames, tokens, masks, augmentation, distillation, the format in and out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.batch import Batch, Stream
+from avssl.data.clip import Clip, Waveform
+from avssl.errors import CheckpointError, DataError, UsageError
+from avssl.imports import build, import_checkpoint
+from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model
+from avssl_tiny.augment import augment_wave, spec_augment, stretch
+from avssl_tiny.backbone import Tiny
+from avssl_tiny.checkpoint import write
+from avssl_tiny.cnn import TinyCnn
+from avssl_tiny.config import MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
+from avssl_tiny.distill import divergence
+from avssl_tiny.features import FrameFeatures, dct_matrix, mel_bank, standardised
+from avssl_tiny.frontend import SoundFrontend
+from avssl_tiny.loss import supervised
+from avssl_tiny.masked import MaskedFrames
+
+
+def batch_of(x: torch.Tensor, pad: torch.Tensor | None = None, targets: torch.Tensor | None = None) -> Batch:
+    n = len(x)
+    streams = {"audio": Stream(x, pad)}
+    return Batch(tuple(map(str, range(n))), torch.arange(n), streams, None if targets is None else Stream(targets))
+
+
+def clip(samples: np.ndarray, rate: int = 16000, target: object = None, seed: int = 1) -> Clip:
+    return Clip("a", {"audio": Waveform(samples, rate)}, target=target, seed=seed)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", ["slaney", "htk"])
+@pytest.mark.parametrize("norm", ["slaney", "none"])
+def test_mel_filters_are_torchaudios(scale, norm):
+    from torchaudio.functional import melscale_fbanks
+
+    config = SoundConfig(n_mels=40, mel_scale=scale, mel_norm=norm, low=50.0, high=7000.0)
+    want = melscale_fbanks(257, 50.0, 7000.0, 40, 16000, norm=None if norm == "none" else norm, mel_scale=scale).T
+    np.testing.assert_allclose(mel_bank(config), want.numpy(), rtol=0, atol=2e-5 * float(want.max()))
+
+
+def test_the_dct_is_orthonormal():
+    np.testing.assert_allclose(dct_matrix(40, 40) @ dct_matrix(40, 40).T, np.eye(40), atol=1e-12)
+
+
+@pytest.mark.parametrize("kind,extra", [("mel", {}), ("mfcc", {"n_mels": 128}), ("spectrogram", {}), ("raw", {})])
+@pytest.mark.parametrize("samples", [4000, 16000, 16001])
+def test_the_number_of_frames_is_the_promised_one(kind, extra, samples):
+    config = SoundConfig(kind=kind, seconds=None, **extra)
+    extract = FrameFeatures(config)
+    out = extract(torch.from_numpy(noise(2, samples)))
+    assert out.shape == (2, int(extract.frames(torch.tensor(samples))), config.features)
+
+
+def test_a_hop_that_does_not_divide_the_window_cuts_the_same_frames():
+    wave = torch.from_numpy(noise(1, 5000))
+    extract = FrameFeatures(SoundConfig(hop=256, n_fft=512))
+    padded = torch.nn.functional.pad(wave, (256, 256), mode="reflect")
+    torch.testing.assert_close(extract._cut(wave), padded.unfold(-1, 512, 256), rtol=0, atol=0)
+    assert FrameFeatures(SoundConfig(hop=200, n_fft=512))(wave).shape[1] == 1 + 5000 // 200
+
+
+def test_padding_leaves_the_statistics_of_a_clip_alone():
+    config = SoundConfig()
+    x = torch.randn(1, 20, 64) * 7 + 3
+    longer = torch.cat([x, torch.full((1, 9, 64), 1e6)], 1)
+    pad = torch.arange(29)[None] >= 20
+    torch.testing.assert_close(standardised(longer, config, pad)[:, :20], standardised(x, config), rtol=0, atol=1e-5)
+    assert (standardised(longer, config, pad)[:, 20:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    "sizes", [{}, {"stack": 3}, {"pooler": "mean"}, {"positions": "learned"}, {"post_norm": False}]
+)
+def test_padded_frames_change_nothing(sizes):
+    model = Tiny(TinyConfig(features=8, **sizes)).eval()
+    x = torch.randn(2, 12, 8)
+    padded = torch.cat([x, 1e3 * torch.ones(2, 6, 8)], 1)
+    pad = (torch.arange(18) >= 12).expand(2, -1)
+    a, b = model(batch_of(x)), model(batch_of(padded, pad))
+    torch.testing.assert_close(a.pooled["audio"], b.pooled["audio"], rtol=0, atol=1e-5)
+
+
+def test_hidden_frames_reach_neither_tokens_nor_gradients():
+    model = Tiny(TinyConfig(features=8)).eval()
+    x = torch.randn(1, 10, 8, requires_grad=True)
+    hide = torch.zeros(1, 10, dtype=torch.bool)
+    hide[0, 3:6] = True
+    model(batch_of(x), hide={"audio": hide}).pooled["audio"].sum().backward()
+    assert (x.grad[0, 3:6] == 0).all() and (x.grad[0, :3] != 0).any()
+
+
+def test_a_frontend_of_another_width_is_an_error_with_the_remedy():
+    with pytest.raises(UsageError, match=r"backbone\.features=40"):
+        Tiny(TinyConfig())(batch_of(torch.randn(1, 10, 40)))
+
+
+def test_learned_positions_are_resized_and_the_class_token_keeps_its_row():
+    old, new = (
+        Tiny(TinyConfig(positions="learned", max_tokens=11)),
+        Tiny(TinyConfig(positions="learned", max_tokens=21)),
+    )
+    tensors = new.adapt(old.state_dict(), old.config)
+    assert tensors["positions"].shape == (21, 16)
+    torch.testing.assert_close(tensors["positions"][0], old.positions[0])
+    new.load_state_dict(tensors)
+
+
+def test_the_cnn_has_four_million_parameters():
+    model = TinyCnn(TinyCnnConfig())
+    assert 3.9e6 < sum(p.numel() for p in model.parameters()) + 10 * model.dim + 10 < 4.1e6
+
+
+def test_items_are_cut_or_padded_and_stereo_is_averaged():
+    frontend = SoundFrontend(SoundConfig(seconds=1.0))
+    short = frontend.item([clip(noise(2, 8000))], None).need("audio").x
+    assert short.shape == (1, 16000) and (short[0, 8000:] == 0).all()
+    both = np.stack([np.ones(16000), 3 * np.ones(16000)]).astype(np.float32)
+    assert (frontend.item([clip(both)], None).need("audio").x == 2).all()
+    assert frontend.item([clip(noise(1, 44100), 44100)], None).need("audio").x.shape == (1, 16000)
+    with pytest.raises(DataError, match="no sound"):
+        frontend.item([clip(np.zeros((1, 0), np.float32))], None)
+
+
+def test_augmentation_depends_on_the_items_generator_alone():
+    config = SoundConfig(shift=1.0, gain_db=6.0, noise_snr=(10.0, 40.0), pitch=2.0, stretch=0.1)
+    wave = noise(16000)
+    a, b = (augment_wave(wave, config, np.random.default_rng(5)) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+    assert a.shape == wave.shape and not np.array_equal(a, augment_wave(wave, config, np.random.default_rng(6)))
+
+
+def test_a_shift_moves_the_clip_and_loses_nothing():
+    wave = noise(1000)
+    out = augment_wave(wave, SoundConfig(shift=1.0), np.random.default_rng(1))
+    np.testing.assert_array_equal(np.sort(out), np.sort(wave))
+    assert any(np.array_equal(np.roll(wave, s), out) for s in range(1000))
+
+
+def test_stretching_keeps_the_pitch():
+    tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
+    slow = stretch(tone, 0.8)
+    assert len(slow) == 20000
+    assert abs(np.abs(np.fft.rfft(slow[2000:18000])).argmax() - 1000) <= 2
+
+
+def test_masks_stay_within_their_share():
+    config = SoundConfig(time_masks=2, time_mask_share=0.2, frequency_masks=2, frequency_mask_bins=8)
+    out = spec_augment(torch.ones(50, 100, 64), torch.arange(50), config)
+    times, bins = (out == 0).all(2).sum(1), (out == 0).all(1).sum(1)
+    assert times.max() <= 20 and bins.max() <= 16 and times.float().std() > 0
+    torch.testing.assert_close(out[7:8], spec_augment(torch.ones(1, 100, 64), torch.tensor([7]), config))
+
+
+def test_mixup_mixes_frames_and_the_loss_mixes_targets():
+    frontend = SoundFrontend(SoundConfig(seconds=1.0, mixup=0.4)).train()
+    clips = [clip(noise(1, 16000, seed=i), target=np.int64(i)) for i in (0, 1)]
+    made = Batch.cat([frontend.item(clips, np.random.default_rng(s)) for s in range(4)])
+    ready = frontend.batch(made)
+    share = ready.streams["share"].x
+    assert "partner" not in ready.streams and (share >= 0.5).all() and (share <= 1).all()
+    plain = SoundFrontend(SoundConfig(seconds=1.0)).eval()
+    a, b = (plain.batch(plain.item([c], None)).need("audio").x for c in clips)
+    want = share[:, None, None] * a + (1 - share)[:, None, None] * b
+    torch.testing.assert_close(ready.need("audio").x, want, rtol=0, atol=1e-5)
+    logits = torch.randn(4, 3)
+    soft = torch.zeros(4, 3)
+    soft[:, 0], soft[:, 1] = share, 1 - share
+    got = supervised(logits, ready, 0.1).total()
+    torch.testing.assert_close(got, torch.nn.functional.cross_entropy(logits, soft, label_smoothing=0.1))
+
+
+def test_masked_frames_ask_only_for_what_was_hidden():
+    loss = MaskedFrames(Tiny(TinyConfig(features=8)), MaskedConfig(ratio=0.3, span=4)).eval()
+    batch = batch_of(torch.randn(3, 40, 8))
+    draw = loss.sample(batch)
+    assert torch.equal(draw.mask, loss.sample(batch).mask) and draw.mask.sum(1).min() >= 4
+    x = batch.need("audio").x
+    changed = batch_of(torch.where(draw.mask[..., None], x, x + 5))  # the seen frames of the target do not count ...
+    seen = loss.compute(batch, draw).terms["frames"]
+    assert seen.count == draw.mask.sum() * 8
+    hidden = batch_of(torch.where(draw.mask[..., None], x + 5, x))  # ... and the hidden ones are not seen
+    a, b = (loss.backbone(c).tokens["audio"] for c in (batch, hidden))
+    assert not torch.equal(a, b)
+    one, two = (loss.reconstruct(c, draw)["audio"] for c in (batch, hidden))
+    torch.testing.assert_close(one["reconstructed"][draw.mask], two["reconstructed"][draw.mask])
+    assert not torch.equal(loss.reconstruct(changed, draw)["audio"]["masked"], one["masked"])
+
+
+def test_the_divergence_is_kullback_leibler_at_a_temperature():
+    student, teacher = torch.randn(5, 7), torch.randn(5, 7)
+    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
+    torch.testing.assert_close(divergence(student, teacher, 3.0), 9 * (p * (p / q).log()).sum())
+    assert float(divergence(teacher, teacher, 3.0)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tables = {
+        "name": "t",
+        "backbone": {"name": "tiny", "dim": 32, "stack": 2, "input_norm": True},
+        "frontend": {"seconds": 1.0},
+        "loss": {"name": "tiny_classify", "classes": 3},
+    }
+    from avssl.data.targets import Codec
+
+    loss = build_loss(tables, build_backbone(tables))
+    save_model(tmp_path / "model", loss, build_frontend(tables, tmp_path), tables, Codec("index", ("a", "b", "c")))
+    return tmp_path / "model"
+
+
+def test_a_student_learns_from_the_sound_it_hears_and_leaves_its_teacher_alone(saved):
+    tables = {
+        "backbone": {"name": "tiny"},
+        "frontend": {"seconds": 1.0, "shift": 1.0},
+        "loss": {"name": "distill", "classes": 3, "teacher": str(saved), "weight": 1.0},
+    }
+    loss, frontend = build_loss(tables, build_backbone(tables)).train(), build_frontend(tables, saved).train()
+    rng = np.random.default_rng(0)
+    made = Batch.cat([frontend.item([clip(noise(1, 16000, seed=i), target=np.int64(i % 3))], rng) for i in range(6)])
+    batch = frontend.batch(made)
+    teacher = open_model(saved)
+    with torch.inference_mode():  # the very waveform that the student's frames come from, shifted
+        wanted = teacher.head(teacher.backbone(teacher.frontend(batch_of(made.need("audio").x))))
+    out = loss(batch)
+    logits = loss.head(loss.backbone(batch))
+    torch.testing.assert_close(out.terms["imitation"].sum, divergence(logits, wanted, 3.0), rtol=1e-4, atol=1e-4)
+    before = [p.clone() for p in loss.teacher.model.backbone.parameters()]
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
+    first = float(loss(batch).total().detach())
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss(batch).total().backward()
+        optimizer.step()
+    assert float(loss(batch).total().detach()) < 0.7 * first
+    assert all(torch.equal(a, b) for a, b in zip(before, loss.teacher.model.backbone.parameters(), strict=True))
+    assert not loss.teacher.model.backbone.training and not any("teacher" in k for k in loss.state_dict())
+
+
+def test_the_format_goes_out_and_comes_back(saved, tmp_path):
+    model = open_model(saved)
+    files = write(model, tmp_path / "published")
+    for path in (tmp_path / "published", files[0]):
+        back = open_model(path, "tiny")
+        assert back.recipe["frontend"] == model.recipe["frontend"] and back.codec == model.codec
+        for name, tensor in model.backbone.state_dict().items():
+            torch.testing.assert_close(back.backbone.state_dict()[name], tensor, rtol=0, atol=0)
+    sizes = json.loads(files[1].read_text())
+    sizes["model"]["ff"] = 48
+    files[1].write_text(json.dumps(sizes))
+    with pytest.raises(CheckpointError, match="ff is said to be 48"):
+        import_checkpoint(files[0], "tiny")
+
+
+def test_a_plain_state_dict_needs_only_what_it_does_not_say(tmp_path):
+    source = Tiny(TinyConfig(dim=32, layers=1, positions="learned", max_tokens=7, pooler="mean"))
+    state = {**source.state_dict(), "head.weight": torch.zeros(4, 32), "head.bias": torch.zeros(4)}
+    state["embeddings.position_embeddings.weight"] = state.pop("positions")
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(UsageError, match="heads"):
+        import_checkpoint(tmp_path / "a.pt", "tiny")
+    loss = build(import_checkpoint(tmp_path / "a.pt", "tiny", H=4, activation="relu"))
+    config = loss.backbone.config
+    assert (config.dim, config.layers, config.heads, config.max_tokens, config.pooler) == (32, 1, 4, 7, "mean")
+    torch.testing.assert_close(loss.backbone.positions.data, source.positions.data)
+    with pytest.raises(UsageError, match="unknown size 'layerz'"):
+        import_checkpoint(tmp_path / "a.pt", "tiny", H=4, layerz=3)
+    state["stray"] = torch.zeros(1)
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="stray"):
+        build(import_checkpoint(tmp_path / "a.pt", "tiny", H=4))
