@@ -6,11 +6,12 @@ The audio-visual files of FOLDER, repeated to `clips` items; each item is one ra
 frontend asks for them (224 pixels, 16 kHz mono). Three ways, on one core each:
 
 - raw: decoded from the video, every time;
-- extract, then load: the whole sound to a 16 kHz wav and ten 224 x 224 JPEG frames per item, written once, then loaded
-  (soundfile and Pillow, nothing else);
+- extract, then load: the whole sound to a 16 kHz wav and ten JPEG frames with a short side of 224 per item, written
+  once, then loaded (soundfile and Pillow, nothing else);
 - prepared: loaded from what `avssl data prepare` writes.
 
-Ratios: raw against extract + load must not exceed 1, nor prepared against load alone.
+Times are CPU seconds, so that a busy machine does not blur them. Ratios: raw against extract + load must not exceed 1,
+nor prepared against load alone.
 """
 
 from __future__ import annotations
@@ -64,17 +65,14 @@ def extract(rows: list[Row], out: Path) -> list[tuple[Path, list[Path]]]:
             for i, frame in enumerate(containers.frames_of(media.container, stream, [])):
                 if i in wanted:
                     files.append(out / f"{n}-{i}.jpg")
-                    _crop(frame.to_image()).save(files[-1], quality=90)
+                    _scaled(frame.to_image()).save(files[-1], quality=90)
         made.append((wav, files))
     return made
 
 
-def _crop(image: Image.Image) -> Image.Image:
-    factor = SIZE / min(image.size)
-    image = image.resize((max(SIZE, round(image.width * factor)), max(SIZE, round(image.height * factor))),
-                         Image.Resampling.BICUBIC)
-    left, top = (image.width - SIZE) // 2, (image.height - SIZE) // 2
-    return image.crop((left, top, left + SIZE, top + SIZE))
+def _scaled(image: Image.Image) -> Image.Image:
+    factor = min(1.0, SIZE / min(image.size))
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BICUBIC)
 
 
 def load_extracted(items: list[tuple[Path, list[Path]]], seconds: float, rng: np.random.Generator) -> None:
@@ -92,9 +90,9 @@ def measure(folder: str, clips: int, seconds: float) -> dict[str, float]:
     out: dict[str, float] = {"files": len(files), "clips": clips}
 
     def timed(name: str, work):  # type: ignore[no-untyped-def]
-        begin = time.perf_counter()
+        begin = time.process_time()
         result = work()
-        out[name] = time.perf_counter() - begin
+        out[name] = time.process_time() - begin
         return result
 
     with tempfile.TemporaryDirectory() as scratch:
