@@ -18,7 +18,7 @@ from avssl.frontend import Frontend
 from avssl.loss import Loss
 from avssl.recipe import Recipe
 from avssl.training import checkpoint, replay
-from avssl.training.distributed import World, sum_gradients, whole
+from avssl.training.distributed import World, sum_gradients
 from avssl.training.meter import Journal, Meter, shared_out
 from avssl.training.monitor import Collapsed, Monitor
 from avssl.training.optim import clip, set_rate
@@ -150,7 +150,7 @@ class Run:
         scaler = self.stepper.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = whole(clip(self.parameters, self.recipe.optim.grad_clip))
+        norm = clip(self.parameters, self.recipe.optim.grad_clip)
         finite = torch.stack([s for _, s, _ in out.terms.values()]).sum().isfinite() if out.terms else torch.tensor(True)
         overflow = scaler is not None and not bool(norm.isfinite())  # fp16: the scaler halves its scale and goes on
         bad = self.world.any(not bool(finite) or (not overflow and not bool(norm.isfinite())), self.device)

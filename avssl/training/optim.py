@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from avssl.loss import Loss
 from avssl.recipe import OptimConfig, ScheduleConfig
+from avssl.training.distributed import whole
 
 
 def parameter_groups(loss: Loss, cfg: OptimConfig) -> list[dict[str, Any]]:
@@ -90,8 +91,12 @@ def schedule(cfg: ScheduleConfig, total: int, per_epoch: int) -> Callable[[int],
 @torch.no_grad()
 def clip(parameters: list[Tensor], limit: float) -> Tensor:
     """() the global L2 norm of the gradients, scaled down to `limit` where it exceeds it."""
-    if not any(p.grad is not None for p in parameters):
+    kinds = [[p for p in parameters if p.grad is not None and hasattr(p, "full_tensor") == sharded] for sharded in (False, True)]
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds if kind]  # the two kinds do not mix
+    if not norms:
         return torch.zeros(())
-    if math.isinf(limit):
-        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return nn.utils.clip_grad_norm_(parameters, limit)
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    if not math.isinf(limit):
+        for kind in filter(None, kinds):
+            nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm

@@ -18,8 +18,9 @@ def shard(loss: Loss) -> None:
     """Shard parameters, gradients and optimiser state over the processes (FSDP2): each block, then the rest."""
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    scalars = {p for p in loss.parameters() if p.ndim == 0}  # a temperature cannot be cut: each process keeps it whole
     for module in (*loss.backbone.blocks, loss):
-        fully_shard(module)
+        fully_shard(module, ignored_params=scalars)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # losses are divided by global counts: gradients add up
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # with plain sums, which every backend has
     for name in ("compute", "local", "joint"):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "failures")]
@@ -22,9 +21,8 @@ from runs import FORKS
 from avssl.batch import Batch, Stream, generators
 from avssl.builtin.configs import ContrastiveConfig
 from avssl.builtin.contrastive import Contrastive
-from avssl.frontend import Frontend
 from avssl.loss import Loss, LossOutput, Term
-from avssl.training.distributed import World, join_world, leave_world, sum_gradients, whole
+from avssl.training.distributed import World, member_of_world, sum_gradients, whole
 from avssl.training.step import Stepper
 
 CPU = torch.device("cpu")
@@ -73,12 +71,9 @@ def _member(rank: int, ranks: int, port: int, answer: Any, function: Callable[..
 
 
 # -- objectives -----------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Ready(Frontend):
-    """Batches are ready for the network."""
-
-    def __call__(self, batch: Batch) -> Batch:  # type: ignore[override]
-        return batch
+def ready(batch: Batch) -> Batch:
+    """A frontend of batches that are ready for the network."""
+    return batch
 
 
 @dataclass(frozen=True)
@@ -140,38 +135,37 @@ def batch_of(size: int) -> Batch:
 
 
 # -- one or several updates ------------------------------------------------------------------------------------------
-def train(kind: str, size: int = 8, micro: int | None = None, updates: int = 1, negatives: str = "global", sharded: bool = False,
-          ) -> dict[str, Any]:
-    """Updates of SGD with momentum on the same global batch, however many processes share it: loss, gradients, weights."""
-    world = join_world(CPU)
-    clean = False
-    try:
-        loss = build(kind)
-        if sharded and world.ranks > 1:
-            from avssl.training.weights import shard
+def train_all(jobs: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """`train` for each job, in one group."""
+    with member_of_world(CPU) as world:
+        return [train(world, *job) for job in jobs]
 
-            shard(loss)
-        batch, share = batch_of(size), size // world.ranks
-        mine = batch.rows(slice(world.rank * share, (world.rank + 1) * share))
-        micro = min(micro or share, share)
-        micros = [mine.rows(slice(i, i + micro)) for i in range(0, share, micro)]
-        stepper = Stepper(loss, Ready(None), CPU, world, 1, negatives=negatives)  # type: ignore[call-arg]
-        optimizer = torch.optim.SGD(loss.parameters(), lr=0.1, momentum=0.9)
-        out: dict[str, Any] = {"losses": [], "terms": []}
-        for update in range(1, updates + 1):
-            step = stepper.backward(micros, update)
-            sum_gradients(loss.parameters(), world)
-            sums = {k: (w, world.sum(torch.stack([s, c]).double())) for k, (w, s, c) in step.terms.items()}
-            out["losses"].append(sum(w * float(v[0] / v[1]) for w, v in sums.values()))
-            out["terms"].append({k: float(v[0] / v[1]) for k, (_, v) in sums.items()})
-            out["gradients"] = {n: None if p.grad is None else whole(p.grad).clone().numpy() for n, p in loss.named_parameters()}
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        out["weights"] = {n: whole(p.detach()).clone().numpy() for n, p in loss.named_parameters()}
-        clean = True
-        return out
-    finally:
-        leave_world(world, clean)
+
+def train(world: World, kind: str, micro: int | None = None, negatives: str = "global", sharded: bool = False, size: int = 8,
+          updates: int = 3) -> dict[str, Any]:
+    """Updates of SGD with momentum on the same global batch, however many processes share it: loss, gradients, weights."""
+    loss = build(kind)
+    if sharded and world.ranks > 1:
+        from avssl.training.weights import shard
+        shard(loss)
+    batch, share = batch_of(size), size // world.ranks
+    mine = batch.rows(slice(world.rank * share, (world.rank + 1) * share))
+    micro = min(micro or share, share)
+    micros = [mine.rows(slice(i, i + micro)) for i in range(0, share, micro)]
+    stepper = Stepper(loss, ready, CPU, world, 1, negatives=negatives)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1, momentum=0.9)
+    out: dict[str, Any] = {"losses": [], "terms": []}
+    for update in range(1, updates + 1):
+        step = stepper.backward(micros, update)
+        sum_gradients(loss.parameters(), world)
+        sums = {k: (w, world.sum(torch.stack([s, c]).double())) for k, (w, s, c) in step.terms.items()}
+        out["losses"].append(sum(w * float(v[0] / v[1]) for w, v in sums.values()))
+        out["terms"].append({k: float(v[0] / v[1]) for k, (_, v) in sums.items()})
+        out["gradients"] = {n: None if p.grad is None else whole(p.grad).clone().numpy() for n, p in loss.named_parameters()}
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    out["weights"] = {n: whole(p.detach()).clone().numpy() for n, p in loss.named_parameters()}
+    return out
 
 
 def run_avssl(arguments: list[str], logs: str) -> int:
@@ -188,4 +182,4 @@ def run_avssl(arguments: list[str], logs: str) -> int:
     return 0
 
 
-__all__ = ["World", "batch_of", "build", "dist", "group", "run_avssl", "train"]
+__all__ = ["World", "batch_of", "build", "group", "run_avssl", "train", "train_all"]
