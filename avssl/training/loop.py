@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avssl.batch import Batch
 from avssl.data.loader import TrainingLoader
-from avssl.errors import AvsslError, CheckpointError, Exit, Stopped, UsageError
+from avssl.errors import AvsslError, CheckpointError, Exit, Stopped, UsageError, check
 from avssl.frontend import Frontend
 from avssl.loss import Loss
 from avssl.recipe import Recipe
@@ -24,7 +24,7 @@ from avssl.training.monitor import Collapsed, Monitor
 from avssl.training.optim import clip, set_rate
 from avssl.training.progress import Progress
 from avssl.training.signals import StopRequest
-from avssl.training.step import Stepper, StepOutput
+from avssl.training.step import StepOutput, Stepper
 from avssl.training.weights import Averages, full_state, load_full_state
 
 
@@ -130,6 +130,8 @@ class Run:
         if self.prepared:
             return
         if type(self.loss).prepare is not Loss.prepare:
+            check(not (self.recipe.train.shard and self.world.ranks > 1), f"{self.recipe.loss.name} prepares itself from the first batch, "
+                  "which sharded parameters do not allow", fix="--set train.shard=false")
             with torch.no_grad():
                 batch = Batch.cat([self.frontend(b.to(self.device)) for b in micros], self.frontend.pad_values)
                 if self.world.first:

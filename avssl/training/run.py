@@ -27,7 +27,16 @@ from avssl.training.distributed import World, member_of_world
 from avssl.training.lock import RunLock
 from avssl.training.loop import Run, memory
 from avssl.training.meter import read_journal
-from avssl.training.setup import DataPlan, Machine, build_run, environment, needed_modalities, pick_device, plan_data, write_run_head
+from avssl.training.setup import (
+    DataPlan,
+    Machine,
+    build_run,
+    environment,
+    needed_modalities,
+    pick_device,
+    plan_data,
+    write_run_head,
+)
 from avssl.training.signals import StopRequest
 from avssl.training.validation import validator
 

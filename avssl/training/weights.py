@@ -19,7 +19,7 @@ def shard(loss: Loss) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     scalars = {p for p in loss.parameters() if p.ndim == 0}  # a temperature cannot be cut: each process keeps it whole
-    for module in (*loss.backbone.blocks, loss):
+    for module in (*loss.backbone.blocks, *loss.exports().values(), loss):  # what is also called by itself, then the rest
         fully_shard(module, ignored_params=scalars)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # losses are divided by global counts: gradients add up
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # with plain sums, which every backend has
@@ -80,8 +80,8 @@ class Averages:
         self.count += 1
 
     def _on_device_of(self, state: Mapping[str, Tensor]) -> None:
-        """After a resume the sums are where the file was read to."""
-        self.sums = {k: v.to(state[k].device) for k, v in self.sums.items()}
+        """After a resume the sums are where the file was read to, in the order of the file."""
+        self.sums = {k: self.sums[k].to(v.device) for k, v in state.items() if k in self.sums}
 
     def result(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`state` with its floating-point tensors replaced by their averages, where there are any."""

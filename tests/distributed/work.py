@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -168,8 +170,10 @@ def train(world: World, kind: str, micro: int | None = None, negatives: str = "g
     return out
 
 
-def run_avssl(arguments: list[str], logs: str) -> int:
-    """The command line in this process of a group; its exit code."""
+def run_avssl(arguments: list[str], logs: str, rank: int = -1, update: int = 0, how: str = "") -> int:
+    """The command line in this process of a group; its exit code. At an update, `how` happens to one rank."""
+    if int(os.environ["RANK"]) == rank:
+        _arrange(how, update)
     descriptor = os.open(f"{logs}-{os.environ['RANK']}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -180,6 +184,23 @@ def run_avssl(arguments: list[str], logs: str) -> int:
     except SystemExit as end:
         return int(end.code or 0)
     return 0
+
+
+def _arrange(how: str, at: int) -> None:
+    if how == "disk full":
+        from avssl.training import checkpoint
+
+        def refuse(path: Path, *rest: Any) -> None:
+            raise OSError(errno.ENOSPC, "")
+        checkpoint._write = refuse
+        return
+    step = Stepper.backward
+
+    def backward(self: Stepper, micros: list[Batch], update: int) -> Any:
+        if update == at:
+            os.kill(os.getpid(), getattr(signal, how))
+        return step(self, micros, update)
+    Stepper.backward = backward  # type: ignore[method-assign]
 
 
 __all__ = ["World", "batch_of", "build", "group", "run_avssl", "train", "train_all"]

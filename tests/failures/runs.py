@@ -23,7 +23,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["avssl.training.run", "avssl.training.replay", "avssl.cli.train", "torch.utils.tensorboard", "torch._dynamo", "soundfile", "av",
                               "avssl_tiny.frontend", "avssl_tiny.masked", "avssl.nn.mel", "toy", "pyarrow.parquet"])
 SMALL = ("backbone.dim=16", "backbone.layers=1", "backbone.ff=32", "backbone.heads=2", "data.batch_size=8", "train.log_every=1",
-         "monitor.every=5", "frontend.seconds=0.6")
+         "monitor.every=5", "frontend.seconds=0.6", "train.ema=0.9")
 
 
 def write_sounds(folder: Path, items: int = 24, rate: int = 8000, seed: int = 0) -> Path:

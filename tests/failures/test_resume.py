@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import Running, assert_same, avssl, outcome, pretrain_arguments, updates_logged, wait_until
 
-AVERAGED = ("train.ema=0.9", "train.save_every=3")
+AVERAGED = ("train.weight_average=[2, 9]", "train.save_every=3")
 
 
 def test_resume_of_a_finished_run_changes_nothing(finished: Path, sounds: Path, tmp_path: Path) -> None:

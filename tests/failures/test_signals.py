@@ -6,7 +6,17 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import Running, alive, assert_same, avssl, children_of, outcome, pretrain_arguments, updates_logged, wait_until
+from runs import (
+    Running,
+    alive,
+    assert_same,
+    avssl,
+    children_of,
+    outcome,
+    pretrain_arguments,
+    updates_logged,
+    wait_until,
+)
 
 from avssl.errors import Exit, Stopped
 from avssl.training import checkpoint
