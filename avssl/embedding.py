@@ -220,7 +220,8 @@ def embed_clips(encoder: Encoder, clips: Sequence[Clip], batch_size: int = 32) -
 
     options, frontend = encoder.options, encoder.model.frontend
     check(options.window is None, "arrays are not cut into windows", fix="cut them yourself, or give files")
-    made, owners = [], []
+    made: list[Batch] = []
+    owners: list[int] = []
     groups: dict[tuple, list[int]] = {}
     for number, clip in enumerate(clips):
         for view in seen_by(frontend, clip, options.views == "all" and not options.sequence):
@@ -294,7 +295,7 @@ def _join(arrays: list[np.ndarray], options: EmbedOptions) -> np.ndarray | None:
     if options.sequence:
         out = np.concatenate(arrays)
     else:
-        out = arrays[0] if len(arrays) == 1 else np.mean(arrays, axis=0, dtype=np.float64).astype(np.float32)
+        out = arrays[0] if len(arrays) == 1 else np.stack(arrays).mean(0, dtype=np.float64).astype(np.float32)
     if options.normalize:
         norm = np.linalg.norm(out.astype(np.float64), axis=-1, keepdims=True)
         out = (out / np.where(norm > 0, norm, 1.0)).astype(np.float32)

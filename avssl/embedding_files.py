@@ -90,7 +90,7 @@ def merge(parts: Iterable[Path], out: Path, meta: Mapping[str, Any]) -> int:
 
 def _write_arrays(table: Any, out: Path, widths: Mapping[str, int], sequence: bool, text: str) -> None:
     ids, media, labels = (table[c].to_pylist() for c in ("id", "media", "labels"))
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for stream, width in widths.items():
         values, present = _column(table[stream], width, sequence)
         if sequence:

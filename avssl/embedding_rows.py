@@ -76,8 +76,10 @@ def cut(rows: Sequence[Row], window: float | None, hop: float | None) -> tuple[l
     for number, row in enumerate(rows):
         begin = row.start or 0.0
         for start, end in spans(row.duration, window, hop or window):
-            whole = end is None
-            out.append(row if whole else replace(row, start=begin + start, end=begin + end, duration=end - start))
+            if end is None:
+                out.append(row)
+            else:
+                out.append(replace(row, start=begin + start, end=begin + end, duration=end - start))
             owners.append(number)
     return owners, out
 

@@ -37,7 +37,7 @@ class Predictions:
     def labels(self, number: int, threshold: float | None = None, top: int = 5) -> list[tuple[str, float]]:
         """(class, score) of one item, best first: at most `top`; of several-label models those above the threshold."""
         scores = self.scores[number]
-        order = np.argsort(-scores, kind="stable")[:top]
+        order = np.argsort(-scores, kind="stable")[:top].tolist()
         if self.kind == "multi_hot":
             order = [c for c in order if scores[c] > self.bar(threshold)]
         return [(self.classes[c], float(scores[c])) for c in order]

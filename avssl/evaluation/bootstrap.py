@@ -60,7 +60,9 @@ def of_classification(scores: np.ndarray, targets: np.ndarray, *, resamples: int
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     truth = metrics.one_hot(targets, scores.shape[1])
-    made = {"map": [], "auc": [], "d_prime": [], "f1": []} | ({"accuracy": []} if targets.ndim == 1 else {})
+    made: dict[str, list[np.ndarray]] = {"map": [], "auc": [], "d_prime": [], "f1": []}
+    if targets.ndim == 1:
+        made["accuracy"] = []
     if targets.ndim == 1 and scores.shape[1] > 5:
         made["top5"] = []
     single = targets.ndim == 1

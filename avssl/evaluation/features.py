@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +25,9 @@ def embed_split(model: Model, rows: Sequence[Row], streams: Sequence[str], confi
                 report: Report) -> tuple[list[Row], Vectors]:
     """(the rows that could be read, their vectors); what could not is noted in the report."""
     bad = BadFiles()
-    layer, pooling = getattr(config, "layer", None), getattr(config, "pooling", "model")
-    options = EmbedOptions(streams=tuple(streams), views=config.views, layer=layer, pooling=pooling)
+    options = EmbedOptions(streams=tuple(streams), views=config.views)
+    if isinstance(config, FeatureConfig):
+        options = replace(options, layer=config.layer, pooling=config.pooling)
     vectors = embed_rows(model, rows, options, batch_size=config.batch_size, workers=config.workers,
                          on_bad=config.on_bad, bad=bad)
     note_bad(report, bad)

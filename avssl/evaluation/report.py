@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ class Report:
         self.intervals |= {f"{prefix}.{k}": (float(v[0]), float(v[1])) for k, v in (intervals or {}).items()}
         self.chance |= {f"{prefix}.{k}": float(v) for k, v in (chance or {}).items()}
 
-    def add_classes(self, prefix: str, per_class: Mapping[str, Sequence[float]], counts: Sequence[int]) -> None:
-        """Per-class values, in the order of `classes`, with the number of positives of each."""
+    def add_classes(self, prefix: str, per_class: Mapping[str, Any], counts: Any) -> None:
+        """Per-class values (C,), in the order of `classes`, with the number of positives (C,) of each."""
         self.per_class[prefix] = {
             name: {"n": int(counts[c]), **{metric: float(values[c]) for metric, values in per_class.items()}}
             for c, name in enumerate(self.classes)}

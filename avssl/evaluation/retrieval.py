@@ -114,13 +114,13 @@ def examples(rows: Sequence[Row], ask: np.ndarray, find: np.ndarray, q: np.ndarr
     """The ten nearest of `count` queries spread over the split: id, similarity, whether right."""
     out = []
     q, g = ranking.unit(q), ranking.unit(g)
-    for i in np.unique(np.linspace(0, len(ask) - 1, min(count, len(ask))).round().astype(int)):
-        one = slice(int(i), int(i) + 1)
+    for i in np.unique(np.linspace(0, len(ask) - 1, min(count, len(ask))).round().astype(int)).tolist():
+        one = slice(i, i + 1)
         similarity = (q[one] @ g.T)[0]
         if exclude is not None:
             similarity[exclude(one)[0]] = -np.inf
         right = relevance(one)[0]
-        nearest = np.argsort(-similarity, kind="stable")[:10]
+        nearest = np.argsort(-similarity, kind="stable")[:10].tolist()
         out.append({"query": rows[ask[i]].id, "hits": [
             {"id": rows[find[j]].id, "similarity": float(similarity[j]), "right": bool(right[j])} for j in nearest
             if similarity[j] > -np.inf]})
@@ -132,7 +132,7 @@ def _unique(rows: Sequence[Row], keys: np.ndarray, vectors: Vectors, stream: str
     clip are five texts but one sound)."""
     seen: set[tuple] = set()
     out = []
-    for i in np.flatnonzero(vectors.present[stream]):
+    for i in np.flatnonzero(vectors.present[stream]).tolist():
         token = (keys[i], rows[i].parts.get(stream, i), rows[i].start, rows[i].end)
         if token not in seen:
             seen.add(token)

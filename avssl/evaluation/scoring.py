@@ -20,7 +20,8 @@ def score(report: Report, prefix: str, scores: np.ndarray, labels: Labels,
         values = metrics.regression(scores, labels.y)
         report.add(prefix, values, _regression_intervals(scores, labels.y, config))
         return values
-    empty, threshold = getattr(config, "empty", "skip"), getattr(config, "threshold", 0.5)
+    empty: metrics.Empty = getattr(config, "empty", "skip")
+    threshold: float = getattr(config, "threshold", 0.5)
     values, per_class = metrics.classification(scores, labels.y, empty=empty, threshold=threshold)
     intervals = {}
     if config.bootstrap:
