@@ -84,7 +84,7 @@ def export_model(
 # ---- ONNX ------------------------------------------------------------------------------------------------------------
 def _onnx(context: Context, targets: Collection[str], frontend: bool, dynamic: bool) -> list[Exported]:
     names, out = context.names, context.out
-    outputs = ["logits" if context.model.head is not None else "embedding"]
+    outputs = ["logits" if context.model.head is not None else f"{context.stream}_embedding"]
     network = onnx_graph.trace(context.network, context.frames, names, outputs, dynamic)
     front = None
     changes = any(
