@@ -50,6 +50,7 @@ class BackboneEntry(Entry):
     supports: capabilities that a loss may require: "hide", "keep", "layers:blocks", "layers:ffn", "joint".
     example: import string of `example(folder) -> {"backbone": {...}, "frontend": {...}}`: a small configuration for the
     conformance suite (it may write the files it names into `folder`); "" = the defaults.
+    sizes: import string of `() -> list of rows` (preset, parameters, costs) for `avssl backbones --table`.
     """
 
     kind = "backbone"
@@ -60,6 +61,7 @@ class BackboneEntry(Entry):
     modalities: frozenset[str]
     optional: frozenset[str] = frozenset()
     supports: frozenset[str] = frozenset()
+    sizes: str = ""
     example: str = ""
 
     def __post_init__(self) -> None:

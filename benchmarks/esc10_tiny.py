@@ -84,7 +84,15 @@ VARIANTS: dict[str, Variant] = {
     "cnn-4m, augmented": replace(CNN, sound={**MFCC_COARSE, **AUGMENTED}),
     "cnn-4m, masks too": replace(CNN, sound={**MFCC_COARSE, **MASKED}),
 }
-ON_REQUEST: dict[str, Variant] = {  # costly: name them with --variants
+COARSE = replace(TINY, sound={**MEL_COARSE, **AUGMENTED})
+ON_REQUEST: dict[str, Variant] = {  # candidates for --inner, and costly ones: name them with --variants
+    "tiny-6k, 79 frames, lr 3e-3": replace(COARSE, lr=3e-3),
+    "tiny-6k, 79 frames, lr 1e-2": replace(COARSE, lr=1e-2),
+    "tiny-6k, 79 frames, shift alone, lr 3e-3": replace(COARSE, lr=3e-3, sound={**MEL_COARSE, "shift": 1.0}),
+    "tiny-6k, 79 frames, mean pooling, lr 3e-3": replace(COARSE, lr=3e-3, sizes={"pooler": "mean"}),
+    "tiny-6k, 79 frames, 1000 epochs": replace(COARSE, epochs=1000),
+    "cnn-4m, lr 3e-4": replace(CNN, lr=3e-4, sound={**MFCC_COARSE, **AUGMENTED}),
+    "cnn-4m, 100 epochs": replace(CNN, epochs=100, sound={**MFCC_COARSE, **AUGMENTED}),
     "tiny-6k, 313 frames, augmented": replace(TINY, sound={**MEL_FINE, **AUGMENTED}),
     "cnn-4m, 157 frames, augmented": replace(CNN, sound={**MFCC, **AUGMENTED}),
     "cnn-4m of convolutions, augmented": replace(

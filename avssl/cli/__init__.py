@@ -45,12 +45,27 @@ def options(
 
 
 def _register() -> None:
-    from avssl.cli import bench, classify, data, embed, evaluate, listing, models, predict, report, reproduce, search, train
+    from avssl.cli import (
+        bench,
+        classify,
+        data,
+        embed,
+        evaluate,
+        export,
+        listing,
+        models,
+        predict,
+        report,
+        reproduce,
+        search,
+        train,
+    )
 
     panels = {
         "Train": {"pretrain": train.pretrain, "finetune": train.finetune, "reproduce": reproduce.reproduce},
         "Use": {"evaluate": evaluate.evaluate, "embed": embed.embed, "search": search.search, "predict": predict.predict,
-                "classify": classify.classify, "import": models.import_},
+                "classify": classify.classify, "import": models.import_,
+                "export": export.export},
         "Look": {"report": report.report, "bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones,
                  "losses": listing.losses},
     }

@@ -58,11 +58,23 @@ def _show_recipe(name: str, overrides: list[str], source: bool, as_json: bool) -
         print(show(recipe), end="")
 
 
-def backbones(as_json: AsJson = False) -> None:
+def backbones(
+    table: Annotated[bool, Option("--table", help="Sizes instead: parameters, multiply-accumulates, memory.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """List backbones: what they read and which losses can train them."""
-    from avssl.registry import listing, registry
+    from avssl.registry import listing, load, registry
 
     reg = registry()
+    if table:
+        sized = [b.name for b in reg.all("backbone") if b.sizes]
+        sizes = [{"backbone": name, **row} for name in sized for row in load("backbone", name, "sizes")()]
+        if as_json:
+            print_json(sizes)
+        elif sizes:
+            rows = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in sizes]
+            print_table(list(sizes[0]), rows)
+        return
     if as_json:
         print_json([{**e, "losses": reg.fitting_losses(e["name"])} for e in listing("backbone")])
         return

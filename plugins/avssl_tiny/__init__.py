@@ -16,6 +16,7 @@ def avssl_backbones() -> list[BackboneEntry]:
             cls="avssl_tiny.backbone:Tiny",
             config="avssl_tiny.config:TinyConfig",
             example="avssl_tiny.examples:encoder",
+            sizes="avssl_tiny.cost:rows",
             modalities=frozenset({"audio"}),
             supports=frozenset({"hide", "keep", "layers:blocks", "layers:ffn"}),
             **FRONTEND,

@@ -40,7 +40,7 @@ def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
         + (c.dim**2 if pooler else 0)
         + c.dim * classes
     )
-    rows = n + 4 * c.dim + c.ff + c.stack * c.features
+    inputs, buffers = c.stack * c.features, 4 * (4 * c.dim + c.ff + n)  # floats: rows in work, one row of scores
     return {
         "parameters": parameters,
         "macs": macs,
@@ -48,42 +48,21 @@ def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
         "scores": c.heads * n * n,
         "bytes_float32": 4 * parameters,
         "bytes_int8": parameters,
-        "ram_float32": 4 * (3 * n * c.dim + rows),
-        "ram_int8": 3 * n * c.dim + 4 * rows,
+        "ram_float32": 12 * n * c.dim + buffers + 4 * inputs,
+        "ram_int8": 3 * n * c.dim + buffers + inputs + c.ff + c.dim,
     }
 
 
-def table(frames: int = 216, classes: int = 50, presets: Mapping[str, Mapping[str, Any]] = PRESETS) -> str:
-    """The presets as a Markdown table; the last column but two has four frames per token ("mel patches")."""
-    heads = [
-        "preset",
-        "features",
-        "dim",
-        "layers",
-        "heads",
-        "ff",
-        "parameters",
-        f"MACs, {frames} frames",
-        "MACs, four per token",
-        "float32 bytes",
-        "RAM int8",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+Presets = Mapping[str, Mapping[str, Any]]
+
+
+def rows(frames: int = 216, classes: int = 50, presets: Presets = PRESETS) -> list[dict[str, Any]]:
+    """The presets with their costs for a clip of `frames` frames; "patches": with four frames per token."""
+    out = []
     for name, sizes in presets.items():
         c = structure(TinyConfig, sizes)
         plain, patches = cost(c, classes, frames), cost(replace(c, stack=4), classes, frames)
-        cells = [
-            name,
-            c.features,
-            c.dim,
-            c.layers,
-            c.heads,
-            c.ff,
-            plain["parameters"],
-            plain["macs"],
-            patches["macs"],
-            plain["bytes_float32"],
-            plain["ram_int8"],
-        ]
-        lines.append("| " + " | ".join(f"{x:,}" if isinstance(x, int) else str(x) for x in cells) + " |")
-    return "\n".join(lines)
+        sized = {"features": c.features, "dim": c.dim, "layers": c.layers, "heads": c.heads, "ff": c.ff}
+        costs = {"MACs": plain["macs"], "MACs, patches": patches["macs"], "float32 bytes": plain["bytes_float32"]}
+        out.append({"preset": name, **sized, "parameters": plain["parameters"], **costs, "RAM int8": plain["ram_int8"]})
+    return out

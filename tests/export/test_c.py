@@ -14,6 +14,7 @@ from avssl.export import c_code
 from avssl.export.exporter import export_model
 from avssl.export.interpret import calibrate, forward, forward_int8
 from avssl.export.plan import folded, plan_of
+from avssl_tiny.cost import cost
 
 needs_cc = pytest.mark.skipif(c_code.compiler() is None, reason="there is no C compiler (cc, gcc, clang)")
 MFCC = {"kind": "mfcc", "n_mels": 64, "coefficients": 20, "standardise": "none"}
@@ -140,6 +141,8 @@ def test_memory_is_what_the_compiler_reserves(tmp_path):
     n, d = 314, plan.dim
     assert need.ram_int8 >= 3 * n * d + 4 * n  # tokens, keys, values in bytes; one row of scores in float
     assert need.ram_int8 < 20_000
+    listed = cost(model.backbone.config, 3, 313)
+    assert (need.ram_int8, need.ram_float32) == (listed["ram_int8"], listed["ram_float32"])
     assert plan.macs(216) == 4_124_768 - 16 * 50 + 16 * 3
     assert plan.macs_executed(216) < 0.6 * plan.macs(216)
 
