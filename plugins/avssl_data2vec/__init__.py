@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from avssl import BackboneEntry, FormatEntry, LossEntry, RecipeEntry, hookimpl, recipes_in
+from avssl import BackboneEntry, EvaluationEntry, FormatEntry, LossEntry, RecipeEntry, hookimpl, recipes_in
 
 _SUPPORTS = frozenset({"hide", "keep", "layers:blocks", "layers:ffn"})
 _C = "avssl_data2vec.config"
@@ -138,6 +138,16 @@ def avssl_losses() -> list[LossEntry]:
             summary="Fine-tuning: images, BEiT's head on pooled patches",
         ),
     ]
+
+
+@hookimpl
+def avssl_evaluations() -> list[EvaluationEntry]:
+    return [
+        EvaluationEntry(
+            name="speech", cls="avssl_data2vec.speech:speech", config="avssl_data2vec.speech_config:SpeechConfig",
+            modalities={"audio"}, summary="Word and character error rates of a model that writes letters",
+        ),
+    ]  # fmt: skip
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class Ctc(Loss[Backbone]):
             f"loss.classes is {config.classes}: there is nothing to recognise",
             fix="give labelled data with data.target=characters, or set loss.classes",
         )
-        if config.channels.probability > 0 and not hasattr(backbone, "feature_norm"):
+        if config.channels.probability > 0 and "hide_channels" not in signature(backbone.forward).parameters:
             raise UsageError(f"{type(backbone).__name__} cannot hide channels", fix="set loss.channels.probability=0")
         self.head = LetterHead(backbone.dim, config.classes, config.final_dropout)
 

@@ -50,12 +50,14 @@ def beam_search(
                 symbol = int(symbol)
                 if symbol == blank:
                     continue
+                # a repeated symbol needs a blank between the two
+                before = in_blank if prefix and symbol == prefix[-1] else total
+                if before == -math.inf:
+                    continue
                 longer = (*prefix, symbol)
                 if longer not in bonus:
                     score = 0.0 if language_model is None else lm_weight * language_model(longer)
                     bonus[longer] = bonus[prefix] + score + symbol_score
-                # a repeated symbol needs a blank between the two
-                before = in_blank if prefix and symbol == prefix[-1] else total
                 ends[longer][1] = _log_add(ends[longer][1], before + frame[symbol])
         ranked = sorted(ends, key=lambda p: _log_add(*ends[p]) + bonus[p], reverse=True)[:width]
         beams = {p: (ends[p][0], ends[p][1]) for p in ranked}
