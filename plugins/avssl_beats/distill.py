@@ -15,7 +15,7 @@ from avssl.errors import UsageError, check
 from avssl.loss import Loss, LossOutput, Term
 from avssl_beats.backbone import Beats, pooled
 from avssl_beats.config import EstimatorConfig, TokenizerConfig
-from avssl_beats.encoder import Layers
+from avssl_beats.encoder import Layers, at_least_float32
 from avssl_beats.masked import small
 from avssl_beats.quantizer import Codebook, Quantised
 from avssl_beats.standardise import RunningStandard
@@ -77,7 +77,7 @@ def distil(encoded: Tensor, codebook: Codebook, estimator: Callable[[Tensor], Te
     a running average moves the codes, but it belongs to the printed value.
     """
     q = codebook(encoded)
-    estimated = estimator(q.passed)
+    estimated, target = at_least_float32(estimator(q.passed)), at_least_float32(target)
     if target.ndim == 2:
         cosine = F.cosine_similarity(pooled(estimated, ~valid), target, dim=-1)  # (B,)
         scored = cosine

@@ -32,6 +32,11 @@ def lowered(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision raised to float32, for sums and logarithms; anything wider as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class GatedLinear(nn.Module):
     """left * swish(right) of a linear layer of twice the width."""
 

@@ -14,7 +14,7 @@ from avssl.errors import UsageError
 from avssl.loss import Loss, LossOutput, Term, to_device
 from avssl_beats.backbone import Beats
 from avssl_beats.config import BeatsConfig, BeatsLossConfig, BeatsRandomConfig, EstimatorConfig, PredictorConfig
-from avssl_beats.encoder import Layers
+from avssl_beats.encoder import Layers, at_least_float32
 from avssl_beats.tokenizers import RandomTokenizer, Tokenizer, load_tokenizer
 from avssl_beats.usage import CodeUsage, histogram
 
@@ -80,7 +80,7 @@ class LabelPredictor(nn.Module):
 def label_loss(logits: Tensor, labels: Tensor, masked: Tensor, smoothing: float = 0.0) -> Term:
     """Cross-entropy of (B, N, K) logits at the masked places, summed, with their number."""
     wanted = labels.masked_fill(~masked, NOT_SCORED).flatten()
-    total = F.cross_entropy(logits.flatten(0, 1), wanted, reduction="sum", ignore_index=NOT_SCORED,
+    total = F.cross_entropy(at_least_float32(logits).flatten(0, 1), wanted, reduction="sum", ignore_index=NOT_SCORED,
                             label_smoothing=smoothing)
     return Term(1.0, total, masked.sum())
 

@@ -325,6 +325,45 @@ def test_kmeans_starts_from_distinct_rows_and_repeats_only_when_it_must():
     assert few.weight.unique(dim=0).shape[0] <= 3, "rows come again"
 
 
+def _rank(rank: int, address: str, vectors: Tensor, codes: Tensor, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    book = started(codes)
+    book.collect(book(vectors[rank]))
+    book.update()
+    torch.save(book.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_move_the_codebook_like_one(tmp_path: Path):
+    g = torch.Generator().manual_seed(0)
+    codes, x = l2(torch.randn(8, 4, generator=g)), torch.randn(2, 30, 4, generator=g)
+    single = started(codes)
+    single.collect(single(x))
+    single.update()
+    torch.multiprocessing.spawn(_rank, (f"file://{tmp_path}/meet", x, codes, str(tmp_path)), nprocs=2)
+    for rank in range(2):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, value in single.state_dict().items():
+            torch.testing.assert_close(state[name], value)
+
+
+def test_half_precision_trains_and_its_losses_are_float32(backbone: Beats):
+    batch = mel(2)
+    for loss in (RandomLabels(backbone, BeatsRandomConfig(tokenizer=RandomTokenizerConfig(codes=16, code_dim=8))),
+                 distillation(scaling="paper")):
+        loss.prepare(batch)
+        draw = loss.sample(batch)
+        loss.eval()
+        want = loss(batch, draw).total()
+        with torch.autocast("cpu", torch.bfloat16):
+            got = loss(batch, draw).total()
+        assert got.dtype == torch.float32
+        got.backward()
+        if isinstance(loss, RandomLabels):  # elsewhere a rounding may choose another code, and with it another answer
+            torch.testing.assert_close(got, want, atol=0.05, rtol=0.05)
+        assert loss.backbone.patch.weight.grad.isfinite().all()
+
+
 def distillation(**changes: object) -> TokenizerDistillation:
     torch.manual_seed(0)
     loss = TokenizerDistillation(Beats(SMALL), TokenizerConfig(codes=24, code_dim=8, **changes))
