@@ -1,0 +1,87 @@
+"""`avssl export` and `avssl classify` on a saved model and real files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import soundfile
+from export.models import RATE, clips
+
+from avssl.cli import main
+from avssl.data.targets import Codec
+from avssl.errors import Exit
+from avssl.model import build_backbone, build_frontend, build_loss, save_model
+
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """model/ and data/ with six labelled clips."""
+    root = tmp_path_factory.mktemp("cli")
+    tables = {
+        "name": "t",
+        "backbone": {"name": "tiny"},
+        "frontend": {"seconds": 1.0},
+        "loss": {"name": "tiny_classify", "classes": 3},
+    }
+    loss = build_loss(tables, build_backbone(tables))
+    save_model(root / "model", loss, build_frontend(tables, root), tables, Codec("index", ("cat", "dog", "rain")))
+    for i, wave in enumerate(clips(6).need("audio").x):
+        path = root / "data" / ("cat", "dog", "rain")[i % 3] / f"{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, wave.numpy(), RATE, subtype="PCM_16")
+    return root
+
+
+def avssl(*arguments) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    return int(stopped.value.code)
+
+
+def test_export_writes_the_files_and_one_report(folder, tmp_path, capsys):
+    code = avssl(
+        "export",
+        folder / "model",
+        "--out",
+        tmp_path / "x",
+        "--to",
+        "onnx",
+        "--to",
+        "onnx-int8",
+        "--to",
+        "tiny",
+        "--data",
+        folder / "data",
+        "--json",
+    )
+    report = json.loads(capsys.readouterr().out)
+    assert code == Exit.OK
+    assert [f["target"] for f in report["files"]] == ["onnx", "onnx-int8"]
+    assert report["test_clips"] == 6 and 0 <= report["accuracy_pytorch"] <= 1
+    assert {"model.onnx", "model.int8.onnx", "tiny.safetensors", "tiny.json", "report.json", "run_onnx.py"} <= {
+        p.name for p in (tmp_path / "x").iterdir()
+    }
+    assert avssl("export", folder / "model", "--out", tmp_path / "x") == Exit.USAGE
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_int8_without_clips_is_refused_before_anything_is_written(folder, tmp_path, capsys):
+    assert avssl("export", folder / "model", "--out", tmp_path / "x", "--to", "c") == Exit.USAGE
+    assert "calibration" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+def test_classify_prints_labels_with_times(folder, capsys):
+    assert avssl("classify", folder / "data", "--model", folder / "model", "--top", "2", "--json") == Exit.OK
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 6 and all((x["start"], x["end"]) == (0, 1) and len(x["labels"]) == 2 for x in lines)
+
+
+def test_a_damaged_file_is_named_and_the_others_are_classified(folder, tmp_path, capsys):
+    soundfile.write(tmp_path / "good.wav", clips(1).need("audio").x[0].numpy(), RATE)
+    (tmp_path / "bad.wav").write_bytes(b"RIFF\0\0\0\0WAVEjunk")
+    assert avssl("classify", tmp_path, "--model", folder / "model") == Exit.DATA
+    out = capsys.readouterr()
+    assert "bad.wav" in out.err and len(out.out.splitlines()) == 1
