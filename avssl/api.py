@@ -13,7 +13,7 @@ from avssl.training.run import pretrain as _pretrain
 from avssl.training.setup import Machine
 
 if TYPE_CHECKING:
-    from avssl.embedding import Vectors
+    from avssl.embedding.encode import Vectors
     from avssl.evaluation.report import Report
     from avssl.predict import Predictions
     from avssl.recipe import Recipe
@@ -53,8 +53,8 @@ def evaluate(model: str | Path, data: str | Path, task: str, *, train: str | Pat
 
 
 def embed(model: str | Path | Model, inputs: Any, **options: Any) -> Vectors:
-    """Embeddings of paths, rows or arrays; options are those of `avssl.embedding.embed_inputs`."""
-    from avssl.embedding import embed_inputs
+    """Embeddings of paths, rows or arrays; options are those of `avssl.embedding.encode.embed_inputs`."""
+    from avssl.embedding.encode import embed_inputs
 
     return embed_inputs(model if isinstance(model, Model) else open_model(model), inputs, **options)
 

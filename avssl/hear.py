@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from avssl.data.clip import Clip, Waveform
-from avssl.embedding import EmbedOptions, Encoder, embed_clips
+from avssl.embedding.encode import EmbedOptions, Encoder, embed_clips
 from avssl.errors import DataError, UsageError, check
 from avssl.model import Model, open_model
 

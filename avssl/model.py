@@ -76,8 +76,8 @@ class Model:
         return self.head(self.backbone(batch, only=getattr(self.head, "streams", None)))
 
     def embed(self, inputs: Any, **options: Any) -> Any:
-        """Embeddings of paths, rows or arrays; see `avssl.embedding.embed_inputs`."""
-        from avssl.embedding import embed_inputs
+        """Embeddings of paths, rows or arrays; see `avssl.embedding.encode.embed_inputs`."""
+        from avssl.embedding.encode import embed_inputs
 
         return embed_inputs(self, inputs, **options)
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Row
-from avssl.embedding import ROWS
-from avssl.embedding_rows import probed
+from avssl.embedding.encode import ROWS
+from avssl.embedding.rows import probed
 from avssl.errors import CheckpointError, DataError, check
 
 if TYPE_CHECKING:

@@ -37,8 +37,8 @@ def embed(
 ) -> None:
     """Embed clips: one vector per clip and stream, with ids. Killed, the same command goes on; started several times,
     the processes share the work. What could not be read is listed in bad_files.csv beside the output."""
-    from avssl.embedding import EmbedOptions
-    from avssl.embedding_files import check_suffix
+    from avssl.embedding.encode import EmbedOptions
+    from avssl.embedding.files import check_suffix
     from avssl.schema import structure
 
     check(on_bad in ("skip", "fail"), f"--on-bad {on_bad}", fix="skip or fail")
@@ -47,8 +47,8 @@ def embed(
              "views": views, "window": window, "hop": hop}
     options = structure(EmbedOptions, {k: v for k, v in given.items() if v is not None})
     rows = rows_of(paths)
-    from avssl.embedding_job import embed as run
-    from avssl.search import prepare
+    from avssl.embedding.job import embed as run
+    from avssl.search.index import prepare
 
     done = run(opened(model, format, device), rows, out, options, batch_size=batch_size,
                workers=worker_count(workers, len(rows)), on_bad=on_bad, max_bad=max_bad, overwrite=overwrite,

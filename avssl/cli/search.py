@@ -26,7 +26,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the nearest clips, within a modality or across. The index knows its model: a file or text needs no flag."""
-    from avssl.search import search as run
+    from avssl.search.index import search as run
 
     check(engine in ("exact", "faiss", "usearch"), f"--engine {engine}", fix="exact, faiss or usearch")
     if device == "auto":
@@ -36,7 +36,7 @@ def search(
     answers = run(index, query, source=source, among=to or (), top=top, model=model, format=format, device=device,
                   engine=engine)  # type: ignore[arg-type]
     if html is not None:
-        from avssl.search_gallery import write_gallery
+        from avssl.search.gallery import write_gallery
 
         write_gallery(answers, html)
         say(f"open {html}")

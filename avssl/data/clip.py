@@ -28,6 +28,11 @@ class Row:
     duration: float | None = None  # seconds that the row's window lasts (not: the file), when a scan measured it
     extra: Mapping[str, Any] = field(default_factory=dict)  # other columns, kept
 
+    @property
+    def seconds(self) -> float | None:
+        """Length of the row's window, as far as it is known without opening the file."""
+        return self.duration if self.end is None else self.end - (self.start or 0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class AudioRequest:

@@ -10,7 +10,7 @@ import numpy as np
 
 from avssl.batch import Batch, Stream
 from avssl.data.bad import BadItem
-from avssl.data.clip import Absent, Clip, Limits, Request, Row
+from avssl.data.clip import Absent, Clip, Limits, Request, Row, Waveform
 from avssl.data.sampler import Key, item_seed
 from avssl.data.targets import Codec
 from avssl.data.workers import Blame
@@ -36,7 +36,9 @@ def decode_clip(row: Row, request: Request, limits: Limits, codec: Codec | None 
             raise DataError(f"{row.id}: has no {modality}", fix="leave it out of the manifest")
         decode = load("modality", modality, "decode")
         try:
-            parts[modality] = decode(row.parts[modality], wish, start=row.start, end=row.end, limits=limits)
+            part = parts[modality] = decode(row.parts[modality], wish, start=row.start, end=row.end, limits=limits)
+            if isinstance(part, Waveform) and not part.samples.shape[-1]:  # padding would make it silence
+                raise DataError(f"{path_of(row)}: holds no samples", fix="remove the file")
         except Absent as error:
             if not some:
                 raise

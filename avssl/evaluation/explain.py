@@ -11,7 +11,7 @@ _TIES = {
     "expected": "candidates with equal similarity count as if in random order",
     "first": "a right answer stands before candidates with equal similarity (optimistic)",
     "last": "a right answer stands after candidates with equal similarity (pessimistic)",
-    "listed": "every position of a tie counts as one more query (the official CAV-MAE script)",
+    "listed": "every position of a tie counts as one more query (the reading of a published evaluation script)",
 }
 _METRICS = (
     (r"r@(\d+)$", "share of queries with a right answer among the first {0} by cosine similarity; {ties}"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Row
-from avssl.embedding import EmbedOptions, Vectors, embed_rows
+from avssl.embedding.encode import EmbedOptions, Vectors, embed_rows
 from avssl.errors import DataError, UsageError, check, nearest
 from avssl.evaluation.configs import EvaluationConfig, FeatureConfig
 from avssl.evaluation.labels import Splits, encode, evaluation_split, label_codec, labelled, named_split

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avssl.data.clip import Row
-from avssl.embedding import Vectors
+from avssl.embedding.encode import Vectors
 from avssl.errors import DataError, UsageError, check
 from avssl.evaluation import bootstrap, ranking
 from avssl.evaluation.configs import RetrievalConfig

@@ -37,7 +37,7 @@ class Look:
 def look(model: Model, rows: Sequence[Row], batch_size: int = 32, workers: int | None = None) -> Look:
     """Embed the rows in every stream of the model, each item in its single evaluation view (the report's numbers are
     therefore not those of `avssl evaluate`, which averages all views)."""
-    from avssl.embedding import EmbedOptions, embed_rows
+    from avssl.embedding.encode import EmbedOptions, embed_rows
 
     workers = default_workers() if workers is None else workers
     out = Look(rows)

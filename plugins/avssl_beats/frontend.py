@@ -115,5 +115,4 @@ class BeatsFrontend(Frontend):
 
 def _length(row: Row) -> float | None:
     """Seconds of a row's window, when they are known."""
-    end = row.end if row.end is not None else row.duration
-    return None if end is None else max(0.0, end - (row.start or 0.0))
+    return None if row.seconds is None else max(0.0, row.seconds)

@@ -59,7 +59,7 @@ class CavMaeFrontend(Frontend):
         start = 0.0
         if rng is not None:
             picture = int(rng.integers(c.pictures))
-            length = _length(row)
+            length = row.seconds
             if c.crop == "random" and not c.span and length is not None and length > self.seconds:
                 start = float(rng.uniform(0, length - self.seconds))
         partners = int(rng is not None and c.mixup > 0 and rng.random() < c.mixup)
@@ -102,7 +102,7 @@ class CavMaeFrontend(Frontend):
             return FramesRequest(indices=(existing(source, picture * len(source) // self.config.pictures),))
         # A still keeps its size, so that scaling gives the authors' numbers; a video is scaled while it is decoded.
         size = None if PurePath(source).suffix.lower() in IMAGE else self.config.image_size
-        length = _length(row)
+        length = row.seconds
         if length is None:
             return FramesRequest(fractions=(share,), within=seconds, size=size)
         return FramesRequest(times=(start + share * min(seconds, length - start),), size=size)
@@ -255,13 +255,6 @@ def existing(files: Sequence[str], index: int) -> int:
     while index > 0 and not os.path.exists(files[index]):
         index -= 1
     return index
-
-
-def _length(row: Row) -> float | None:
-    """Seconds of the row's window, as far as the manifest says."""
-    if row.end is not None:
-        return row.end - (row.start or 0.0)
-    return None if row.duration is None else row.duration - (row.start or 0.0)
 
 
 def _several(source: Source | None) -> bool:

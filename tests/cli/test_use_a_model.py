@@ -11,7 +11,7 @@ import pytest
 import toy
 from toy_fixtures import toy_classifier, toy_manifest, toy_model, toy_path, toy_plugin  # noqa: F401  (fixtures)
 
-from avssl.embedding_files import read_index
+from avssl.embedding.files import read_index
 
 
 @pytest.fixture

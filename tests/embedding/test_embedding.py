@@ -10,8 +10,8 @@ import pytest
 import toy
 
 from avssl.data.bad import BadFiles
-from avssl.embedding import BOUND, EmbedOptions, embed_inputs, embed_rows
-from avssl.embedding_rows import spans
+from avssl.embedding.encode import BOUND, EmbedOptions, embed_inputs, embed_rows
+from avssl.embedding.rows import spans
 from avssl.errors import DataError, UsageError
 
 

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import toy
 
-from avssl.embedding import EmbedOptions, embed_rows
-from avssl.embedding_files import read_index, read_meta
-from avssl.embedding_job import embed
-from avssl.embedding_lease import claim, is_dead
+from avssl.embedding.encode import EmbedOptions, embed_rows
+from avssl.embedding.files import read_index, read_meta
+from avssl.embedding.job import embed
+from avssl.embedding.lease import claim, is_dead
 from avssl.errors import DataError, UsageError
 
 JOB = """
 import sys, time
 from pathlib import Path
 import toy
-from avssl import embedding_job
+from avssl.embedding import job as embedding_job
 from avssl.model import open_model
 compute = embedding_job._compute
 def slow(*args):
@@ -228,7 +228,7 @@ def test_a_claim_excludes_others_until_it_is_released(tmp_path):
 
 
 def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path):
-    code = f"from avssl.embedding_lease import claim; from pathlib import Path; import os\n" \
+    code = f"from avssl.embedding.lease import claim; from pathlib import Path; import os\n" \
            f"claim(Path({str(tmp_path / 'a.lease')!r})); os._exit(9)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ}, cwd=toy.TESTS.parent, check=False)
     assert is_dead(tmp_path / "a.lease")

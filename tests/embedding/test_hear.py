@@ -8,7 +8,7 @@ import torch
 import toy
 
 from avssl import hear
-from avssl.embedding import embed_inputs
+from avssl.embedding.encode import embed_inputs
 from avssl.errors import UsageError
 
 

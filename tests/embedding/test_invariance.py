@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from avssl.data.clip import Row
-from avssl.embedding import BOUND, EmbedOptions, embed_rows
+from avssl.embedding.encode import BOUND, EmbedOptions, embed_rows
 from avssl.model import Model, build_backbone, build_frontend
 from avssl.recipe import Recipe, load_recipe
 from avssl.registry import registry

@@ -12,12 +12,12 @@ import pytest
 import toy
 from PIL import Image
 
-from avssl.embedding import EmbedOptions
-from avssl.embedding_files import Part, merge, read_index, write_part
-from avssl.embedding_job import embed
+from avssl.embedding.encode import EmbedOptions
+from avssl.embedding.files import Part, merge, read_index, write_part
+from avssl.embedding.job import embed
 from avssl.errors import CheckpointError, DataError, UsageError
-from avssl.search import cache_of, open_index, prepare, search
-from avssl.search_gallery import write_gallery
+from avssl.search.index import cache_of, open_index, prepare, search
+from avssl.search.gallery import write_gallery
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_sequences_are_refused_with_what_to_do(toy_model, toy_manifest, tmp_path
 
 # -- large indexes -----------------------------------------------------------------------------------------------------
 def test_the_cache_gives_the_same_answers_and_follows_the_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("avssl.search.CACHE_FROM", 10)
+    monkeypatch.setattr("avssl.search.index.CACHE_FROM", 10)
     rng = np.random.default_rng(0)
     path = made(tmp_path, rng.normal(size=(200, 8)).astype(np.float32))
     first = search(path, "c5", top=5)
@@ -126,7 +126,7 @@ def test_the_cache_gives_the_same_answers_and_follows_the_index(tmp_path, monkey
 def test_a_hundred_thousand_vectors_answer_within_a_second_start_up_included(tmp_path, toy_plugin):
     path = made(tmp_path, np.random.default_rng(0).normal(size=(100_000, 768)).astype(np.float32))
     prepare(path)
-    code = "import sys, json; from avssl.search import search; a = search(sys.argv[1], 'c17'); " \
+    code = "import sys, json; from avssl.search.index import search; a = search(sys.argv[1], 'c17'); " \
            "assert 'torch' not in sys.modules; print(json.dumps([h.id for h in a[0].hits]))"
     seconds = []
     for _ in range(3):
@@ -141,7 +141,7 @@ def test_a_hundred_thousand_vectors_answer_within_a_second_start_up_included(tmp
 @pytest.mark.parametrize("engine", ["faiss", "usearch"])
 def test_approximate_engines_find_what_is_exact(tmp_path, engine, monkeypatch):
     pytest.importorskip(engine)
-    monkeypatch.setattr("avssl.search.CACHE_FROM", 10)
+    monkeypatch.setattr("avssl.search.index.CACHE_FROM", 10)
     vectors = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32)
     vectors[5] = np.nan
     path = made(tmp_path, vectors)
@@ -186,7 +186,7 @@ def test_the_sound_of_the_gallery_plays_back(index):
 
     import soundfile
 
-    from avssl.search_gallery import preview
+    from avssl.search.gallery import preview
 
     shown = preview(search(index, "0003", top=1)[0].media)
     samples, rate = soundfile.read(io.BytesIO(base64.b64decode(shown.sound.partition(",")[2])))

@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from avssl.data.targets import Codec
-from avssl.embedding import EmbedOptions, embed_rows
+from avssl.embedding.encode import EmbedOptions, embed_rows
 from avssl.errors import CheckpointError, DataError, GateError, UsageError
 from avssl.evaluation import metrics, ranking
 from avssl.evaluation.configs import KnnConfig, ProbeConfig

@@ -17,7 +17,7 @@ import numpy as np
 
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Clip, Row
-from avssl.embedding_rows import cut, probed
+from avssl.embedding.rows import cut, probed
 from avssl.errors import DataError, UsageError, check, nearest
 from avssl.schema import config
 

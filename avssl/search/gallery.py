@@ -13,7 +13,7 @@ from typing import Any
 from avssl.data.clip import AudioRequest, FramesRequest, Limits
 from avssl.errors import DataError, check
 from avssl.files import write_text
-from avssl.search import Answer
+from avssl.search.index import Answer
 
 SECONDS = 10.0  # of sound kept per clip
 PIXELS = 240  # short side of a picture

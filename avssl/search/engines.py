@@ -10,7 +10,7 @@ import numpy as np
 from avssl.errors import UsageError
 
 if TYPE_CHECKING:
-    from avssl.search import SearchIndex
+    from avssl.search.index import SearchIndex
 
 LINKS = 32  # of the HNSW graph, per node
 EFFORT = 256  # candidates kept while searching: recall above 0.99 on the usual embeddings
@@ -68,7 +68,7 @@ def _usearch(index: SearchIndex, stream: str, unit: np.ndarray, top: int) -> lis
 
 def _graph(index: SearchIndex, stream: str, suffix: str) -> Any:
     """Where the graph is kept: in the search cache, which a changed index replaces; None without one."""
-    from avssl.search import cache_of
+    from avssl.search.index import cache_of
 
     cache = cache_of(index.path)
     return cache / f"{stream}.{suffix}" if (cache / "index.json").is_file() else None

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING
 from avssl import __version__
 from avssl.data.bad import HEADER, BadFiles
 from avssl.data.clip import Row
-from avssl.embedding import ROWS, EmbedOptions, Encoder, encode_rows
-from avssl.embedding_files import Part, bad_of, check_suffix, media_of, merge, read_meta, write_part
-from avssl.embedding_lease import STALE, Lease, claim
+from avssl.embedding.encode import ROWS, EmbedOptions, Encoder, encode_rows
+from avssl.embedding.files import Part, bad_of, check_suffix, media_of, merge, read_meta, write_part
+from avssl.embedding.lease import STALE, Lease, claim
 from avssl.errors import DataError, Stopped, check
 from avssl.files import replacing
 from avssl.schema import unstructure

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from avssl.embedding_files import read_index, read_meta
+from avssl.embedding.files import read_index, read_meta
 from avssl.errors import CheckpointError, DataError, UsageError, check, nearest
 
 Engine = Literal["exact", "faiss", "usearch"]
@@ -96,7 +96,7 @@ class SearchIndex:
               error=DataError)
         unit = (query / norm).astype(np.float32)
         if engine != "exact":
-            from avssl.search_engines import approximate
+            from avssl.search.engines import approximate
 
             found = approximate(self, stream, unit, top + (leave_out is not None), engine)
             return [(i, s) for i, s in found if i != leave_out][:top]
@@ -236,7 +236,7 @@ def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, for
     if not is_file and "text" not in reads:
         near = nearest(query, set(index.ids)) if len(index) <= 2000 else "give an id of the index or the path of a file"
         raise UsageError(f"{query!r} is no id of the index and no file, and its model reads no text", fix=near)
-    from avssl.embedding import EmbedOptions, embed_inputs
+    from avssl.embedding.encode import EmbedOptions, embed_inputs
     from avssl.model import open_model
     from avssl.schema import structure
 
@@ -253,8 +253,8 @@ def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, for
                                **(rest | {"window": None, "hop": None}))
         return source or "text", vectors[source or "text"][0], "text", {"text": query}
     from avssl.data.manifest import read_rows
-    from avssl.embedding import embed_rows
-    from avssl.embedding_rows import looked_up
+    from avssl.embedding.encode import embed_rows
+    from avssl.embedding.rows import looked_up
 
     rows = read_rows(query)
     check(len(rows) == 1, f"{query} holds {len(rows)} items", fix="give one file")

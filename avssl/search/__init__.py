@@ -1,0 +1,1 @@
+"""Nearest clips in a file of embeddings: index, faster engines where installed, and a gallery page."""
