@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +39,14 @@ def capture(run: Run, update: int, micros: list[Batch]) -> Path:
                 tensors[f"{m}/{name}/pad"] = stream.pad
         items.append(list(batch.ids))
     save_tensors(folder / f"batch-{rank}.safetensors", tensors)
-    write_json(folder / f"batch-{rank}.json", {"update": update, "rank": rank, "ranks": run.world.ranks, "ids": items})
+    write_json(folder / f"batch-{rank}.json", {
+        "update": update, "finished": run.done - run.skipped, "total": run.total, "rank": rank, "ranks": run.world.ranks,
+        "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.stepper.dtype], "ids": items})
     return folder
 
 
-def load_batches(folder: Path, rank: int = 0) -> tuple[int, list[Batch]]:
-    """The update number and micro-batches that `capture` kept."""
+def load_batches(folder: Path, rank: int = 0) -> tuple[dict[str, Any], list[Batch]]:
+    """What `capture` kept: its facts and the micro-batches."""
     try:
         meta = json.loads((folder / f"batch-{rank}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -56,27 +59,28 @@ def load_batches(folder: Path, rank: int = 0) -> tuple[int, list[Batch]]:
         streams = {n: Stream(own[f"{n}/x"], own.get(f"{n}/pad")) for n in names}
         targets = streams.pop("targets:", None)
         micros.append(Batch(tuple(ids), own["seeds"], streams, targets))
-    return meta["update"], micros
+    return meta, micros
 
 
-def replay(folder: Path) -> dict[str, Any]:
-    """Run a captured update again on this machine's CPU: every term, every gradient that is not finite, and which items
-    alone give a loss that is not finite."""
+def replay(folder: Path, rank: int = 0) -> dict[str, Any]:
+    """Run a captured update of a process again on this machine's CPU: every term, every gradient that is not finite, and
+    which items alone give a loss that is not finite. Raises CheckpointError when the folder is none, or damaged."""
     from avssl.model import build_backbone, build_frontend, build_loss, read_tables
     from avssl.training.distributed import World
     from avssl.training.setup import autocast_dtype
     from avssl.training.step import Stepper
     from avssl.training.weights import load_full_state
 
-    run_folder = folder.parent.parent
+    meta, micros = load_batches(folder, rank)
+    run_folder = folder.resolve().parent.parent
     tables = read_tables(run_folder)
     loss = build_loss(tables, build_backbone(tables))
     load_full_state(loss, load_safetensors(folder / "weights.safetensors"), str(folder))
     frontend = build_frontend(tables, run_folder)
-    update, micros = load_batches(folder)
-    device = torch.device("cpu")
-    stepper = Stepper(loss.train(), frontend.train(), device, World(), tables["train"]["seed"],
-                      autocast_dtype(tables["train"]["precision"], device), "rank")
+    update, device = meta["update"], torch.device("cpu")
+    loss.before_step(meta["finished"] + 1, meta["total"])
+    dtype = autocast_dtype(meta["precision"].replace("fp16", "fp32"), device)  # there is no fp16 on a CPU
+    stepper = Stepper(loss.train(), frontend.train(), device, World(rank=rank), tables["train"]["seed"], dtype, "rank")
     out = stepper.backward(micros, update)
     gradients = [n for n, p in loss.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
     guilty = []
@@ -86,5 +90,6 @@ def replay(folder: Path) -> dict[str, Any]:
                 alone = stepper.backward([batch.rows(slice(i, i + 1))], update)
                 if not all(bool(s.isfinite()) for _, s, _ in alone.terms.values()):
                     guilty.append(name)
-    return {"update": update, "terms": {k: float(s / c) for k, (_, s, c) in out.terms.items()},
+    terms = {k: float(s / c) for k, (_, s, c) in out.terms.items()}
+    return {"update": update, "reproduced": bool(gradients) or not all(map(math.isfinite, terms.values())), "terms": terms,
             "gradients_not_finite": gradients, "clips_not_finite_alone": guilty, "clips": [i for b in micros for i in b.ids]}
