@@ -49,9 +49,12 @@ def _register() -> None:
         bench,
         classify,
         data,
+        debug,
+        doctor,
         embed,
         evaluate,
         export,
+        launch,
         listing,
         models,
         predict,
@@ -62,17 +65,18 @@ def _register() -> None:
     )
 
     panels = {
-        "Train": {"pretrain": train.pretrain, "finetune": train.finetune, "reproduce": reproduce.reproduce},
+        "Train": {"pretrain": train.pretrain, "finetune": train.finetune, "reproduce": reproduce.reproduce, "launch": launch.launch},
         "Use": {"evaluate": evaluate.evaluate, "embed": embed.embed, "search": search.search, "predict": predict.predict,
                 "classify": classify.classify, "import": models.import_,
                 "export": export.export},
         "Look": {"report": report.report, "bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones,
-                 "losses": listing.losses},
+                 "losses": listing.losses, "doctor": doctor.doctor},
     }
     for panel, commands in panels.items():
         for name, function in commands.items():
             app.command(name, rich_help_panel=panel)(function)
     app.add_typer(data.app, name="data", rich_help_panel="Use")
+    app.add_typer(debug.debug_app, name="debug", rich_help_panel="Look")
     app.add_typer(listing.plugins_app, name="plugins", rich_help_panel="Look")
 
 

@@ -90,23 +90,7 @@ def test_killed_at_any_call(tmp_path: Path) -> None:
         save(folder, state(1))
         child = os.fork()
         if child == 0:
-            patch = pytest.MonkeyPatch()
-            fault = Fault(patch)
-            fault.wrap = lambda f: f  # type: ignore[method-assign]
-            count = 0
-
-            def dying(function: Callable[..., Any]) -> Callable[..., Any]:
-                def wrapped(*args: Any, **kwargs: Any) -> Any:
-                    nonlocal count
-                    count += 1
-                    if count == n:
-                        os._exit(9)
-                    return function(*args, **kwargs)
-                return wrapped
-
-            patch.undo()
-            for owner, name in ((os, "fsync"), (os, "replace"), (os, "mkdir"), (Path, "write_text")):
-                setattr(owner, name, dying(getattr(owner, name)))
+            _die_at(n)
             save(folder, state(2), best=True)
             os._exit(0)
         _, status = os.waitpid(child, 0)
@@ -119,6 +103,22 @@ def test_killed_at_any_call(tmp_path: Path) -> None:
         if os.waitstatus_to_exitcode(status) == 0:
             return
     raise AssertionError("saving makes more calls than this test kills at")
+
+
+def _die_at(n: int) -> None:
+    count = 0
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == n:
+                os._exit(9)
+            return function(*args, **kwargs)
+        return wrapped
+
+    for owner, name in ((os, "fsync"), (os, "replace"), (os, "mkdir"), (Path, "write_text")):
+        setattr(owner, name, dying(getattr(owner, name)))
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path, sounds: Path) -> None:

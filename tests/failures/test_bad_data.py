@@ -1,0 +1,217 @@
+"""Items that cannot be used: named, counted, replaced the same way whenever they are found out, never waited for twice."""
+
+from __future__ import annotations
+
+import csv
+import faulthandler
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from runs import assert_same, avssl, outcome, pretrain_arguments
+
+from avssl.data.bad import BadFiles, BadItem
+from avssl.data.workers import Blame, WorkerPool
+from avssl.errors import DataError
+
+BAD = ("004", "015")
+
+
+@pytest.fixture(scope="module")
+def tainted(sounds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sounds, two of them with good headers and samples that are no numbers."""
+    folder = tmp_path_factory.mktemp("tainted") / "sounds"
+    shutil.copytree(sounds, folder)
+    for name in BAD:
+        soundfile.write(folder / f"{name}.wav", np.full(8000, np.nan, np.float32), 8000, subtype="FLOAT")
+    return folder
+
+
+def listed(out: Path) -> dict[str, str]:
+    with (out / "bad_files.csv").open(newline="") as file:
+        return {row["id"]: row["what"] for row in csv.DictReader(file)}
+
+
+def test_skip_is_the_same_for_any_number_of_workers(tainted: Path, tmp_path: Path) -> None:
+    results = []
+    for policy, workers in (("skip", 0), ("skip", 2), ("quarantine", 0), ("quarantine", 2)):
+        out = tmp_path / f"{policy}{workers}"
+        ended = avssl(tmp_path / "logs", *pretrain_arguments(tainted, out, f"data.on_bad={policy}", workers=workers))
+        assert ended.code == 0, ended.stderr
+        assert f"2 items could not be used: {out / 'bad_files.csv'}" in ended.stderr
+        assert listed(out) == dict.fromkeys(BAD, "bad")
+        result = outcome(out)
+        results.append((result["files"], result["records"], result["state"]))
+    for other in results[1:]:
+        assert_same(dict(enumerate(other)), dict(enumerate(results[0])))
+
+
+def test_fail_names_the_file(tainted: Path, tmp_path: Path) -> None:
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(tainted, tmp_path / "run", "data.on_bad=fail"))
+    assert ended.code == 3
+    assert any(str(tainted / f"{name}.wav") in ended.last for name in BAD)
+    assert "(mend or remove the file; data.on_bad=skip goes on without it" in ended.last
+
+
+def test_the_budget_ends_a_run(tainted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(tainted, out, "data.max_bad=0.02"))
+    assert ended.code == 3
+    assert ended.last.startswith("error: 2 bad items, more than data.max_bad allows; the last: ")
+    assert ended.last.endswith(f"(see {out / 'bad_files.csv'}; mend the data or raise data.max_bad)")
+
+
+# -- the list ---------------------------------------------------------------------------------------------------------
+def test_a_half_written_line_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "bad_files.csv"
+    BadFiles(path).add([BadItem("a", "a.wav", "bad", 'a "quoted", reason')])
+    with path.open("ab") as file:
+        file.write(b"b,b.wav,ba")  # killed here
+    again = BadFiles(path)
+    assert list(again.by_id) == ["a"]
+    again.add([BadItem("b", "b.wav", "hung", "why"), BadItem("b", "b.wav", "hung", "why")])
+    assert listed(tmp_path) == {"a": "bad", "b": "hung"} and len(BadFiles(path)) == 2
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe.wav")
+    BadFiles(tmp_path / "bad_files.csv").add([BadItem(name, name, "bad", "line\nbreak")])
+    assert list(BadFiles(tmp_path / "bad_files.csv").by_id) == [name]
+
+
+# -- decoders that crash or hang --------------------------------------------------------------------------------------
+class Work:
+    """Doubles numbers; some of them are deadly. What is blamed becomes -1."""
+
+    def __init__(self, deadly: dict[int, Callable[[], Any]]) -> None:
+        self.deadly = deadly
+
+    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame], hold: Callable[[int], None]) -> list[Any]:
+        out: list[Any] = []
+        for key in keys:
+            hold(key)
+            blame = next((b for b in blamed if b.item == key), None)
+            if blame is None and key in self.deadly:
+                self.deadly[key]()
+            out.append((blame.what, blame.reason) if blame else 2 * key)
+        return out
+
+
+def segfault() -> None:
+    faulthandler.disable()  # pytest's would print a screenful
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang() -> None:
+    time.sleep(1000)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_crashing_and_hanging_items_are_blamed(workers: int) -> None:
+    tasks = [list(range(i, i + 5)) for i in range(0, 40, 5)]
+    work = Work({7: segfault, 8: segfault, 21: hang, 39: lambda: os._exit(3)})
+    with WorkerPool(work, workers, timeout=1.0) as pool:
+        results = [x for task in pool.map(tasks) for x in task]
+    expected: list[Any] = [2 * i for i in range(40)]
+    expected[7] = expected[8] = ("crashed", "the decoder killed its process (SIGSEGV)")
+    expected[21] = ("hung", "the decoder did not finish within 1 s")
+    expected[39] = ("crashed", "the decoder killed its process (exit 3)")
+    assert results == expected
+
+
+def test_out_of_memory_is_tried_once_more(tmp_path: Path) -> None:
+    """The kernel kills whoever is there: an innocent item survives its second try, a guilty one is blamed."""
+    def once() -> None:
+        if not (tmp_path / "tried").exists():
+            (tmp_path / "tried").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    work = Work({1: once, 3: lambda: os.kill(os.getpid(), signal.SIGKILL)})
+    with WorkerPool(work, 1) as pool:
+        assert list(pool.map([[0, 1, 2, 3]])) == [[0, 2, 4, ("crashed", "the decoder killed its process (SIGKILL)")]]
+
+
+def test_an_exception_of_the_work_keeps_its_place() -> None:
+    def fail() -> None:
+        raise DataError("no", fix="yes")
+
+    with WorkerPool(Work({3: fail}), 2) as pool:
+        results = pool.map([[1], [2], [3], [4]])
+        assert [next(results), next(results)] == [[2], [4]]
+        with pytest.raises(DataError, match=r"no \(yes\)"):
+            next(results)
+
+
+def test_known_bad_items_are_not_tried() -> None:
+    for workers in (0, 1):
+        with WorkerPool(Work({2: segfault}), workers, known=lambda keys: [Blame(k, "hung", "it did") for k in keys if k == 2]) as pool:
+            assert list(pool.map([[1, 2]])) == [[2, ("hung", "it did")]]
+
+
+# -- replacing them ---------------------------------------------------------------------------------------------------
+def items(deadly: set[int], partners: int, on_bad: str = "skip", rows: int = 12, touched: list[int] | None = None) -> Any:
+    """Training items over numbers instead of files: row i decodes to i."""
+    from avssl.batch import item
+    from avssl.data.clip import Clip, Limits, Request, Row
+    from avssl.data.items import TrainingItems
+    from avssl.frontend import Frontend
+
+    class Numbers(Frontend):
+        modalities = frozenset({"text"})
+
+        def plan(self, row: Row, rng: Any) -> Request:
+            rng.integers(10)  # a crop
+            if int(row.id) in deadly:
+                raise DataError(f"{row.id}: bad", fix="")
+            if touched is not None:
+                touched.append(int(row.id))
+            return Request({"text": None}, partners=partners)
+
+        def item(self, clips: Sequence[Clip], rng: Any) -> Any:
+            import torch
+
+            return item(clips[0].id, clips[0].seed, None, text=torch.tensor([float(c.id) for c in clips] + [float(rng.random())]))
+
+    all_rows = [Row(id=str(i), parts={"text": str(i)}) for i in range(rows)]
+    return TrainingItems(all_rows, Numbers(None), None, frozenset({"text"}), 0, Limits(), on_bad)
+
+
+def made(work: Any, keys: Sequence[int], blamed: Sequence[Blame] = ()) -> Any:
+    from avssl.data.sampler import Key
+
+    return work([Key(k, 0) for k in keys], blamed, lambda index: None)
+
+
+@pytest.mark.parametrize("partners", [0, 1, 2])
+def test_when_a_bad_row_is_found_out_changes_nothing(partners: int) -> None:
+    """As an item, a partner or a reserve; by trying it, or because a worker died of it, or in an earlier epoch."""
+    deadly = {3, 5, 8}
+    tried = made(items(deadly, partners), range(12)).batch
+    known = made(items(set(), partners), range(12), [Blame(i, "crashed", "x") for i in deadly]).batch
+    alone = [made(items(deadly, partners), [i]).batch for i in range(12)]
+    assert tried.ids == known.ids and tried.streams["text"].x.tolist() == known.streams["text"].x.tolist()
+    assert [b.streams["text"].x.tolist()[0] for b in alone] == tried.streams["text"].x.tolist()
+    assert not set(tried.streams["text"].x[:, : partners + 1].flatten().tolist()) & deadly
+    clean = made(items(set(), partners), range(12)).batch
+    same = [i for i, row in enumerate(clean.streams["text"].x[:, : partners + 1].tolist()) if not set(row) & deadly]
+    assert tried.streams["text"].x[same].tolist() == clean.streams["text"].x[same].tolist()  # others are untouched
+
+
+def test_a_blamed_partner_is_named_not_its_item() -> None:
+    result = made(items({3}, partners=3), range(12))
+    assert {(b.id, b.what) for b in result.bad} == {("3", "bad")}
+
+
+def test_when_everything_is_bad_the_run_ends() -> None:
+    with pytest.raises(DataError) as caught:
+        made(items(set(range(12)), 0), [0])
+    assert str(caught.value).endswith(": it and 19 replacements are unreadable (see bad_files.csv; `avssl data scan` lists what can be read)")
+    with pytest.raises(DataError, match="3: bad"):
+        made(items({3}, 0, on_bad="fail"), [3])
