@@ -90,6 +90,11 @@ ON_REQUEST: dict[str, Variant] = {  # candidates for --inner, and costly ones: n
     "tiny-6k, 79 frames, lr 1e-2": replace(COARSE, lr=1e-2),
     "tiny-6k, 79 frames, shift alone, lr 3e-3": replace(COARSE, lr=3e-3, sound={**MEL_COARSE, "shift": 1.0}),
     "tiny-6k, 79 frames, mean pooling, lr 3e-3": replace(COARSE, lr=3e-3, sizes={"pooler": "mean"}),
+    "tiny-6k, 79 frames, mean pooling, lr 1e-2": replace(COARSE, lr=1e-2, sizes={"pooler": "mean"}),
+    "tiny-6k, 79 frames, mean pooling, shift alone, lr 1e-2": replace(
+        COARSE, lr=1e-2, sizes={"pooler": "mean"}, sound={**MEL_COARSE, "shift": 1.0}
+    ),
+    "tiny-6k, mean pooling, lr 3e-3": replace(TINY, lr=3e-3, sizes={"pooler": "mean"}, sound={**MEL, **AUGMENTED}),
     "tiny-6k, 79 frames, 1000 epochs": replace(COARSE, epochs=1000),
     "cnn-4m, lr 3e-4": replace(CNN, lr=3e-4, sound={**MFCC_COARSE, **AUGMENTED}),
     "cnn-4m, 100 epochs": replace(CNN, epochs=100, sound={**MFCC_COARSE, **AUGMENTED}),
