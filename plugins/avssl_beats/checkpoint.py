@@ -187,8 +187,13 @@ def _loss(kind: str, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor],
 def write(model: Any, path: Path) -> list[Path]:
     """Write an encoder, a classifier or a tokenizer as the authors' file, which their code loads strictly.
 
-    model: an opened model (`avssl.model.Model`). Raises CheckpointError for parts that the format cannot hold.
+    model: an opened model (`avssl.model.Model`); path: a .pt or .pth file, or a folder that gets beats.pt or
+    tokenizer.pt. Raises CheckpointError for parts that the format cannot hold.
     """
+    is_tokenizer = model.recipe["loss"]["name"] == "beats_tokenizer"
+    if path.suffix not in (".pt", ".pth"):
+        path.mkdir(parents=True, exist_ok=True)
+        path = path / ("tokenizer.pt" if is_tokenizer else "beats.pt")
     from avssl.schema import unstructure
 
     config = {**unstructure(BeatsConfig()), **unstructure(model.backbone.config)}
@@ -199,7 +204,7 @@ def write(model: Any, path: Path) -> list[Path]:
         if f"backbone.{name}" == TABLE_NAME:
             tensors |= {TABLE_KEY.format(i): tensor for i in range(model.backbone.config.depth)}
     file: dict[str, Any] = {"cfg": cfg, "model": tensors}
-    if model.recipe["loss"]["name"] == "beats_tokenizer":
+    if is_tokenizer:
         tensors |= _tokenizer(model.path, cfg)
     elif model.head is not None:
         linear = getattr(model.head, "linear", None)

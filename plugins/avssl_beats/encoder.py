@@ -100,7 +100,8 @@ class GatedAttention(nn.Module):
         if bias is not None and self.gated:
             reset, update = torch.sigmoid(self.gate(q).unflatten(-1, (2, 4)).sum(-1)).chunk(2, -1)  # (B, H, N, 1)
             gate = (reset * (update * self.gate_scale - 1.0) + 2.0).to(q.dtype)
-        if gate is not None and x.device.type == "cpu" and not torch.is_grad_enabled():
+        eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        if gate is not None and x.device.type == "cpu" and eager:  # a traced loop would fix the batch size
             y = self._one_by_one(q, k, v, gate, bias, pad)
         else:
             bias = bias if gate is None else gate * bias

@@ -71,7 +71,8 @@ def test_a_file_is_recognised_imported_opened_and_written_back(tmp_path: Path, k
     imported = import_checkpoint(path)  # no format given
     write_imported(imported, tmp_path / "model")
     for model in (open_model(tmp_path / "model"), from_imported(imported, path)):
-        write(model, tmp_path / "back.pt")
+        assert write(model, tmp_path / "back.pt") == [tmp_path / "back.pt"]
+        assert [p.parent for p in write(model, tmp_path / "folder")] == [tmp_path / "folder"]
         old, new = (torch.load(p, weights_only=True) for p in (path, tmp_path / "back.pt"))
         assert old["model"].keys() == new["model"].keys() and old.get("label_dict") == new.get("label_dict")
         assert all(torch.equal(old["model"][k], v) for k, v in new["model"].items())
