@@ -31,9 +31,12 @@ def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
     characters.
     """
     codec = model.codec
-    check(model.head is not None and codec is not None and codec.kind == "characters",
-          f"{model.path} writes no characters", fix="fine-tune with loss.name=ctc and data.target=characters",
-          error=CheckpointError)  # fmt: skip
+    check(
+        model.head is not None and codec is not None and codec.kind == "characters",
+        f"{model.path} writes no characters",
+        fix="fine-tune with loss.name=ctc and data.target=characters",
+        error=CheckpointError,
+    )
     split, rows = evaluation_split(splits, config.split, config.limit)
     rows = labelled(rows)
     blank = int(model.recipe["loss"].get("blank", 0))
@@ -46,22 +49,36 @@ def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
         for index, one in zip(indices, log_probs, strict=True):
             symbols = greedy(one, blank)
             if config.decoder == "beam":
-                symbols = beam_search(one, blank, config.beam, language_model=language, lm_weight=config.lm_weight,
-                                      symbol_score=config.symbol_score)[0][0]  # fmt: skip
+                symbols = beam_search(
+                    one,
+                    blank,
+                    config.beam,
+                    language_model=language,
+                    lm_weight=config.lm_weight,
+                    symbol_score=config.symbol_score,
+                )[0][0]
             said.append(read(symbols, codec.classes))
             meant.append(read(spell(rows[index].labels[0], codec.classes), codec.classes))
             ids.append(rows[index].id)
     check(bool(ids), f"none of the {len(rows)} items could be read", fix="see the list of bad files", error=DataError)
     report = Report("speech", protocol=protocol(config, split=split, symbols=len(codec.classes)))
     note_bad(report, bad)
-    counts = {"wer": _edits([s.split() for s in said], [m.split() for m in meant]),
-              "cer": _edits([list(s) for s in said], [list(m) for m in meant])}  # fmt: skip
+    counts = {
+        "wer": _edits([s.split() for s in said], [m.split() for m in meant]),
+        "cer": _edits([list(s) for s in said], [list(m) for m in meant]),
+    }
     for name, (edits, lengths) in counts.items():
         interval = {}
         if config.bootstrap:
-            interval = {name: bootstrap.of_statistic(
-                lambda picked, e=edits, n=lengths: float(e[picked].sum() / max(1, n[picked].sum())), len(ids),
-                resamples=config.bootstrap, level=config.confidence, seed=config.seed)}  # fmt: skip
+            interval = {
+                name: bootstrap.of_statistic(
+                    lambda picked, e=edits, n=lengths: float(e[picked].sum() / max(1, n[picked].sum())),
+                    len(ids),
+                    resamples=config.bootstrap,
+                    level=config.confidence,
+                    seed=config.seed,
+                )
+            }
         report.add("speech", {name: edits.sum() / max(1, lengths.sum())}, interval)
     report.n |= {"items": len(ids), "words": int(counts["wer"][1].sum()), "characters": int(counts["cer"][1].sum())}
     report.hits["speech"] = [
@@ -86,8 +103,15 @@ def _language_model(splits: Splits, symbols: Sequence[str], config: SpeechConfig
 @torch.inference_mode()
 def _frames(model: Model, rows: Sequence[Row], config: SpeechConfig, bad: BadFiles):
     """(row numbers, (T, V) log probabilities of each without its padding), batch by batch."""
-    for indices, _, batch in evaluation_batches(rows, model.frontend, batch_size=config.batch_size, workers=config.workers,
-                                                views=False, on_bad=config.on_bad, bad=bad):  # fmt: skip
+    for indices, _, batch in evaluation_batches(
+        rows,
+        model.frontend,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        views=False,
+        on_bad=config.on_bad,
+        bad=bad,
+    ):
         features = model.backbone(model.frontend(batch.to(model.device)), only={"audio"})
         log_probs = model.head(features).float().log_softmax(-1).cpu().numpy()
         prefix, pad = features.grid["audio"].prefix, features.pad.get("audio")
