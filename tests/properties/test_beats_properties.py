@@ -231,6 +231,24 @@ def test_an_items_mask_depends_on_the_item_alone(backbone: Beats):
     assert torch.equal(padded.masked[1], alone.masked[0])
 
 
+@pytest.mark.parametrize("positions", ["sequence", "grid"])
+def test_a_padded_batch_has_the_loss_of_its_items(positions: str):
+    torch.manual_seed(0)
+    backbone = Beats(replace(SMALL, kept_positions=positions))
+    loss = RandomLabels(backbone, BeatsRandomConfig(tokenizer=RandomTokenizerConfig(codes=16, code_dim=8))).eval()
+    frontend = BeatsFrontend(BeatsFrontendConfig()).eval()
+    raw = waves(40000, 15000, 24001)
+    together = loss(frontend.batch(raw)).terms["labels"]
+    total, count = 0.0, 0
+    for i, n in enumerate((40000, 15000, 24001)):
+        one = raw.rows(slice(i, i + 1))
+        cut = one.with_streams(audio=Stream(one.streams["audio"].x[:, :n]))
+        term = loss(frontend.batch(cut)).terms["labels"]
+        total, count = total + term.sum.item(), count + int(term.count)
+    assert int(together.count) == count
+    assert together.sum.item() == pytest.approx(total, rel=1e-5)
+
+
 def test_the_loss_counts_hidden_patches_and_no_others():
     logits = torch.randn(2, 6, 5)
     labels = torch.randint(5, (2, 6))
