@@ -1,0 +1,377 @@
+"""Reading a file never executes it, changes nothing, and takes no more memory than the file."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import io
+import json
+import os
+import pickle
+import random
+import struct
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Running
+from safetensors.torch import save_file
+
+from avssl.errors import CheckpointError
+from avssl.safeload import Inert, load_safetensors, load_torch, plain
+
+MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
+SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+
+
+def in_zip(content: bytes, path: Path) -> Path:
+    """A torch archive whose pickle is `content`."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(2)}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w") as new:
+        for member in old.infolist():
+            new.writestr(member.filename, content if member.filename.endswith("data.pkl") else old.read(member))
+    return path
+
+
+def in_legacy(content: bytes, path: Path) -> Path:
+    """The format of torch before 1.6."""
+    head = b"".join(pickle.dumps(x, 2) for x in (MAGIC, PROTOCOL, SYSTEM))
+    path.write_bytes(head + content + pickle.dumps([], 2))
+    return path
+
+
+def raw(content: bytes, path: Path) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+class Reduced:
+    """Pickles to a call."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.call = function, args
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def text(word: str) -> bytes:
+    return b"X" + struct.pack("<I", len(word.encode())) + word.encode()
+
+
+def attacks(victim: Path) -> dict[str, bytes]:
+    """Pickles that would create `victim`, or leave something behind in this process."""
+    shell = f"touch {victim}"
+    code = f"open({str(victim)!r}, 'w').close()"
+    four = b"\x80\x04"
+    import functools
+    import subprocess
+
+    return {
+        "reduce-os.system": pickle.dumps(Reduced(os.system, shell), 2),
+        "reduce-eval": pickle.dumps(Reduced(eval, code), 2),
+        "reduce-exec-nested": pickle.dumps({"model": [{"w": Reduced(exec, code)}]}, 2),
+        "reduce-popen": pickle.dumps(Reduced(subprocess.Popen, ["touch", str(victim)]), 4),
+        "reduce-partial": pickle.dumps(Reduced(functools.partial, os.system, shell), 2),
+        "reduce-torch.load": pickle.dumps(Reduced(torch.load, str(victim)), 2),
+        "reduce-mkdir-pathlib": pickle.dumps(Reduced(Path.touch, victim), 4),
+        "stack-global": four + text("posix") + text("system") + b"\x93" + text(shell) + b"\x85R.",
+        "stack-global-dotted": four + text("torch.storage") + text("os.system") + b"\x93" + text(shell) + b"\x85R.",
+        "stack-global-dotted-storage": four + text("torch") + text("serialization.os.system") + b"\x93" + text(shell) + b"\x85R.",
+        "inst": b"(" + b"S'" + shell.encode() + b"'\nios\nsystem\n.",
+        "obj": b"(cos\nsystem\nS'" + shell.encode() + b"'\no.",
+        "newobj": b"\x80\x02cos\nsystem\n" + text(shell) + b"\x85\x81.",
+        "newobj-ex": four + b"cos\nsystem\n" + text(shell) + b"\x85}\x92.",
+        "getattr": b"\x80\x02c__builtin__\ngetattr\ncos\n__dict__\n" + text("system") + b"\x86R" + text(shell) + b"\x85R.",
+        "build-defaults": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}" + text("__defaults__") + text(str(victim)) + b"\x85s\x86b.",
+        "build-own": b"\x80\x02ctorch._utils\n_rebuild_parameter\nN}" + text("__doc__") + text("hacked") + b"s\x86b.",
+        "build-class": b"\x80\x02ctorch\nUntypedStorage\nN}" + text("hacked") + text("x") + b"s\x86b.",
+        "codec": b"\x80\x02c_codecs\nencode\n" + text("x") + text("this") + b"\x86R.",
+        "persistent-id": b"\x80\x02" + text("module") + b"cos\nsystem\n" + text("/etc/passwd") + text("x") + b"tQ.".replace(b"t", b"\x87"),
+        "persistent-text": b"Pos.system\n.",
+        "extension": b"\x80\x02\x82\x01.",
+    }
+
+
+def run_attack(wrap: Callable[[bytes, Path], Path], name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    defaults = torch._utils._rebuild_tensor_v2.__defaults__
+    path = wrap(attacks(victim)[name], tmp_path / "evil.pt")
+    try:
+        result = load_torch(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)
+    else:
+        assert not callable(result) and isinstance(result, (dict, str, bytes, list, tuple, type(None)) + (Inert,)), result
+        plain(result)
+    assert not victim.exists(), "it was executed"
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults
+    assert torch._utils._rebuild_parameter.__doc__ != "hacked" and not hasattr(torch.UntypedStorage, "hacked")
+
+
+@pytest.mark.parametrize("name", sorted(attacks(Path("victim"))))
+@pytest.mark.parametrize("wrap", [in_zip, in_legacy, raw])
+def test_malicious_pickles(wrap: Callable[[bytes, Path], Path], name: str, tmp_path: Path) -> None:
+    run_attack(wrap, name, tmp_path)
+
+
+def test_attacks_are_real(tmp_path: Path) -> None:
+    """The same bytes do harm when they are simply unpickled; otherwise the tests above would prove nothing."""
+    worked = 0
+    for name, content in attacks(tmp_path / "victim").items():
+        if name.startswith(("build", "codec", "persistent", "extension", "reduce-torch", "getattr")):
+            continue
+        (tmp_path / "victim").unlink(missing_ok=True)
+        try:
+            result = pickle.loads(content)
+            result() if callable(result) else None
+        except Exception:
+            pass
+        time.sleep(0.05 if "popen" in name else 0)
+        worked += (tmp_path / "victim").exists()
+    assert worked >= 10
+
+
+# -- configuration objects become plain dictionaries ----------------------------------------------------------------
+class Setting:
+    """Stands for OmegaConf and its kind: classes that the reader may not have."""
+
+    def __init__(self) -> None:
+        self.lr, self.nested = 0.1, argparse.Namespace(x=[1, {"y": 2}])
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_foreign_objects_become_dictionaries(legacy: bool, tmp_path: Path) -> None:
+    weight = torch.arange(6.0).view(2, 3)
+    content = {"model": collections.OrderedDict(a=weight, b=weight.T, p=torch.nn.Parameter(weight[0])), "cfg": Setting(),
+               "args": argparse.Namespace(name="x"), "dtype": torch.float16, "path": bytearray(b"abc"), "list": [1, (2, "three")]}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=not legacy)
+    loaded = plain(load_torch(tmp_path / "a.pt"))
+    assert torch.equal(loaded["model"]["a"], weight) and torch.equal(loaded["model"]["b"], weight.T)
+    assert torch.equal(loaded["model"]["p"], weight[0])
+    assert loaded["cfg"] == {"lr": 0.1, "nested": {"x": [1, {"y": 2}]}} and loaded["args"] == {"name": "x"}
+    assert loaded["dtype"] is torch.float16 and bytes(loaded["path"]) == b"abc" and loaded["list"] == [1, [2, "three"]]
+
+
+# -- bombs ----------------------------------------------------------------------------------------------------------
+def test_a_zip_bomb(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
+    with pytest.raises(CheckpointError) as caught:
+        load_torch(path)
+    assert str(caught.value) == (f"{path}: {path.stat().st_size} bytes would unpack to 50000000 "
+                                 "(this is no checkpoint: do not trust its source)")
+
+
+def test_a_program_is_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "scripted.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(path))
+    with pytest.raises(CheckpointError) as caught:
+        load_torch(path)
+    assert str(caught.value) == f"{path}: a TorchScript archive, which is a program (where you trust it, save its state_dict())"
+
+
+def test_a_tar_is_not_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "old.pt"
+    with tarfile.open(path, "w") as archive:
+        link = tarfile.TarInfo("storages")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with pytest.raises(CheckpointError, match=r"the tar format of torch before 0.2 is not read \(load and save it with a newer torch\)"):
+        load_torch(path)
+
+
+BOMBS = {
+    "bytearray": b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",  # bytearray(2**36)
+    "bytearray8": b"\x80\x05\x96" + struct.pack("<Q", 2**36) + b"x.",
+    "memo": b"\x80\x02Nr" + struct.pack("<I", 2**32 - 2) + b".",
+    "bytes8": b"\x80\x04\x8e" + struct.pack("<Q", 2**36) + b"x.",
+    "frame": b"\x80\x04\x95" + struct.pack("<Q", 2**60) + b"N.",
+    "storage": b"\x80\x02ctorch\nUntypedStorage\n\x8a\x05\x00\x00\x00\x00\x10\x85R.",
+    "long": b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b"x.",
+}
+
+
+@pytest.mark.parametrize("wrap", [in_zip, in_legacy])
+def test_memory_bombs(wrap: Callable[[bytes, Path], Path], tmp_path: Path) -> None:
+    """64 GiB each, if it were believed: each is refused, and no memory is taken."""
+    for name, content in BOMBS.items():
+        wrap(content, tmp_path / f"{name}.pt")
+    ended = Running(tmp_path / "logs", _load_all, str(tmp_path)).end()
+    assert ended.code == 0, ended.stderr
+    assert set(BOMBS) - set(ended.stdout.split()) <= {"memo", "frame"}  # these two read as nothing, at no cost
+
+
+def _load_all(folder: str) -> None:
+    import resource
+
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for path in sorted(Path(folder).glob("*.pt")):
+        try:
+            load_torch(path)
+        except CheckpointError:
+            print(path.stem)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown
+    assert grown < 300_000, f"{grown} kB"
+
+
+def test_a_tensor_beyond_its_data(tmp_path: Path) -> None:
+    """torch's own rebuilding would enlarge the storage and hand out whatever lies in memory."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.ones(2), "other": argparse.Namespace()}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        (content,) = (archive.read(m) for m in archive.namelist() if m.endswith("data.pkl"))
+    assert content.count(b"K\x02\x85") == 1  # size (2,)
+    for evil in (content, content.replace(b"argparse", b"builtins").replace(b"Namespace", b"frozenset")):
+        path = in_zip(evil.replace(b"K\x02\x85", b"M\xff\xff\x85"), tmp_path / "long.pt")
+        with pytest.raises(CheckpointError, match="a tensor reaches beyond its data|its tensors take"):
+            load_torch(path)
+
+
+def test_billion_laughs_and_cycles() -> None:
+    laugh: list[Any] = ["ha"]
+    for _ in range(60):
+        laugh = [laugh, laugh]
+    result = plain(laugh)  # shared, not multiplied
+    assert result[0] is result[1]
+    cycle: dict[str, Any] = {}
+    cycle["self"] = [cycle]
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for evil in (cycle, deep):
+        with pytest.raises(CheckpointError, match="contain themselves, or are nested too deeply"):
+            plain(evil)
+    while deep:  # or its destructor recurses
+        deep = deep[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"P", b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18, b"\x80", b"\x80\x02.", b"hello", b"\0" * 4096])
+def test_garbage(content: bytes, tmp_path: Path) -> None:
+    path = raw(content, tmp_path / "x.pt")
+    for reader in (load_torch, load_safetensors):
+        with pytest.raises(CheckpointError, match="x.pt"):
+            reader(path)
+
+
+# -- safetensors ----------------------------------------------------------------------------------------------------
+def tensors_file(path: Path, header: Any, data: bytes = b"\0" * 16, length: int | None = None) -> Path:
+    content = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return raw(struct.pack("<Q", len(content) if length is None else length) + content + data, path)
+
+
+F = "F32"
+HEADERS: dict[str, tuple[Any, int | None]] = {
+    "overlapping": ({"a": {"dtype": F, "shape": [4], "data_offsets": [0, 16]}, "b": {"dtype": F, "shape": [2], "data_offsets": [8, 16]}}, None),
+    "hole": ({"a": {"dtype": F, "shape": [2], "data_offsets": [8, 16]}}, None),
+    "beyond": ({"a": {"dtype": F, "shape": [8], "data_offsets": [0, 32]}}, None),
+    "backwards": ({"a": {"dtype": F, "shape": [4], "data_offsets": [16, 0]}}, None),
+    "wrong-size": ({"a": {"dtype": F, "shape": [5], "data_offsets": [0, 16]}}, None),
+    "overflow": ({"a": {"dtype": F, "shape": [2**32, 2**32, 4], "data_offsets": [0, 16]}}, None),
+    "negative": ({"a": {"dtype": F, "shape": [-4], "data_offsets": [0, 16]}}, None),
+    "dtype": ({"a": {"dtype": "Q9", "shape": [4], "data_offsets": [0, 16]}}, None),
+    "no-json": (b"{" * 100, None),
+    "deep": (b"[" * 100_000 + b"]" * 100_000, None),
+    "list": ([1, 2], None),
+    "huge-header": ({}, 2**62),
+    "header-beyond": ({}, 10_000),
+    "not-utf8": (b'{"\xff": 1}', None),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HEADERS))
+def test_absurd_safetensors(name: str, tmp_path: Path) -> None:
+    header, length = HEADERS[name]
+    path = tensors_file(tmp_path / "x.safetensors", header, length=length)
+    with pytest.raises(CheckpointError) as caught:
+        load_safetensors(path)
+    assert str(caught.value).startswith(f"{path}: damaged safetensors file: ") and str(caught.value).endswith("(restore it from a copy)")
+
+
+# -- mutations ------------------------------------------------------------------------------------------------------
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        at = rng.randrange(len(data)) if data else 0
+        how = rng.randrange(6)
+        if how == 0 and data:
+            data[at] ^= 1 << rng.randrange(8)
+        elif how == 1 and data:
+            data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, 0x2E, 0x52, 0x62, 0x93, 0x96, 0x72, 0x8E))
+        elif how == 2:
+            del data[at : at + rng.randrange(1, 64)]
+        elif how == 3:
+            data[at:at] = rng.randbytes(rng.randrange(1, 16))
+        elif how == 4:
+            data[at : at + 8] = struct.pack("<q", rng.choice((-1, 0, 2**31, 2**40, 2**62, len(data))))
+        else:
+            source = rng.randrange(len(data)) if data else 0
+            data[at : at + 32] = data[source : source + 32]
+    return bytes(data[: rng.randrange(len(data))] if data and rng.random() < 0.1 else data)
+
+
+def seeds_of(kind: str, folder: Path) -> tuple[list[bytes], Callable[[Path], Any]]:
+    folder.mkdir(exist_ok=True)
+    content = {"model": {"a": torch.randn(3, 4), "b": torch.ones(2, dtype=torch.float16)}, "epoch": 3}
+    rich = {**content, "args": argparse.Namespace(x=1, y=[2, {"z": (3, "w")}]), "cfg": Setting()}
+    if kind == "safetensors":
+        save_file(content["model"], folder / "s")
+        return [(folder / "s").read_bytes()], load_safetensors
+    found = []
+    for value in (content, rich):
+        torch.save(value, folder / "t", _use_new_zipfile_serialization=kind == "zip")
+        found.append((folder / "t").read_bytes())
+    if kind == "zip-pickle":  # mutations inside the pickle of a sound archive go deeper
+        return [zipfile.ZipFile(io.BytesIO(_saved(v))).read("archive/data.pkl") for v in (content, rich)], load_torch
+    return found, load_torch
+
+
+def _saved(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def _fuzz(kind: str, folder: str, count: int, seed: int) -> None:
+    import resource
+
+    rng, here = random.Random(seed), Path(folder)
+    contents, read = seeds_of(kind, here / kind)
+    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused = 0
+    for n in range(count):
+        mutated = mutate(rng.choice(contents), rng)
+        path = here / f"{kind}.bin"
+        in_zip(mutated, path) if kind == "zip-pickle" else path.write_bytes(mutated)
+        began = time.monotonic()
+        try:
+            read(path)
+        except CheckpointError:
+            refused += 1
+        assert time.monotonic() - began < 20, f"mutation {n} took long"
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base
+    assert grown < 500_000, f"{grown} kB"
+    print(refused)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "count"), [("zip", 1500), ("zip-pickle", 1500), ("legacy", 1500), ("safetensors", 1500)])
+def test_mutations(kind: str, count: int, tmp_path: Path) -> None:
+    """Either it loads or it is refused, in a process of its own with a time limit: no crash, no hang, no memory."""
+    ended = Running(tmp_path / "logs", _fuzz, kind, str(tmp_path), count, 7).end(timeout=400)
+    assert ended.code == 0, ended.stderr[-2000:]
+    assert count * 0.2 < int(ended.stdout.split()[-1]) <= count  # the mutations do reach something
+
+
+def test_a_few_mutations(tmp_path: Path) -> None:
+    for kind in ("zip", "zip-pickle", "legacy", "safetensors"):
+        ended = Running(tmp_path / "logs", _fuzz, kind, str(tmp_path), 60, 3).end()
+        assert ended.code == 0, ended.stderr[-2000:]
