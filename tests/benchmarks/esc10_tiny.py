@@ -1,9 +1,9 @@
 """ESC-10, five folds: tiny Transformers against the 4-million-parameter CNN, plain, augmented, distilled, in int8.
 
-    python benchmarks/esc10_tiny.py --data ESC10 --out RESULTS                       # everything, then the table
-    python benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --folds 1 2 & ... --folds 3 4 5 &    # in parallel
-    python benchmarks/esc10_tiny.py --out RESULTS --table                            # the table of what is there
-    python benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --inner              # choose settings without test folds
+    python tests/benchmarks/esc10_tiny.py --data ESC10 --out RESULTS                       # everything, then the table
+    python tests/benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --folds 1 2 & ... --folds 3 4 5 &    # in parallel
+    python tests/benchmarks/esc10_tiny.py --out RESULTS --table                            # the table of what is there
+    python tests/benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --inner              # choose settings without test folds
 
 Every (variant, fold, seed) is one JSON file: what exists is not run again, and processes may share RESULTS. Test folds
 are used once, after a fixed number of epochs. `--inner` trains on three folds and tests on the next one after the test
