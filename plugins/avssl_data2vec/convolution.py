@@ -40,9 +40,9 @@ def _groups(x: Tensor, kernel: int, stride: int, frames: int) -> Iterator[tuple[
         yield first, taps, x.as_strided(size, step, x.storage_offset() + first * width)
 
 
-def _matrix(weight: Tensor, first: int, taps: int) -> Tensor:
-    """(taps * C, O): the taps of a group as a matrix."""
-    return weight[:, :, first : first + taps].permute(2, 1, 0).reshape(taps * weight.shape[1], -1)
+def _flat(weight: Tensor) -> Tensor:
+    """(O, C, K) -> (O, K * C): the columns of a group of taps lie next to each other."""
+    return weight.permute(0, 2, 1).reshape(len(weight), -1)
 
 
 class _ConvLast(torch.autograd.Function):
@@ -55,9 +55,10 @@ class _ConvLast(torch.autograd.Function):
         if x.shape[2] == 1:  # few taps of one channel: unfolding costs nothing
             return x[..., 0].unfold(1, kernel, stride) @ weight[:, 0].t()
         out = x.new_empty(x.shape[0], frames, weight.shape[0])
+        flat, width = _flat(weight), x.shape[2]
         for item, row in zip(x, out, strict=True):
             for first, taps, view in _groups(item, kernel, stride, frames):
-                matrix = _matrix(weight, first, taps)
+                matrix = flat[:, first * width : (first + taps) * width].t()
                 torch.mm(view, matrix, out=row) if first == 0 else row.addmm_(view, matrix)
         return out
 
@@ -75,12 +76,14 @@ class _ConvLast(torch.autograd.Function):
                 grad_x = F.pad(grad_x, (0, x.shape[1] - grad_x.shape[2])).transpose(1, 2)
             return grad_x, grad_weight, None
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros(kernel, x.shape[2], weight.shape[0], dtype=torch.float32)
+        flat, width = _flat(weight), x.shape[2]
+        grad_flat = torch.zeros(flat.shape, dtype=torch.float32)  # summed in float32, also under bf16
         for b in range(len(x)):
             for first, taps, view in _groups(x[b], kernel, stride, frames):
-                part = torch.mm(view.t(), grad[b])  # (taps * C, O)
-                grad_weight[first : first + taps] += part.view(taps, x.shape[2], -1)
+                columns = slice(first * width, (first + taps) * width)
+                grad_flat[:, columns] += torch.mm(grad[b].t(), view)
             if grad_x is not None:
                 for first, taps, view in _groups(grad_x[b], kernel, stride, frames):
-                    view.addmm_(grad[b], _matrix(weight, first, taps).t())
-        return grad_x, grad_weight.permute(2, 1, 0).to(weight.dtype), None
+                    view.addmm_(grad[b], flat[:, first * width : (first + taps) * width])
+        grad_weight = grad_flat.view(len(weight), kernel, width).permute(0, 2, 1)
+        return grad_x, grad_weight.to(weight.dtype), None
