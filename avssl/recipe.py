@@ -191,6 +191,8 @@ def read_recipe(name: str) -> dict[str, Any]:
         base = _read(base_name)
         check("extends" not in base, f"{name} extends {base_name}, which extends {base.get('extends')}",
               fix="extend the root recipe: one level, no chains")
+        if {"epochs", "updates"} & data.get("train", {}).keys():  # one length replaces the other
+            base["train"] = {k: v for k, v in base.get("train", {}).items() if k not in ("epochs", "updates")}
         data = merge(base, data)
     return data
 

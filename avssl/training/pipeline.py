@@ -32,7 +32,7 @@ def run_pipeline(pipeline: Pipeline, data: str | Path | Sequence[Row], out: str 
     init: model that the first stage with no "init" of its own starts from. Raises what the stages raise; a finished stage
     is kept.
     """
-    out = Path(out)
+    out = Path(out).resolve()  # stages name each other by path: another spelling is no other recipe
     check(resume or not out.exists() or not any(out.iterdir()), f"--out {out} exists already",
           fix="add --resume to go on with it, or choose another directory")
     names = [s.name for s in pipeline.stages]

@@ -17,13 +17,50 @@ from avssl.training.loop import Run
 from avssl.training.step import StepOutput, seed_everything
 
 
+KNN_ROWS = 2000  # training rows that a k-NN look compares with
+
+
 def validator(rows: Sequence[Row]) -> Callable[[Run], Callable[[int], Mapping[str, float]]]:
-    """What `build_run` takes: metrics of a supervised run, else the objective itself with draws that are always the same."""
+    """What `build_run` takes: metrics of a supervised run, else the objective itself with draws that are always the same;
+    every `monitor.knn_every` epochs also k-NN accuracy of the features, where rows are labelled."""
     def bound(run: Run) -> Callable[[int], Mapping[str, float]]:
         codec = run.loader.items.codec
         supervised = "head" in run.loss.exports() and codec is not None and codec.kind != "characters"
-        return lambda update: (supervised_metrics if supervised else objective)(run, rows)
+        every = run.recipe.monitor.knn_every * run.per_epoch
+
+        def look(update: int) -> Mapping[str, float]:
+            found = (supervised_metrics if supervised else objective)(run, rows)
+            return {**found, **neighbours(run, rows)} if every and update % every == 0 else found
+        return look
     return bound
+
+
+@torch.no_grad()
+def neighbours(run: Run, rows: Sequence[Row]) -> dict[str, float]:
+    """{"knn.STREAM.accuracy"} (mAP for several labels): validation rows by their 20 nearest among the first training rows."""
+    from avssl.evaluation.knn import neighbours as scores
+    from avssl.evaluation.labels import encode, label_codec
+    from avssl.evaluation.metrics import classification
+
+    train = [r for r in run.loader.items.rows if r.labels][:KNN_ROWS]
+    asked = [r for r in rows if r.labels]
+    if not train or not asked:
+        return {}
+    codec = label_codec(train)
+    features = []
+    for some in (train, asked):
+        pooled: dict[str, list[Any]] = {}
+        order: list[int] = []
+        for indices, _, batch in _batches(run, some, labels=False):
+            order += indices
+            for stream, x in run.loss.backbone(run.frontend(batch.to(run.device))).pooled.items():
+                pooled.setdefault(stream, []).append(x.float().cpu().numpy())
+        features.append((encode([some[i] for i in order], codec), {k: np.concatenate(v) for k, v in pooled.items()}))
+    (known, x), (truth, z) = features
+    metric = "map" if truth.multi else "accuracy"
+    if truth.numbers:
+        return {}
+    return {f"knn.{k}.{metric}": classification(scores(x[k], known, z[k], 20, 0.07), truth.y)[0][metric] for k in z if k in x}
 
 
 @torch.no_grad()
@@ -64,8 +101,8 @@ def supervised_metrics(run: Run, rows: Sequence[Row]) -> dict[str, float]:
     return classification(probabilities(scores, codec.kind == "multi_hot"), targets)[0]
 
 
-def _batches(run: Run, rows: Sequence[Row]) -> Any:
+def _batches(run: Run, rows: Sequence[Row], labels: bool = True) -> Any:
     items = run.loader.items
     return evaluation_batches(rows, run.frontend, batch_size=run.loader.micro, workers=run.loader.workers, views=False,
-                              modalities=items.modalities, codec=items.codec, limits=items.limits, bad=run.loader.bad,
+                              modalities=items.modalities, codec=items.codec if labels else None, limits=items.limits, bad=run.loader.bad,
                               timeout=run.loader.timeout)
