@@ -65,9 +65,11 @@ def neighbours(run: Run, rows: Sequence[Row]) -> dict[str, float]:
 
 @torch.no_grad()
 def objective(run: Run, rows: Sequence[Row]) -> dict[str, float]:
-    """{"loss", its terms, its metrics} over the rows; every item keeps its seed, so that two looks differ by the model alone."""
+    """{"loss", its terms, its metrics} over the rows in an order that is always the same; every item keeps its seed, so
+    that two looks differ by the model alone. Batches are as in training: a contrast needs other items to tell apart."""
     out = StepOutput()
-    for indices, _, batch in _batches(run, rows):
+    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    for indices, _, batch in _batches(run, rows, mixed=True):
         seeds = torch.tensor([item_seed(run.recipe.train.seed, Key(i, 0), salt=0xEA1) for i in indices])
         batch = run.frontend(dataclasses.replace(batch, seeds=seeds).to(run.device))
         seed_everything(run.recipe.train.seed, indices[0])
@@ -101,8 +103,8 @@ def supervised_metrics(run: Run, rows: Sequence[Row]) -> dict[str, float]:
     return classification(probabilities(scores, codec.kind == "multi_hot"), targets)[0]
 
 
-def _batches(run: Run, rows: Sequence[Row], labels: bool = True) -> Any:
+def _batches(run: Run, rows: Sequence[Row], labels: bool = True, mixed: bool = False) -> Any:
     items = run.loader.items
     return evaluation_batches(rows, run.frontend, batch_size=run.loader.micro, workers=run.loader.workers, views=False,
-                              modalities=items.modalities, codec=items.codec if labels else None, limits=items.limits, bad=run.loader.bad,
+                              modalities=items.modalities, codec=items.codec if labels else None, limits=items.limits, bad=run.loader.bad, mixed=mixed,
                               timeout=run.loader.timeout)
