@@ -95,6 +95,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check((self.epochs is None) != (self.updates is None), "give train.epochs or train.updates, one of the two",
               fix="--set train.epochs=10")
+        check(self.ema is None or self.weight_average is None, "train.ema and train.weight_average both replace the weights",
+              fix="choose one of the two")
 
 
 @config

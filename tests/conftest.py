@@ -1,10 +1,11 @@
-"""Shared fixtures: where the real data lie, and one thread per test process."""
+"""Shared fixtures: where the real data lie, and one thread per test process. No test reaches the network."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import no_network  # noqa: F401
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["avssl.training.run", "avssl.training.replay", "avssl.cli.train", "torch.utils.tensorboard", "torch._dynamo", "soundfile", "av",
+FORKS.set_forkserver_preload(["no_network", "avssl.training.run", "avssl.training.replay", "avssl.cli.train", "torch.utils.tensorboard", "torch._dynamo", "soundfile", "av",
                               "avssl_tiny.frontend", "avssl_tiny.masked", "avssl.nn.mel", "toy", "pyarrow.parquet"])
 SMALL = ("backbone.dim=16", "backbone.layers=1", "backbone.ff=32", "backbone.heads=2", "data.batch_size=8", "train.log_every=1",
          "monitor.every=5", "frontend.seconds=0.6", "train.ema=0.9")

@@ -9,7 +9,30 @@ from pathlib import Path
 import pytest
 from runs import Running, assert_same, avssl, outcome, pretrain_arguments, updates_logged, wait_until
 
-AVERAGED = ("train.weight_average=[2, 9]", "train.save_every=3")
+
+
+def test_averages_of_epochs_go_on_where_they_were() -> None:
+    """The mean over epochs 2 to 4, saved and loaded in between, in another order than it was built."""
+    import torch
+    from toy import Toy, ToyConfig
+
+    from avssl.loss import Loss
+    from avssl.training.weights import Averages
+
+    states = []
+    whole, part = Averages(epochs=(2, 4)), Averages(epochs=(2, 4))
+    for epoch in range(1, 6):
+        torch.manual_seed(epoch)
+        loss = Loss(Toy(ToyConfig()), None)
+        states.append(loss.state_dict())
+        whole.epoch(epoch, loss)
+        part.epoch(epoch, loss)
+        fresh = Averages(epochs=(2, 4))
+        fresh.load({"averages": dict(sorted(part.sums.items()))} if part.sums else {}, part.state())
+        part = fresh
+    mean = {k: torch.stack([s[k].double() for s in states[1:4]]).mean(0).float() for k in states[0]}
+    assert_same(whole.result(states[-1]), mean)
+    assert_same(part.result(states[-1]), mean)
 
 
 def test_resume_of_a_finished_run_changes_nothing(finished: Path, sounds: Path, tmp_path: Path) -> None:
@@ -72,7 +95,7 @@ def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
     """SIGKILL at 24 random instants, in starting, training, saving and finishing, with 0, 2 and 4 workers in turn."""
     whole = tmp_path / "whole"
     began = time.monotonic()
-    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, whole, *AVERAGED, updates=40, workers=2))
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, whole, "train.save_every=3", updates=40, workers=2))
     assert ended.code == 0, ended.stderr
     duration = time.monotonic() - began
     rng = random.Random(11)
@@ -81,7 +104,7 @@ def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
         out = tmp_path / f"run{runs}"
         for attempt in range(40):
             workers = (0, 2, 4)[(runs + attempt) % 3]
-            running = Running(tmp_path / "logs", pretrain_arguments(sounds, out, *AVERAGED, updates=40, workers=workers, resume=True))
+            running = Running(tmp_path / "logs", pretrain_arguments(sounds, out, "train.save_every=3", updates=40, workers=workers, resume=True))
             running.process.join(rng.uniform(0.2, 1.0) * duration)
             if running.process.exitcode is None:
                 running.kill()

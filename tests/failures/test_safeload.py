@@ -363,7 +363,7 @@ def _fuzz(kind: str, folder: str, count: int, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("kind", "count"), [("zip", 1500), ("zip-pickle", 1500), ("legacy", 1500), ("safetensors", 1500)])
+@pytest.mark.parametrize(("kind", "count"), [("zip", 4000), ("zip-pickle", 4000), ("legacy", 4000), ("safetensors", 4000)])
 def test_mutations(kind: str, count: int, tmp_path: Path) -> None:
     """Either it loads or it is refused, in a process of its own with a time limit: no crash, no hang, no memory."""
     ended = Running(tmp_path / "logs", _fuzz, kind, str(tmp_path), count, 7).end(timeout=400)
