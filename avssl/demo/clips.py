@@ -20,9 +20,12 @@ FPS = 8
 def make_clips(folder: Path, train: int = 60, test: int = 20, seed: int = 0) -> int:
     """Write `train` + `test` clips of each class below `folder`; how many there are. Every clip has its own seed, so
     that a part of the set is the same whatever the rest is."""
-    jobs = [(folder / split / kind / f"{i:04}.mp4", kind, (seed, s, c, i))
-            for s, (split, count) in enumerate((("train", train), ("test", test)))
-            for c, kind in enumerate(CLASSES) for i in range(count)]
+    jobs = [
+        (folder / split / kind / f"{i:04}.mp4", kind, (seed, s, c, i))
+        for s, (split, count) in enumerate((("train", train), ("test", test)))
+        for c, kind in enumerate(CLASSES)
+        for i in range(count)
+    ]
     for path in {job[0].parent for job in jobs}:
         path.mkdir(parents=True, exist_ok=True)
     workers = min(4, os.cpu_count() or 1)
@@ -39,8 +42,8 @@ def _make(job: tuple[Path, str, tuple[int, ...]]) -> None:
 
 def make_clip(path: Path, kind: str, rng: np.random.Generator) -> None:
     """One clip: a thing of the class moves and sounds. A larger one sounds lower, and it swells as it sounds."""
-    size = rng.uniform(0.17, 0.33)
-    pitch = float(np.exp(-2.2 * (size - 0.25) + rng.normal(0, 0.08)))
+    size = rng.uniform(0.24, 0.36)
+    pitch = float(np.exp(-2.2 * (size - 0.3) + rng.normal(0, 0.08)))
     wave = make_sound(kind, rng, round(SECONDS * RATE), pitch)
     count = round(SECONDS * FPS)
     power = np.sqrt(np.square(wave[: len(wave) // count * count]).reshape(count, -1).mean(1))
@@ -48,12 +51,14 @@ def make_clip(path: Path, kind: str, rng: np.random.Generator) -> None:
 
 
 def write_video(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
-    """An MP4 of (K, H, W, 3) uint8 frames and (L,) float32 sound: H.264 (MPEG-4 where FFmpeg was built without), AAC."""
+    """An MP4 of (K, H, W, 3) uint8 frames and (L,) float32 sound: H.264 (MPEG-4 where FFmpeg has no x264) and AAC."""
     import av
 
     with av.open(str(path), "w") as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-        video = container.add_stream(codec, rate=FPS, options={"preset": "ultrafast", "crf": "18"} if codec == "libx264" else {})
+        video = container.add_stream(
+            codec, rate=FPS, options={"preset": "ultrafast", "crf": "18"} if codec == "libx264" else {}
+        )
         video.width = video.height = SIDE
         video.pix_fmt = "yuv420p"
         video.thread_count = 1

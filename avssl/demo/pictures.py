@@ -42,7 +42,9 @@ class Brush:
 
     def line(self, points: Points, width: float, second: bool = False) -> None:
         wide = max(1, round(width * self.size))
-        self.draw.line([self.at(*p) for p in points], fill=self.second if second else self.colour, width=wide, joint="curve")
+        self.draw.line(
+            [self.at(*p) for p in points], fill=self.second if second else self.colour, width=wide, joint="curve"
+        )
 
 
 def make_frames(kind: str, rng: Rng, count: int, size: float, loudness: np.ndarray) -> np.ndarray:
@@ -52,13 +54,15 @@ def make_frames(kind: str, rng: Rng, count: int, size: float, loudness: np.ndarr
     """
     side = SIDE * FINE
     background = _background(rng, side)
-    hue, light = rng.uniform(), float(background.mean()) / 255
-    value = rng.uniform(0.75, 1.0) if light < 0.5 else rng.uniform(0.1, 0.4)
-    colour = _rgb(hue, rng.uniform(0.35, 0.95), value)
+    # A class has a favourite hue and strays from it into its neighbours': colour helps and does not decide.
+    hue = list(THINGS).index(kind) / len(THINGS) + rng.normal(0, 0.05)
+    light = float(background.mean()) / 255
+    value = rng.uniform(0.75, 1.0) if light < 0.5 else rng.uniform(0.2, 0.5)
+    colour = _rgb(hue, rng.uniform(0.55, 0.95), value)
     second = _rgb(hue + rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.9), 1.1 - value)
-    start, drift = rng.uniform(0.3, 0.7, 2), rng.uniform(-0.16, 0.16, 2)
-    angle, turn = rng.uniform(-0.5, 0.5), rng.uniform(-0.5, 0.5)
-    grain = rng.uniform(2, 14)
+    start, drift = rng.uniform(0.38, 0.62, 2), rng.uniform(-0.1, 0.1, 2)
+    angle, turn = rng.uniform(-0.35, 0.35), rng.uniform(-0.35, 0.35)
+    grain = rng.uniform(2, 9)
     frames = []
     for i in range(count):
         share = i / max(1, count - 1)
@@ -67,7 +71,9 @@ def make_frames(kind: str, rng: Rng, count: int, size: float, loudness: np.ndarr
         radius = size * side * (1 + 0.12 * loudness[i])
         THINGS[kind](Brush(ImageDraw.Draw(image), x, y, radius, angle + turn * share, colour, second))
         small = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.float32)
-        frames.append(np.clip(small + grain * rng.standard_normal(small.shape, dtype=np.float32), 0, 255).astype(np.uint8))
+        frames.append(
+            np.clip(small + grain * rng.standard_normal(small.shape, dtype=np.float32), 0, 255).astype(np.uint8)
+        )
     return np.stack(frames)
 
 
@@ -79,8 +85,10 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
 def _background(rng: Rng, side: int) -> np.ndarray:
     """A gradient between two quiet colours in some direction, with a few blots."""
     dark = rng.uniform() < 0.5
-    a, b = (np.array(_rgb(rng.uniform(), rng.uniform(0.05, 0.45), rng.uniform(*((0.08, 0.38) if dark else (0.62, 0.95)))))
-            for _ in range(2))
+    a, b = (
+        np.array(_rgb(rng.uniform(), rng.uniform(0.02, 0.2), rng.uniform(*((0.06, 0.3) if dark else (0.7, 0.95)))))
+        for _ in range(2)
+    )
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:side, 0:side] / side - 0.5
     share = np.clip(0.5 + x * np.cos(angle) + y * np.sin(angle), 0, 1)[..., None]
@@ -88,7 +96,12 @@ def _background(rng: Rng, side: int) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 5)):
         cx, cy, r = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(0.02, 0.07) * side
-        blot = tuple(int(v) for v in np.clip(np.asarray(image.getpixel((min(side - 1, cx), min(side - 1, cy)))) + rng.uniform(-50, 50, 3), 0, 255))
+        blot = tuple(
+            int(v)
+            for v in np.clip(
+                np.asarray(image.getpixel((min(side - 1, cx), min(side - 1, cy)))) + rng.uniform(-50, 50, 3), 0, 255
+            )
+        )
         draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=blot)
     return np.asarray(image)
 

@@ -74,7 +74,9 @@ def _drum(rng: Rng, samples: int, pitch: float) -> np.ndarray:
 
     def hit(room: int) -> np.ndarray:
         t = _time(min(room, int(0.25 * RATE)))
-        return np.exp(-16 * t) * _sweep(base * (1 + 1.5 * np.exp(-40 * t))) + 0.25 * np.exp(-60 * t) * rng.standard_normal(len(t))
+        return np.exp(-16 * t) * _sweep(base * (1 + 1.5 * np.exp(-40 * t))) + 0.25 * np.exp(
+            -60 * t
+        ) * rng.standard_normal(len(t))
 
     return _hits(rng, samples, rng.uniform(0.24, 0.34), hit)
 

@@ -21,6 +21,7 @@ NOTES = {
     "map": "Each point is a clip. Point at one to see it; choose it to see its neighbours in the gallery.",
     "reconstructions": "Hidden patches are filled in by the model, the visible ones are the input's own. The three "
     "pictures of a row share one scale.",
+    "evaluations": "What avssl evaluate measured on this run, with its own protocol and clips.",
     "sounding": "A glow where a token of one modality points the same way as the pooled vector of the other: cosine, "
     "stretched to each clip's own range, which stands below. This reading is ours, not the authors'; where every "
     "picture has one sound it can also show what is merely typical of a class.",
@@ -104,6 +105,9 @@ def _sections(subjects: Sequence[Subject], clips: Sequence[dict[str, Any]], what
     if any_has("soundings"):
         shown = _per_run(subjects, lambda s: figures.sounding_figures(s.soundings))
         out.append(("sounding", "Sound over picture", _join(_quiet(NOTES["sounding"]), shown)))
+    if any(s.run.evaluations for s in subjects):
+        shown = _per_run(subjects, sections.evaluation_tables)
+        out.append(("evaluations", "Evaluations", _join(_quiet(NOTES["evaluations"]), shown)))
     if any(s.run.records for s in subjects):
         out.append(("training", "Training", _join(_widget("charts"), sections.metrics_table(subjects))))
     out.append(("recipe", "Recipe", sections.recipe_table(subjects)))

@@ -28,6 +28,7 @@ class RunFiles:
     environment: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[Row] = ()
     bad: Sequence[BadItem] = ()
+    evaluations: Sequence[Mapping[str, Any]] = ()  # what `avssl evaluate` wrote, oldest first
     finished: bool = False
 
     @property
@@ -59,17 +60,19 @@ def read_run(path: Path) -> RunFiles:
     )
     manifest = path / "manifest.parquet"
     bad = path / "bad_files.csv"
+    evaluated = sorted((path / "evaluations").glob("*.json"), key=lambda p: (p.stat().st_mtime, p.name))
     try:
         return RunFiles(
-            path,
-            path.resolve().name,
-            read_tables(path),
-            read_journal(path),
-            _json(path / "report.json"),
-            _json(path / "environment.json"),
-            read_rows(str(manifest)) if manifest.is_file() else (),
-            list(BadFiles(bad).items.values()) if bad.is_file() else (),
-            (path / WEIGHTS).is_file(),
+            path=path,
+            name=path.resolve().name,
+            tables=read_tables(path),
+            records=read_journal(path),
+            report=_json(path / "report.json"),
+            environment=_json(path / "environment.json"),
+            rows=read_rows(str(manifest)) if manifest.is_file() else (),
+            bad=list(BadFiles(bad).items.values()) if bad.is_file() else (),
+            evaluations=[_json(p) for p in evaluated],
+            finished=(path / WEIGHTS).is_file(),
         )
     except csv.Error as error:
         raise CheckpointError(f"{bad}: {error}", fix="remove it") from None

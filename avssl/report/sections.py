@@ -171,6 +171,39 @@ def metrics_table(subjects: Sequence[Subject]) -> Markup | None:
     return tag("details", tag("summary", "Last values"), numbers, open=len(subjects) > 1)
 
 
+def evaluation_tables(subject: Subject) -> Markup:
+    """What `avssl evaluate` measured: each task's numbers with intervals, what chance gives, and the protocol."""
+    parts = []
+    for found in subject.run.evaluations:
+        intervals, chance = found.get("intervals", {}), found.get("chance", {})
+        rows = []
+        for name, value in found.get("metrics", {}).items():
+            low, high = intervals.get(name) or (None, None)
+            between = f"{number(low)} – {number(high)}" if low is not None else "–"
+            rows.append([arrow(name), number(value), between, number(chance.get(name))])
+        counts = ", ".join(f"{k} {v:,}" for k, v in found.get("n", {}).items() if "." not in k)
+        options = table(["", ""], [[k, _value(v)] for k, v in flat(found.get("protocol", {})).items()], class_="keys")
+        parts.append(tag("h3", str(found.get("task", "")), tag("small", f" {counts}")))
+        parts.append(table(["Metric", "Value", "Interval", "Chance"], rows, numbers=True))
+        parts.append(tag("details", tag("summary", "Protocol"), options, class_="under-table"))
+        parts += _per_class(found)
+    return Markup("".join(parts))
+
+
+def _per_class(found: Mapping[str, Any]) -> list[Markup]:
+    """The per-class numbers of an evaluation, one fold for each prefix, the worst class first."""
+    parts = []
+    for prefix, classes in found.get("per_class", {}).items():
+        names = list(dict.fromkeys(k for values in classes.values() for k in values if k != "n"))
+        if not names:
+            continue
+        order = sorted(classes, key=lambda c: v if (v := classes[c].get(names[0])) is not None else 2.0)
+        rows = [[c, number(classes[c].get("n")), *(_bar(classes[c].get(k)) for k in names)] for c in order]
+        numbers = table(["Class", "Clips", *(CLASS_WORDS.get(k, k) for k in names)], rows, numbers=True)
+        parts.append(tag("details", tag("summary", f"Classes of {prefix}"), numbers, class_="under-table"))
+    return parts
+
+
 def recipe_table(subjects: Sequence[Subject]) -> Markup:
     """Every key of the resolved recipes; where runs differ, the row is marked and comes first."""
     flats = [flat(s.run.tables) for s in subjects]
@@ -325,8 +358,8 @@ CLASS_WORDS = {
 
 
 def _bar(value: float | None) -> Markup | str:
-    if value is None:
-        return "–"
+    if value is None or not 0 <= value <= 1:
+        return number(value)
     return tag(
         "span",
         tag("span", style=f"--share:{value:.4f}", class_="bar"),

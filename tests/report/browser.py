@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,13 +31,22 @@ FLAGS = [
     "--autoplay-policy=no-user-gesture-required",
 ]
 
+# Chromium reads commands from descriptor 3 and writes answers to 4; whatever had these numbers must not be in the way.
+LAUNCH = """
+import fcntl, os, sys
+high = [fcntl.fcntl(int(n), fcntl.F_DUPFD, 20) for n in sys.argv[1:3]]
+os.dup2(high[0], 3)
+os.dup2(high[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
 
 class Browser:
     """One page. `errors` collects what a console would show in red, `requests` every address that was asked for."""
 
     def __init__(self, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         assert CHROMIUM is not None
-        self.profile = tempfile.TemporaryDirectory(prefix="avssl-browser-")
+        self.profile = tempfile.TemporaryDirectory(prefix="avssl-browser-", ignore_cleanup_errors=True)
         read_there, self._write = os.pipe()
         self._read, write_there = os.pipe()
         command = [
@@ -46,10 +57,11 @@ class Browser:
             "about:blank",
         ]
 
-        # Chromium reads commands from descriptor 3 and writes answers to 4; a shell puts them there.
-        shell = ["/bin/sh", "-c", f'exec "$@" 3<&{read_there} 4>&{write_there}', "chromium", *command]
         self.process = subprocess.Popen(
-            shell, pass_fds=(read_there, write_there), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-c", LAUNCH, str(read_there), str(write_there), *command],
+            pass_fds=(read_there, write_there),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         os.close(read_there)
         os.close(write_there)
@@ -73,8 +85,14 @@ class Browser:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.process.kill()
-        self.process.wait()
+        self._session = ""
+        with contextlib.suppress(AssertionError, TimeoutError, OSError):
+            self.call("Browser.close", 5)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         os.close(self._write)
         os.close(self._read)
         self.profile.cleanup()
