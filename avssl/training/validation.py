@@ -100,7 +100,10 @@ def supervised_metrics(run: Run, rows: Sequence[Row]) -> dict[str, float]:
     scores = np.stack([logits[i] for i in seen])
     if codec.kind == "float":
         return regression(scores[:, 0], targets)
-    return classification(probabilities(scores, codec.kind == "multi_hot"), targets)[0]
+    multi = codec.kind == "multi_hot" and bool((targets.sum(1) != 1).any())
+    if codec.kind == "multi_hot" and not multi:  # soft targets in training, but one class each: there is an accuracy
+        targets = targets.argmax(1)
+    return classification(probabilities(scores, multi), targets)[0]
 
 
 def _batches(run: Run, rows: Sequence[Row], labels: bool = True, mixed: bool = False) -> Any:
