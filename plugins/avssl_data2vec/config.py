@@ -60,7 +60,7 @@ class VisionConfig:
     image_size: int = 224
     patch: int = 16
     channels: int = 3
-    positions: Literal["shared_relative", "relative", "none"] = "shared_relative"  # relative: a table in each block
+    positions: Literal["shared_relative", "relative", "both", "none"] = "shared_relative"  # relative: one per block
     absolute_positions: bool = False
     layer_scale: float | None = 1e-4  # 1e-5 for Large; None = no layer scale
     qkv_bias: bool = True  # of queries and values; the key has none

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
     """`speech.wer` and `speech.cer`: edits over all items divided by the words (characters) of all transcripts.
 
-    A transcript is a row's label; case is that of the model's symbols. Raises CheckpointError for a model that writes no
-    characters.
+    A transcript is a row's label; case is that of the model's symbols. Raises CheckpointError for a model that writes
+    no characters.
     """
     codec = model.codec
     check(

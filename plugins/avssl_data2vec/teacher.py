@@ -14,8 +14,8 @@ from avssl_data2vec.config import TeacherConfig
 
 def decay_at(updates: int, cfg: TeacherConfig) -> float:
     """tau after `updates` finished updates: linear from start to end, then constant."""
-    n = updates - cfg.delay
-    if n >= cfg.anneal:
+    n = max(0, updates - cfg.delay)
+    if n >= cfg.anneal:  # also for anneal 0: a constant
         return cfg.end
     return cfg.end - (cfg.end - cfg.start) * (1 - n / cfg.anneal)
 

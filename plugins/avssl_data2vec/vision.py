@@ -75,7 +75,7 @@ class VisionEncoder(Backbone):
         self.class_token = nn.Parameter(torch.zeros(1, 1, c.dim))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, c.dim))
         self.absolute = nn.Parameter(torch.zeros(1, 1 + self.side**2, c.dim)) if c.absolute_positions else None
-        shared = c.positions == "shared_relative"
+        shared = c.positions in ("shared_relative", "both")
         self.relative = RelativePositions(self.side, self.side, c.heads) if shared else None
         rates = torch.linspace(0, c.drop_path, c.depth).tolist()
         self.layers = nn.ModuleList(
@@ -89,7 +89,9 @@ class VisionEncoder(Backbone):
                 dropout=c.dropout,
                 attention_dropout=c.attention_dropout,
                 drop_path=rate,
-                relative=RelativePositions(self.side, self.side, c.heads) if c.positions == "relative" else None,
+                relative=RelativePositions(self.side, self.side, c.heads)
+                if c.positions in ("relative", "both")
+                else None,
             )
             for rate in rates
         )

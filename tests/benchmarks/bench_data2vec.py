@@ -55,7 +55,8 @@ def official(layers: int) -> Any:
     finally:
         dataclasses.dataclass = original
     config = Data2VecAudioConfig(
-        extractor_mode="layer_norm", encoder_layers=layers, pos_conv_depth=5, conv_pos=95, mask_prob=0.65, mask_length=10,
+        extractor_mode="layer_norm", encoder_layers=layers, pos_conv_depth=5, conv_pos=95, mask_prob=0.65,
+        mask_length=10,
         instance_norm_target_layer=True, average_top_k_layers=min(8, layers), ema_transformer_only=True,
         ema_layers_only=True, ema_decay=0.999, ema_end_decay=0.9999, ema_anneal_end_step=30000, max_update=400000,
         encoder_layerdrop=0.0, dropout_input=0.0, dropout_features=0.0,

@@ -52,6 +52,7 @@ def test_the_decay_rises_linearly_and_then_stays():
     assert decay_at(0, cfg) == pytest.approx(0.9) and decay_at(5, cfg) == pytest.approx(0.945)
     assert decay_at(10, cfg) == decay_at(99, cfg) == 0.99
     assert decay_at(1, dataclasses.replace(cfg, delay=1)) == pytest.approx(0.9)
+    assert decay_at(0, dataclasses.replace(cfg, delay=1, anneal=0)) == 0.99
 
 
 def test_the_teacher_follows_the_student_after_the_step_and_copies_what_is_shared():
@@ -248,7 +249,8 @@ def test_version_two_learns_in_every_modality(name: str):
 def test_a_cross_pair_learns_another_systems_encoder_with_this_objective():
     """CAV-MAE's two streams, hidden and regressed as data2vec does it."""
     check_fit("cav_mae", "data2vec")
-    table = {**read_recipe("cav_mae/tiny")["backbone"], "dim": 32, "depth": 1}
+    sizes = {"dim": 32, "depth": 1, "image_size": 32, "audio_frames": 48, "mel_bins": 32, "patch": 8}
+    table = {**read_recipe("cav_mae/tiny")["backbone"], **sizes}
     torch.manual_seed(0)
     tables = {
         "backbone": table,

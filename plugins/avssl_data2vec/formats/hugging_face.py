@@ -256,7 +256,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
         "image_size": c["image_size"],
         "patch": c["patch_size"],
         "channels": c["num_channels"],
-        "positions": "shared_relative" if shared else "relative" if own else "none",
+        "positions": "both" if shared and own else "shared_relative" if shared else "relative" if own else "none",
         "absolute_positions": bool(c.get("use_absolute_position_embeddings")),
         "layer_scale": float(c["layer_scale_init_value"]) if "layers.0.gamma1" in ours else None,
         "norm_eps": c["layer_norm_eps"],

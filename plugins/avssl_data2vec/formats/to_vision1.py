@@ -30,8 +30,8 @@ def write(model: Any, path: Path) -> list[Path]:
         "qkv_bias": c.qkv_bias,
         "init_values": c.layer_scale,
         "use_abs_pos_emb": c.absolute_positions,
-        "use_rel_pos_bias": c.positions == "relative",
-        "use_shared_rel_pos_bias": c.positions == "shared_relative",
+        "use_rel_pos_bias": c.positions in ("relative", "both"),
+        "use_shared_rel_pos_bias": c.positions in ("shared_relative", "both"),
         "norm_eps": c.norm_eps,
         "drop_rate": c.dropout,
         "attn_drop_rate": c.attention_dropout,
@@ -68,9 +68,9 @@ def write(model: Any, path: Path) -> list[Path]:
 def _names(tensors: Mapping[str, Tensor], c: Any) -> dict[str, Tensor]:
     side = c.image_size // c.patch
     out = tables.VISION.to_theirs(tensors)
-    if c.positions == "shared_relative":
+    if c.positions in ("shared_relative", "both"):
         out["rel_pos_bias.relative_position_index"] = relative_index(side, side)
-    elif c.positions == "relative":
+    if c.positions in ("relative", "both"):
         out |= {f"blocks.{i}.attn.relative_position_index": relative_index(side, side) for i in range(c.depth)}
     return out
 

@@ -125,7 +125,8 @@ def _backbone(ours: Mapping[str, Tensor], args: Mapping[str, Any], heads: int) -
     dim, channels, patch, _ = ours["patch.weight"].shape
     depth = 1 + max(int(k.split(".")[1]) for k in ours if k.startswith("layers."))
     table = next((v for k, v in ours.items() if k.endswith("relative.table")), None)
-    positions = "shared_relative" if "relative.table" in ours else "none" if table is None else "relative"
+    shared, own = "relative.table" in ours, "layers.0.relative.table" in ours
+    positions = "both" if shared and own else "shared_relative" if shared else "relative" if own else "none"
     if table is not None:
         heads = int(table.shape[1])
         side = (math.isqrt(table.shape[0] - 3) + 1) // 2
