@@ -265,6 +265,10 @@ class VisionEncoder2(Multi2):
         x = images(batch, c.channels, c.image_size, c.image_size)
         return scaled_gradient(patches, x, c.local_grad)
 
+    def adapt(self, tensors: dict[str, Tensor], source: Vision2Config) -> dict[str, Tensor]:
+        """Fixed positions of another image size are those of this one."""
+        return {**tensors, "sincos": self.sincos} if "sincos" in tensors and self.sincos is not None else tensors
+
     def absolute(self, x: Tensor) -> Tensor:
         return x if self.sincos is None else x + self.sincos
 

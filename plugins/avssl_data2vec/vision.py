@@ -116,6 +116,19 @@ class VisionEncoder(Backbone):
     def blocks(self) -> nn.ModuleList:
         return self.layers
 
+    def adapt(self, tensors: dict[str, Tensor], source: VisionConfig) -> dict[str, Tensor]:
+        """Resize tables of positions from another image size: bicubic over the plane; the class token keeps its rows."""
+        side, old = self.side, source.image_size // source.patch
+        if side == old:
+            return tensors
+        out = dict(tensors)
+        for name, value in tensors.items():
+            if name.endswith("relative.table"):
+                out[name] = torch.cat([_resized(value[:-3], 2 * old - 1, 2 * side - 1), value[-3:]])
+            elif name == "absolute":
+                out[name] = torch.cat([value[:, :1], _resized(value[0, 1:], old, side)[None]], dim=1)
+        return out
+
     def depth_of(self, parameter: str) -> int:
         """The shared bias table learns at the rate of the top, as BEiT assigns it."""
         return len(self.layers) + 1 if parameter == "relative.table" else super().depth_of(parameter)
@@ -157,6 +170,12 @@ class VisionEncoder(Backbone):
             grid=self.grid(batch),
             layers={"vision": inner} if layers else {},
         )
+
+
+def _resized(table: Tensor, old: int, new: int) -> Tensor:
+    """(old * old, C) -> (new * new, C)."""
+    plane = table.T.reshape(1, -1, old, old)
+    return F.interpolate(plane, size=(new, new), mode="bicubic", align_corners=True).flatten(2)[0].T.contiguous()
 
 
 def _truncated(x: Tensor) -> None:

@@ -281,3 +281,34 @@ def test_the_convolution_by_matrix_products_is_torchs(channels: int, kernel: int
     wanted = torch.autograd.grad(theirs, [x, weight, bias], up)
     for a, b in zip(torch.autograd.grad(ours, [x, weight, bias], up), wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", ["shared_relative", "relative", "both", "none"])
+def test_a_model_starts_from_another_image_size(positions: str):
+    tables = example.vision(Path())
+    tables["backbone"] |= {"positions": positions, "absolute_positions": True}
+    small = build_backbone(tables)
+    with torch.no_grad():  # a table that is a plane stays one
+        steps = torch.arange(49, dtype=torch.float32)
+        for name, p in small.named_parameters():
+            if name.endswith("relative.table"):
+                p[:-3] = (steps % 7)[:, None]
+    tables["backbone"]["image_size"] = 64
+    large = build_backbone(tables)
+    adapted = large.adapt(small.state_dict(), small.config)
+    large.load_state_dict(adapted)
+    for name, value in adapted.items():
+        if name.endswith("relative.table"):
+            plane = value[:-3, 0].view(15, 15)
+            torch.testing.assert_close(plane[0, 0], torch.tensor(0.0), atol=1e-4, rtol=0)
+            torch.testing.assert_close(plane[7, 14], torch.tensor(6.0), atol=1e-4, rtol=0)
+            assert torch.equal(value[-3:], small.state_dict()[name][-3:])
+
+
+def test_a_second_version_starts_from_another_image_size():
+    tables = example.vision2(Path())
+    small = build_backbone(tables)
+    tables["backbone"]["image_size"] = 64
+    large = build_backbone(tables)
+    large.load_state_dict(large.adapt(small.state_dict(), small.config))
+    assert large.sincos.shape[1] == 64
