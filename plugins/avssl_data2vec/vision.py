@@ -117,7 +117,7 @@ class VisionEncoder(Backbone):
         return self.layers
 
     def adapt(self, tensors: dict[str, Tensor], source: VisionConfig) -> dict[str, Tensor]:
-        """Resize tables of positions from another image size: bicubic over the plane; the class token keeps its rows."""
+        """Resize tables of positions from another image size: bicubic in the plane, the class token keeps its rows."""
         side, old = self.side, source.image_size // source.patch
         if side == old:
             return tensors

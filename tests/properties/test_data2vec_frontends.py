@@ -1,0 +1,92 @@
+"""From clips to tensors: waveforms, images and tokens of the data2vec frontends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.batch import Batch
+from avssl.data.clip import Clip, Frames, Waveform
+from avssl.errors import DataError
+from avssl.schema import structure
+from avssl_data2vec.frontends.audio import AudioFrontend
+from avssl_data2vec.frontends.configs import AudioFrontendConfig, TextFrontendConfig, VisionFrontendConfig
+from avssl_data2vec.frontends.text import TextFrontend, train_bpe
+from avssl_data2vec.frontends.vision import VisionFrontend
+
+
+def sound(samples: int, name: str = "a") -> Clip:
+    wave = np.random.default_rng(0).standard_normal((1, samples)).astype(np.float32) * 0.1 + 0.5
+    return Clip(name, {"audio": Waveform(wave, 16000)}, seed=3)
+
+
+def picture(name: str, target: object = None) -> Clip:
+    pixels = np.random.default_rng(len(name)).integers(0, 255, (1, 40, 60, 3), dtype=np.uint8)
+    return Clip(name, {"vision": Frames(pixels)}, target=target, seed=3)
+
+
+def test_a_waveform_is_normalised_over_its_clip():
+    x = AudioFrontend(AudioFrontendConfig()).item([sound(16000)], None).need("audio").x[0]
+    torch.testing.assert_close(
+        x, torch.nn.functional.layer_norm(torch.from_numpy(sound(16000).parts["audio"].samples[0]), (16000,))
+    )
+
+
+def test_batches_are_cropped_to_their_shortest_item_in_training_only():
+    frontend = AudioFrontend(AudioFrontendConfig(crop="shortest"))
+    batch = Batch.cat([frontend.item([sound(n, str(n))], None) for n in (8000, 9000, 12000)])
+    assert frontend.train().batch(batch).need("audio").x.shape == (3, 8000)
+    assert frontend.eval().batch(batch).need("audio").pad is not None
+
+
+def test_a_clip_that_is_too_short_is_bad_and_says_so():
+    with pytest.raises(DataError, match="less than"):
+        AudioFrontend(AudioFrontendConfig(min_seconds=1.0)).item([sound(8000)], None)
+
+
+def test_one_seed_gives_one_picture_and_evaluation_is_not_random():
+    frontend = VisionFrontend(VisionFrontendConfig(size=32, jitter=0.4, rand_augment=9, erase=1.0))
+    a, b, c = (frontend.item([picture("a")], np.random.default_rng(s)).need("vision").x for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    still = frontend.item([picture("a")], None).need("vision").x
+    assert still.dtype == torch.uint8 and still.shape == (1, 3, 32, 32)
+    assert frontend.batch(frontend.item([picture("a")], None)).need("vision").x.abs().max() < 4
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_mixed_pictures_mix_their_targets(kind: str):
+    frontend = VisionFrontend(structure(VisionFrontendConfig, {"size": 32, kind: 1.0}))
+    clips = [picture("a", np.array([1, 0], np.float32)), picture("bb", np.array([0, 1], np.float32))]
+    shares = [frontend.item(clips, np.random.default_rng(s)).targets.x[0] for s in range(20)]
+    assert all(float(t.sum()) == pytest.approx(1) for t in shares) and len({float(t[0]) for t in shares}) > 5
+    with pytest.raises(DataError, match="multi_hot"):
+        frontend.item([picture("a", 1), picture("bb", 0)], np.random.default_rng(0))
+
+
+def test_bytes_are_tokens_and_long_texts_are_cropped():
+    frontend = TextFrontend(TextFrontendConfig(max_tokens=10))
+    ids = frontend.item([Clip("a", {"text": "hé"})], None).need("text").x[0].tolist()
+    assert ids == [0, *(b + 4 for b in "hé".encode()), 2]
+    text = "".join(map(str, range(500)))
+    crops = {
+        tuple(frontend.item([Clip("a", {"text": text})], np.random.default_rng(s)).need("text").x[0].tolist())
+        for s in range(5)
+    }
+    assert len(crops) > 1 and all(len(c) == 10 for c in crops)
+
+
+def test_a_trained_tokenizer_is_kept_with_the_model(tmp_path: Path):
+    size = train_bpe(["the cat sat on the mat"] * 50, 300, tmp_path / "tokenizer.json")
+    config = TextFrontendConfig(tokenizer=str(tmp_path / "tokenizer.json"), max_tokens=20, pairs=True)
+    frontend = TextFrontend(config)
+    inner = frontend.tokens
+    assert size == inner.size <= 300 and inner._tokenizer.token_to_id("<mask>") == size - 1
+    assert [inner._tokenizer.token_to_id(t) for t in ("<s>", "<pad>", "</s>", "<unk>")] == [0, 1, 2, 3]
+    ids = frontend.item([Clip("a", {"text": "the cat\tthe mat"})], None).need("text").x[0].tolist()
+    assert ids[0] == 0 and ids[-1] == 2 and [2, 2] in [ids[i : i + 2] for i in range(len(ids))]
+    (tmp_path / "assets").mkdir()
+    assert frontend.save_assets(tmp_path / "assets").tokenizer == "assets/tokenizer.json"
+    assert (tmp_path / "assets" / "tokenizer.json").is_file()
