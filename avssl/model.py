@@ -139,9 +139,15 @@ def imported_tables(imported: Imported) -> dict[str, Any]:
 def read_tables(path: Path) -> dict[str, Any]:
     """The plain recipe of a model directory."""
     try:
-        return tomllib.loads((path / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads((path / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / RECIPE}: {error}", fix="restore it from a copy") from None
+    for key in ("backbone", "loss"):
+        named = isinstance(tables.get(key), dict) and isinstance(tables[key].get("name"), str)
+        check(named, f"{path / RECIPE} names no {key}", fix="restore it from a copy", error=CheckpointError)
+    check(isinstance(tables.get("frontend", {}), dict), f"{path / RECIPE}: frontend is no table", fix="restore it from a copy",
+          error=CheckpointError)
+    return tables
 
 
 def build_backbone(tables: Mapping[str, Any]) -> Backbone:

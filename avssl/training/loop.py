@@ -198,7 +198,8 @@ class Run:
         assert self.validate is not None
         self.loss.eval()
         self.frontend.eval()
-        metrics = dict(self.validate(self.done)) if self.world.first else {}
+        everyone = self.recipe.train.shard  # sharded parameters come together for a forward pass of all processes only
+        metrics = dict(self.validate(self.done)) if self.world.first or everyone else {}
         self.loss.train()
         self.frontend.train()
         metrics = self.world.broadcast(metrics)

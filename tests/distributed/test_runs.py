@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from runs import assert_same, avssl, outcome, pretrain_arguments, write_sounds
 from work import group, run_avssl
 
 from avssl.training import checkpoint
+from avssl.training.meter import read_journal
 
 EXACT = ("train.save_every=3", "backbone.dropout=0.0", "train.ema=0.9", "optim.grad_clip=1.0")
 
@@ -103,6 +105,17 @@ def test_sharded_run_equals_and_its_checkpoint_loads_unsharded(single: Path, sou
         codes, said = together(ranks, tmp_path, pretrain_arguments(sounds, again, *EXACT, "train.shard=true", resume=True))
         assert codes == [0] * ranks, said
         assert_close(again, out)
+
+
+@pytest.mark.parametrize("shard", ["true", "false"])
+def test_validation_of_two_processes(shard: str, sounds: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"id": p.stem, "audio": str(p), "split": "val" if i < 6 else "train"}) for i, p in enumerate(sorted(sounds.glob("*.wav")))]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    arguments = pretrain_arguments(tmp_path / "data.jsonl", tmp_path / "run", *EXACT, f"train.shard={shard}", updates=4)
+    codes, said = together(2, tmp_path, arguments)
+    assert codes == [0, 0], said
+    looks = [r["validation"]["loss"] for r in read_journal(tmp_path / "run") if r["kind"] == "validation"]
+    assert len(looks) == 2 and all(0 < x < 10 for x in looks)
 
 
 def test_a_process_that_dies_ends_the_others_with_the_reason(sounds: Path, tmp_path: Path) -> None:
