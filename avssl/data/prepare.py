@@ -29,11 +29,13 @@ OPTIONS, MANIFEST, BAD = "prepare.json", "manifest.parquet", "bad_files.csv"
 @dataclass(frozen=True)
 class Plan:
     """rate: Hz of the prepared sound; frames: pictures of each video; size: their short side, never scaled up;
+    square: keep the centred square of them, as published extraction scripts do: smaller, and faster to read;
     quality: of the JPEG files; format: "wav" or the smaller, slower "flac", both 16 bit."""
 
     rate: int = 16_000
     frames: int = 10
     size: int = 224
+    square: bool = False
     quality: int = 90
     format: str = "wav"
 
@@ -161,6 +163,10 @@ class _Preparer:
             wish = FramesRequest(count=self.plan.frames, size=self.plan.size)
             frames = decode_frames(source, wish, start=row.start, end=row.end, limits=self.limits)
             for path, pixels in zip(paths, frames.pixels, strict=True):
+                if self.plan.square:
+                    side = min(pixels.shape[:2])
+                    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+                    pixels = np.ascontiguousarray(pixels[top : top + side, left : left + side])
                 with _writing(path) as temporary:
                     Image.fromarray(pixels).save(temporary, format="JPEG", quality=self.plan.quality)
         return tuple(map(str, paths))

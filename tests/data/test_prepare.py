@@ -108,3 +108,12 @@ def test_ids_become_file_names_that_never_collide():
     names = ["a/b", "a_b", "a b", "", "..", "x" * 300, "é", "caf\udce9"]
     slugs = [slug(n) for n in names]
     assert len(set(slugs)) == len(names) and all(len(s) < 100 and "/" not in s and s.isascii() for s in slugs)
+
+
+def test_square_keeps_the_centre(folder):
+    rows = read_rows(folder / "in")
+    whole = prepare(rows, folder / "whole", Plan(frames=2, size=32))[0][0]
+    square = prepare(rows, folder / "square", Plan(frames=2, size=32, square=True))[0][0]
+    a, b = (decode_frames(r.parts["vision"], FramesRequest(indices=(0, 1))).pixels for r in (whole, square))
+    assert a.shape == (2, 32, 43, 3) and b.shape == (2, 32, 32, 3)
+    assert np.abs(a[:, :, 5:37].astype(int) - b).mean() < 4  # JPEG blocks lie elsewhere
