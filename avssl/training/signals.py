@@ -26,6 +26,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         for number in WATCHED:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue  # started with nohup, or in the background: whoever did that meant it
             try:
                 self._old[number] = signal.signal(number, self._arrived)
             except ValueError:  # not the main thread: whoever called us from there handles signals

@@ -82,6 +82,17 @@ def test_a_second_interrupt_ends_at_once() -> None:
     assert caught.value.code == Exit.INTERRUPTED == 130
 
 
+def test_what_is_ignored_stays_ignored() -> None:
+    """nohup means that a hangup is nothing."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.name == "" and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_handlers_are_put_back() -> None:
     before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     with StopRequest():
