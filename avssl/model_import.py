@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from avssl.card import write_card
 from avssl.data.targets import Codec
 from avssl.files import write_json
 from avssl.imports import Imported, build
@@ -24,4 +25,5 @@ def write_imported(imported: Imported, out: Path) -> dict[str, Any]:
         "ignored": len(imported.ignored), "licence": imported.licence or "not stated", "source": imported.source,
     }
     write_json(out / "report.json", {"kind": "import", **report, "ignored": dict(imported.ignored)})
+    write_card(out)
     return report

@@ -50,6 +50,7 @@ def _register() -> None:
         classify,
         data,
         debug,
+        demo,
         doctor,
         embed,
         evaluate,
@@ -69,7 +70,7 @@ def _register() -> None:
         "Use": {"evaluate": evaluate.evaluate, "embed": embed.embed, "search": search.search, "predict": predict.predict,
                 "classify": classify.classify, "import": models.import_,
                 "export": export.export},
-        "Look": {"report": report.report, "bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones,
+        "Look": {"demo": demo.demo, "report": report.report, "bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones,
                  "losses": listing.losses, "doctor": doctor.doctor},
     }
     for panel, commands in panels.items():

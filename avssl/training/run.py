@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from avssl.card import write_card
 from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Row
 from avssl.data.loader import default_workers

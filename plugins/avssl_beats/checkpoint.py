@@ -108,7 +108,7 @@ def detect(path: Path) -> bool:
         for member in archive.namelist():
             if member.endswith("data.pkl"):
                 index = archive.read(member)
-                return b"post_extract_proj" in index or (b"patch_embedding" in index and b"pos_conv" in index)
+                return b"patch_embedding" in index and b"pos_conv" in index
     return False
 
 
