@@ -260,6 +260,7 @@ def _finish(run: Run, plan: DataPlan, seconds: float) -> dict[str, Any]:
     }
     write_json(run.folder / "report.json", report)
     save_model(run.folder, run.loss, run.frontend, run.recipe.plain(), plan.codec, state)
+    write_card(run.folder)
     return report
 
 
