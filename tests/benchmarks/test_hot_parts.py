@@ -1,0 +1,66 @@
+"""Hot parts, for `pytest tests/benchmarks --benchmark-enable -p no:xdist`; in the ordinary suite each runs once.
+
+Groups put alternatives side by side: read the ratios, not the seconds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from avssl.batch import Batch, item
+from avssl.evaluation.ranking import cosine, rank, same
+from avssl.nn.attention import attention
+from avssl.nn.mel import KaldiFbank
+
+SECONDS, RATE = 10, 16_000
+
+
+@pytest.fixture
+def wave() -> torch.Tensor:
+    return torch.randn(4, SECONDS * RATE, generator=torch.Generator().manual_seed(0)) * 0.1
+
+
+@pytest.mark.benchmark(group="log-mel, 4 x 10 s")
+def test_log_mel_ours(benchmark, wave) -> None:  # type: ignore[no-untyped-def]
+    mel = KaldiFbank(rate=RATE, bins=128)
+    assert benchmark(mel, wave).shape == (4, 998, 128)
+
+
+@pytest.mark.benchmark(group="log-mel, 4 x 10 s")
+def test_log_mel_torchaudio(benchmark, wave) -> None:  # type: ignore[no-untyped-def]
+    from torchaudio.compliance.kaldi import fbank
+
+    def reference() -> torch.Tensor:
+        return torch.stack([fbank(w[None], sample_frequency=RATE, num_mel_bins=128, window_type="hanning", dither=0.0,
+                                  use_energy=False, htk_compat=True) for w in wave])
+    assert benchmark(reference).shape == (4, 998, 128)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("way", ["dispatched", "fused"])
+@pytest.mark.benchmark(group="attention, forward and backward, 4 x 12 x 177 x 64")
+def test_attention(benchmark, dtype, way) -> None:  # type: ignore[no-untyped-def]
+    q, k, v = (torch.randn(4, 12, 177, 64, dtype=dtype, requires_grad=True) for _ in range(3))
+
+    def step() -> torch.Tensor:
+        run = attention if way == "dispatched" else torch.nn.functional.scaled_dot_product_attention
+        run(q, k, v).float().sum().backward()
+        return q.grad
+    assert benchmark(step).shape == q.shape
+
+
+@pytest.mark.benchmark(group="collate 32 unequal items")
+def test_collate(benchmark) -> None:  # type: ignore[no-untyped-def]
+    items = [item(str(i), i, audio=torch.randn(RATE * 2 + 100 * i)) for i in range(32)]
+    assert len(benchmark(Batch.cat, items)) == 32
+
+
+@pytest.mark.benchmark(group="rank 2,000 x 2,000")
+def test_ranking(benchmark) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((2000, 128)).astype(np.float32) for _ in range(2))
+    keys = np.arange(2000)
+    assert benchmark(rank, a, b, same(keys, keys)) is not None
+    assert cosine(a[:1], a[:1]).item() == pytest.approx(1.0)
