@@ -18,7 +18,7 @@ def demo(
     overrides: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. train.epochs=5.")
     ] = None,
-    clips: Annotated[int, Option(help="Training clips of each class; a third as many are held back.")] = 60,
+    clips: Annotated[int, Option(help="Training clips of each class; a quarter as many are held back.")] = 100,
     seed: Annotated[int, Option(help="Of the clips and of the training.")] = 0,
     device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     workers: Annotated[int | None, Option(help="Data-loading processes; default: chosen from the cores.")] = None,
@@ -32,7 +32,7 @@ def demo(
         out,
         overrides=overrides or [],
         train=clips,
-        test=max(1, round(clips / 3)),
+        test=max(1, round(clips / 4)),
         seed=seed,
         device=device,
         workers=workers,

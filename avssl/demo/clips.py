@@ -17,7 +17,7 @@ SECONDS = 1.0
 FPS = 8
 
 
-def make_clips(folder: Path, train: int = 60, test: int = 20, seed: int = 0) -> int:
+def make_clips(folder: Path, train: int, test: int, seed: int = 0) -> int:
     """Write `train` + `test` clips of each class below `folder`; how many there are. Every clip has its own seed, so
     that a part of the set is the same whatever the rest is."""
     jobs = [

@@ -40,7 +40,10 @@ def render(subjects: Sequence[Subject], clips: Sequence[dict[str, Any]], what: s
             "header",
             tag("div", tag("p", "avssl report", class_="eyebrow"), _theme_button(), class_="topline"),
             tag("h1", names),
-            [tag("p", sections.lead(s.run), class_="lead") for s in subjects],
+            [
+                tag("p", (f"{s.run.name}: " if len(subjects) > 1 else "") + sections.lead(s.run), class_="lead")
+                for s in subjects
+            ],
             [tag("p", note, class_="notice", role="note") for s in subjects for note in s.notes],
         ),
         nav,

@@ -13,6 +13,7 @@ from avssl.data.bad import BadItem
 from avssl.data.clip import Row
 from avssl.errors import CheckpointError, check
 
+PLAIN_NAMES = ("run", "model", "out")
 SHOWN_SPLITS = ("val", "valid", "validation", "dev", "test", "eval")
 
 
@@ -64,7 +65,7 @@ def read_run(path: Path) -> RunFiles:
     try:
         return RunFiles(
             path=path,
-            name=path.resolve().name,
+            name=name_of(path),
             tables=read_tables(path),
             records=read_journal(path),
             report=_json(path / "report.json"),
@@ -76,6 +77,12 @@ def read_run(path: Path) -> RunFiles:
         )
     except csv.Error as error:
         raise CheckpointError(f"{bad}: {error}", fix="remove it") from None
+
+
+def name_of(path: Path) -> str:
+    """How the page calls a run: its directory, with the one above where the name alone says nothing."""
+    parts = path.resolve().parts
+    return "/".join(parts[-2:]) if parts[-1] in PLAIN_NAMES else parts[-1]
 
 
 def _json(path: Path) -> dict[str, Any]:
