@@ -53,4 +53,4 @@ def demo(
     say(f"  avssl pretrain {made['recipe']} --data FOLDER --out runs/mine")
     say("  avssl report runs/mine")
     say("  avssl embed FOLDER --model runs/mine --out vectors.parquet")
-    say(f"  avssl search vectors.parquet {out / 'clips'}/test/bell/0000.mp4")
+    say("  avssl search vectors.parquet FOLDER/ONE.mp4")

@@ -53,16 +53,20 @@ def make_clip(path: Path, kind: str, rng: np.random.Generator) -> None:
 def write_video(path: Path, frames: np.ndarray, wave: np.ndarray) -> None:
     """An MP4 of (K, H, W, 3) uint8 frames and (L,) float32 sound: H.264 (MPEG-4 where FFmpeg has no x264) and AAC."""
     import av
+    from av.audio.stream import AudioStream
+    from av.video.stream import VideoStream
 
     with av.open(str(path), "w") as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         video = container.add_stream(
             codec, rate=FPS, options={"preset": "ultrafast", "crf": "18"} if codec == "libx264" else {}
         )
+        assert isinstance(video, VideoStream)
         video.width = video.height = SIDE
         video.pix_fmt = "yuv420p"
         video.thread_count = 1
         audio = container.add_stream("aac", rate=RATE, layout="mono")
+        assert isinstance(audio, AudioStream)
         audio.bit_rate = 64000
         for pixels in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))

@@ -96,12 +96,8 @@ def _background(rng: Rng, side: int) -> np.ndarray:
     draw = ImageDraw.Draw(image)
     for _ in range(rng.integers(0, 5)):
         cx, cy, r = rng.uniform(0, side), rng.uniform(0, side), rng.uniform(0.02, 0.07) * side
-        blot = tuple(
-            int(v)
-            for v in np.clip(
-                np.asarray(image.getpixel((min(side - 1, cx), min(side - 1, cy)))) + rng.uniform(-50, 50, 3), 0, 255
-            )
-        )
+        here = np.asarray(image.getpixel((int(cx), int(cy))))
+        blot = tuple(np.clip(here + rng.uniform(-50, 50, 3), 0, 255).astype(int).tolist())
         draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=blot)
     return np.asarray(image)
 

@@ -66,7 +66,7 @@ def _hits(rng: Rng, samples: int, period: float, hit: Callable[[int], np.ndarray
 def _bell(rng: Rng, samples: int, pitch: float) -> np.ndarray:
     base, t = 520 * pitch * rng.uniform(0.92, 1.08), _time(samples)
     partials = ((1.0, 1.0, 2.2), (2.76, 0.6, 3.5), (5.4, 0.35, 6.0), (8.9, 0.2, 9.0))
-    return sum(a * np.exp(-d * t) * np.sin(2 * np.pi * base * f * t) for f, a, d in partials)
+    return np.sum([a * np.exp(-d * t) * np.sin(2 * np.pi * base * f * t) for f, a, d in partials], axis=0)
 
 
 def _drum(rng: Rng, samples: int, pitch: float) -> np.ndarray:

@@ -161,7 +161,7 @@ def _look(
         for pair in looks:
             if pair:
                 pair[1].keep(kept)
-        rows = [rows[i] for i in kept]
+        rows = [rows[i] for i in kept.tolist()]
     return list(rows), looks
 
 

@@ -55,7 +55,7 @@ def _frame_drawer(original: np.ndarray, config: Any) -> Any:
         factor, offset = std[:, None, None], mean[:, None, None]
     else:
         low, high = float(original.min()), float(original.max())
-        factor = 1 / max(high - low, 1e-12)
+        factor = np.full(1, 1 / max(high - low, 1e-12), np.float32)
         offset = -low * factor
 
     def draw(value: np.ndarray, hidden: np.ndarray | None) -> tuple[np.ndarray, int]:

@@ -89,7 +89,7 @@ def _direction(
     itself = same(ids, ids)
     metrics: dict[str, float] = {}
     place = np.zeros(len(clips))
-    labels = label_matrix([rows[i] for i in clips])
+    labels = label_matrix([rows[i] for i in clips.tolist()])
     if not inside:
         placed = rank(q, g, itself)
         metrics |= _numbers("instance", placed)

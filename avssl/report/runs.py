@@ -47,12 +47,11 @@ def read_run(path: Path) -> RunFiles:
     from avssl.training.meter import read_journal
 
     check(path.is_dir(), f"{path}: no such run", fix="give a run directory, what --out named", error=CheckpointError)
-    if (path / "stages").is_dir() and not (path / RECIPE).is_file():
-        stages = sorted(p.name for p in (path / "stages").iterdir() if (p / RECIPE).is_file())
-        raise CheckpointError(
-            f"{path} is a pipeline",
-            fix=f"report one of its runs, e.g. avssl report {path / 'stages' / (stages or ['STAGE'])[-1]}",
-        )
+    inner = [p for p in (*path.glob("stages/*"), *path.glob("fold-*")) if (p / RECIPE).is_file()]
+    if inner and not (path / RECIPE).is_file():
+        first, *rest = map(str, sorted(inner))
+        compare = "".join(f" --compare {p}" for p in rest)
+        raise CheckpointError(f"{path} holds {len(inner)} runs", fix=f"avssl report {first}{compare}")
     check(
         (path / RECIPE).is_file(),
         f"{path} has no {RECIPE}: it is no run",

@@ -16,6 +16,7 @@ from PIL import Image
 
 from avssl.data.manifest import read_rows
 from avssl.errors import CheckpointError, UsageError
+from avssl.model import read_tables
 from avssl.report import write_report
 
 
@@ -91,7 +92,7 @@ def test_every_clip_has_a_picture_and_a_sound_that_decode(made):
 
 
 def test_hits_are_the_nearest_by_cosine_and_numbers_are_those_of_the_evaluation(made, run, clips):
-    from avssl.embedding import EmbedOptions, embed_rows
+    from avssl.embedding.encode import EmbedOptions, embed_rows
     from avssl.evaluation.labels import splits_of
     from avssl.model import open_model
     from avssl.registry import load
@@ -112,13 +113,14 @@ def test_hits_are_the_nearest_by_cosine_and_numbers_are_those_of_the_evaluation(
     assert {k: numbers[k] for k in shared} == pytest.approx({k: report.metrics[k] for k in shared})
 
 
-def test_reconstructions_hide_what_the_mask_hid(made):
+def test_reconstructions_hide_what_the_mask_hid(made, run):
     _, page = made
     masked = [i for i in page.images if i.get("class") == "masked vision"]
     assert len(masked) == 6
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(masked[0]["src"].partition(",")[2]))))
     assert pixels.shape[-1] == 4
-    assert 0.3 < (pixels[..., 3] == 0).mean() < 0.7  # the recipe hides half
+    hidden = read_tables(run)["loss"]["mask_ratio_vision"]
+    assert (pixels[..., 3] == 0).mean() == pytest.approx(hidden, abs=0.07)  # whole patches, of 16
 
 
 def test_curves_hold_every_logged_number(made, run):
@@ -219,6 +221,14 @@ def test_evaluations_of_the_run_are_shown_with_interval_and_chance(run, tmp_path
 def test_what_is_no_run_is_named(tmp_path, make, error, says):
     with pytest.raises(error, match=says):
         write_report(make(tmp_path))
+
+
+def test_a_pipeline_is_answered_with_the_command_for_its_runs(run, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(run, tmp_path / "stages" / name)
+    with pytest.raises(CheckpointError, match="holds 2 runs") as caught:
+        write_report(tmp_path)
+    assert caught.value.fix == f"avssl report {tmp_path}/stages/a --compare {tmp_path}/stages/b"
 
 
 def test_a_run_compared_with_itself_and_an_impossible_output_are_refused(run, tmp_path):
