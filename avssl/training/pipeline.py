@@ -7,6 +7,7 @@ each was made from; `--resume` goes on at the first unfinished one.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -91,7 +92,9 @@ def run_folds(recipe: str, source: str | Path | None, data: str | Path | Sequenc
     metrics = {name for r in reports.values() for name in r["validation"]}
     summary = {}
     for name in sorted(metrics):
-        values = [r["validation"][name] for r in reports.values() if r["validation"].get(name) is not None]
+        values = [v for r in reports.values() if (v := r["validation"].get(name)) is not None and math.isfinite(v)]
+        if not values:  # undefined in every fold, e.g. the d' of a perfect classifier
+            continue
         summary[name] = statistics.fmean(values)
         summary[f"{name}.std"] = statistics.stdev(values) if len(values) > 1 else 0.0
     report = {"kind": "kfold", "recipe": loaded.name, "folds": summary, "validation": {},
