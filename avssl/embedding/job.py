@@ -72,6 +72,8 @@ def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOpti
         check(overwrite, f"{out} exists and holds something else", fix="choose another name, or --overwrite")
     folder = out.with_name(f".{out.name}.parts")
     with StopRequest() as request:
+        request.busy = True  # what is done is kept: `stop` looks between two batches
+
         def stop() -> None:
             if request.name:
                 raise Stopped(f"{request.name} arrived while embedding to {out}", fix="the same command goes on")
