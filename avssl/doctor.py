@@ -1,4 +1,4 @@
-"""Is this machine ready: versions, devices, decoders tried for real, memory, plugins; and the exact fix for what is not."""
+"""Is this machine ready: versions, devices, decoders tried for real, memory, plugins; and how to mend what is not."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ from typing import Any
 
 from avssl import __version__
 
-EXTRAS = {"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "umap": "umap", "faiss": "faiss", "wandb": "wandb",
-          "mlflow": "mlflow"}  # module -> the extra that brings it
+EXTRAS = {
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
+    "umap": "umap",
+    "faiss": "faiss",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+}  # module -> the extra that brings it
 MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}  # distributions whose module is named otherwise
 MEMORY, DISK, FILES = 2.0, 2.0, 1024  # GiB, GiB, open files: below these a run gets into trouble
 
@@ -86,7 +93,9 @@ def devices() -> Iterator[Finding]:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("cpu", "ok", f"{cores} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    yield Finding(
+        "cpu", "ok", f"{cores} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
@@ -96,11 +105,19 @@ def devices() -> Iterator[Finding]:
             except RuntimeError as error:
                 works, reason = False, _line(error)
             value = f"{torch.cuda.get_device_name(i)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-            yield Finding(f"cuda:{i}", "ok" if works else "bad", value if works else f"{value}: {reason}",
-                          "" if works else "install a torch built for this GPU: https://pytorch.org/get-started/locally")
+            yield Finding(
+                f"cuda:{i}",
+                "ok" if works else "bad",
+                value if works else f"{value}: {reason}",
+                "" if works else "install a torch built for this GPU: https://pytorch.org/get-started/locally",
+            )
     elif shutil.which("nvidia-smi") and torch.version.cuda is None:
-        yield Finding("cuda", "bad", "this machine has an NVIDIA driver, this torch has no CUDA",
-                      "install a torch with CUDA: https://pytorch.org/get-started/locally")
+        yield Finding(
+            "cuda",
+            "bad",
+            "this machine has an NVIDIA driver, this torch has no CUDA",
+            "install a torch with CUDA: https://pytorch.org/get-started/locally",
+        )
     else:
         yield Finding("cuda", "missing", "none; training runs on the CPU")
     if torch.backends.mps.is_available():
@@ -118,7 +135,9 @@ def decoders() -> Iterator[Finding]:
             yield _tried(suffix, Path(folder) / f"tone.{suffix}", lambda path: _write_sound(path, tone), _read_sound)
         for suffix in ("png", "jpg"):
             yield _tried(suffix, Path(folder) / f"grey.{suffix}", _write_picture, _read_picture)
-        yield _tried("mp4 (pictures and sound)", Path(folder) / "both.mp4", lambda path: _write_video(path, tone), _read_video)
+        yield _tried(
+            "mp4 (pictures and sound)", Path(folder) / "both.mp4", lambda path: _write_video(path, tone), _read_video
+        )
 
 
 def _tried(name: str, path: Path, write: Callable[[Path], None], read: Callable[[Path], str]) -> Finding:
@@ -192,16 +211,28 @@ def room(folder: Path) -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory().available / 2**30
-    yield Finding("memory", "ok" if memory >= MEMORY else "bad", f"{memory:.1f} GiB available",
-                  "" if memory >= MEMORY else "close other programs, or lower data.batch_size and --workers")
+    yield Finding(
+        "memory",
+        "ok" if memory >= MEMORY else "bad",
+        f"{memory:.1f} GiB available",
+        "" if memory >= MEMORY else "close other programs, or lower data.batch_size and --workers",
+    )
     disk = shutil.disk_usage(folder).free / 2**30
     writable = os.access(folder, os.W_OK)
-    yield Finding(f"disk of {folder}", "ok" if disk >= DISK and writable else "bad", f"{disk:.1f} GiB free" + ("" if writable else ", read-only"),
-                  "" if disk >= DISK and writable else "free some space, or give --out a directory on another disk")
+    yield Finding(
+        f"disk of {folder}",
+        "ok" if disk >= DISK and writable else "bad",
+        f"{disk:.1f} GiB free" + ("" if writable else ", read-only"),
+        "" if disk >= DISK and writable else "free some space, or give --out a directory on another disk",
+    )
     temporary = tempfile.gettempdir()
     free = shutil.disk_usage(temporary).free / 2**30
-    yield Finding(f"disk of {temporary}", "ok" if free >= 0.2 else "bad", f"{free:.1f} GiB free",
-                  "" if free >= 0.2 else "set TMPDIR to a directory with more room")
+    yield Finding(
+        f"disk of {temporary}",
+        "ok" if free >= 0.2 else "bad",
+        f"{free:.1f} GiB free",
+        "" if free >= 0.2 else "set TMPDIR to a directory with more room",
+    )
     try:
         import resource
 
@@ -223,7 +254,9 @@ def plugins() -> Iterator[Finding]:
         if plugin.disabled:
             yield Finding(name, "missing", "switched off", "unset AVSSL_DISABLE_PLUGINS")
         elif plugin.error:
-            yield Finding(name, "bad", plugin.error, f"mend or uninstall {plugin.label}; `--without {plugin.name}` leaves it out")
+            yield Finding(
+                name, "bad", plugin.error, f"mend or uninstall {plugin.label}; `--without {plugin.name}` leaves it out"
+            )
         else:
             broken = []
             for kind, entry in plugin.entries:
@@ -232,8 +265,12 @@ def plugins() -> Iterator[Finding]:
                         resolve(target)
                     except Exception as error:
                         broken.append(f"{kind} {entry}: {_line(error)}")
-            yield Finding(name, "bad" if broken else "ok", broken[0] if broken else f"{len(plugin.entries)} entries, {plugin.label}",
-                          f"install what {plugin.label} needs" if broken else "")
+            yield Finding(
+                name,
+                "bad" if broken else "ok",
+                broken[0] if broken else f"{len(plugin.entries)} entries, {plugin.label}",
+                f"install what {plugin.label} needs" if broken else "",
+            )
 
 
 def _targets(entry: Any) -> list[str]:

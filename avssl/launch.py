@@ -1,8 +1,8 @@
 """Several processes of one command, through torchrun with the flags that make signals and exit codes mean what we say.
 
-By default torchrun dies of SIGUSR1 and SIGUSR2, leaving its processes behind, kills them 30 s after a SIGTERM, and turns
-every exit code into 1. Here all watched signals are passed on, the processes have time to save, and the command's own
-exit code comes back.
+By default torchrun dies of SIGUSR1 and SIGUSR2, leaving its processes behind, kills them 30 s after a SIGTERM, and
+turns every exit code into 1. Here all watched signals are passed on, the processes have time to save, and the
+command's own exit code comes back.
 """
 
 from __future__ import annotations
@@ -39,8 +39,17 @@ def launch(arguments: Sequence[str], processes: int, extra: Sequence[str] = (), 
     signals = ",".join(signal.Signals(n).name for n in WATCHED)
     with tempfile.TemporaryDirectory(prefix="avssl-launch-") as status:
         os.environ[STATUS] = status
-        words = [f"--nproc-per-node={processes}", f"--signals-to-handle={signals}", f"--shutdown-timeout={grace}", *extra, "--no-python",
-                 sys.executable, "-c", "from avssl.launch import worker; worker()", *arguments]
+        words = [
+            f"--nproc-per-node={processes}",
+            f"--signals-to-handle={signals}",
+            f"--shutdown-timeout={grace}",
+            *extra,
+            "--no-python",
+            sys.executable,
+            "-c",
+            "from avssl.launch import worker; worker()",
+            *arguments,
+        ]
         failed = False
         try:
             run(parse_args(words))
@@ -52,7 +61,7 @@ def launch(arguments: Sequence[str], processes: int, extra: Sequence[str] = (), 
 
 
 def overall(codes: Mapping[int, int], processes: int) -> int:
-    """One exit code for all: 0 or 75 when every process that could say so agrees, else the first that tells a reason."""
+    """One exit code for all: 0 or 75 when all that could say so agree, else the first that tells a reason."""
     told = [codes[rank] for rank in sorted(codes)]
     reasons = [c for c in told if c not in (Exit.OK, Exit.BUG, Exit.STOPPED)]
     if reasons:

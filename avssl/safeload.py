@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 from avssl.errors import CheckpointError
 
 MAX_RATIO = 20  # a torch archive stores its members; more than this is a bomb
-STORAGES = frozenset({("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")})  # torch.load knows the typed ones
+# torch.load knows the typed storages itself
+STORAGES = frozenset({("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")})
 _PLAIN = frozenset({
-    ("collections", "OrderedDict"), ("collections", "defaultdict"), ("torch.serialization", "_get_layout"), ("torch", "Size"),
+    ("collections", "OrderedDict"), ("collections", "defaultdict"), ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
     ("torch", "device"), ("builtins", "set"), ("builtins", "frozenset"), ("builtins", "complex"), ("builtins", "slice"),
     ("builtins", "range"),
 })  # fmt: skip
@@ -130,6 +132,7 @@ _OWN = {
 
 def _pickle_module() -> types.SimpleNamespace:
     """What torch.load takes for `pickle`."""
+
     def load(file: Any, **kwargs: Any) -> Any:
         return _Unpickler(file, **kwargs).load()
 
@@ -162,18 +165,22 @@ def load_torch(path: str | Path) -> Any:
         raise
     except Exception as error:  # a damaged file may raise anything
         reason = " ".join(str(error).split())[:160]
-        raise CheckpointError(f"{path}: not a readable checkpoint: {type(error).__name__}: {reason}",
-                              fix="download it again, or name its format with --format") from None
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint: {type(error).__name__}: {reason}",
+            fix="download it again, or name its format with --format",
+        ) from None
 
 
 def _look_inside(path: Path) -> tuple[int, bool]:
-    """Bytes that the file holds when unpacked, and whether torch's own reader must be spared it: a `bytearray(n)` makes it
-    take n bytes. Raises CheckpointError for what is not even opened."""
+    """Bytes that the file holds when unpacked, and whether torch's own reader must be spared it: a
+    `bytearray(n)` makes it take n bytes. Raises CheckpointError for what is not even opened."""
     stored = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(4)
     if tarfile.is_tarfile(path):
-        raise CheckpointError(f"{path}: the tar format of torch before 0.2 is not read", fix="load and save it with a newer torch")
+        raise CheckpointError(
+            f"{path}: the tar format of torch before 0.2 is not read", fix="load and save it with a newer torch"
+        )
     if not zipfile.is_zipfile(path):
         if not stored:
             raise CheckpointError(f"{path}: the file is empty", fix="download it again")
@@ -184,9 +191,15 @@ def _look_inside(path: Path) -> tuple[int, bool]:
             members = archive.infolist()
             size = sum(m.file_size for m in members)
             if size > MAX_RATIO * max(stored, 1):
-                raise CheckpointError(f"{path}: {stored} bytes would unpack to {size}", fix="this is no checkpoint: do not trust its source")
+                raise CheckpointError(
+                    f"{path}: {stored} bytes would unpack to {size}",
+                    fix="this is no checkpoint: do not trust its source",
+                )
             if any(m.filename.endswith(("constants.pkl", ".py")) for m in members):
-                raise CheckpointError(f"{path}: a TorchScript archive, which is a program", fix="where you trust it, save its state_dict()")
+                raise CheckpointError(
+                    f"{path}: a TorchScript archive, which is a program",
+                    fix="where you trust it, save its state_dict()",
+                )
             pickles = b"".join(archive.read(m) for m in members if m.filename.endswith(".pkl"))
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged archive: {error}", fix="download it again") from None
@@ -212,7 +225,9 @@ def _check_sizes(path: Path, value: Any, limit: int) -> None:
         elif isinstance(x, torch.Tensor) and x.layout == torch.strided and x.device.type == "cpu":
             storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
     if sum(storages.values()) > limit:
-        raise CheckpointError(f"{path}: its tensors take {sum(storages.values())} bytes, the file has {limit}", fix="download it again")
+        raise CheckpointError(
+            f"{path}: its tensors take {sum(storages.values())} bytes, the file has {limit}", fix="download it again"
+        )
 
 
 def load_safetensors(path: str | Path) -> dict[str, Any]:
@@ -224,7 +239,16 @@ def load_safetensors(path: str | Path) -> dict[str, Any]:
         return load_file(str(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file", fix="give the path of a model") from None
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, MemoryError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         reason = " ".join(str(error).split())[:160]
         raise CheckpointError(f"{path}: damaged safetensors file: {reason}", fix="restore it from a copy") from None
 
@@ -241,9 +265,15 @@ def _plain(value: Any, known: dict[int, Any], depth: int) -> Any:
     if not isinstance(value, (dict, list, tuple, collections.deque)):
         return value
     if depth > 200 or known.get(id(value), known) is None:
-        raise CheckpointError("its objects contain themselves, or are nested too deeply", fix="this is no checkpoint: do not trust its source")
+        raise CheckpointError(
+            "its objects contain themselves, or are nested too deeply",
+            fix="this is no checkpoint: do not trust its source",
+        )
     if id(value) not in known:
         known[id(value)] = None  # being made
-        known[id(value)] = ({k: _plain(v, known, depth + 1) for k, v in value.items()} if isinstance(value, dict)
-                            else [_plain(v, known, depth + 1) for v in value])
+        known[id(value)] = (
+            {k: _plain(v, known, depth + 1) for k, v in value.items()}
+            if isinstance(value, dict)
+            else [_plain(v, known, depth + 1) for v in value]
+        )
     return known[id(value)]

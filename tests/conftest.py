@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import no_network  # noqa: F401
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path += [str(Path(__file__).resolve().parent / folder) for folder in ("failures", "distributed")]  # their helpers
 SHARED = Path(os.environ.get("AVSSL_SHARED_ROOT", Path(__file__).resolve().parents[2] / "shared"))
 
 
@@ -24,7 +26,5 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _two_threads():
     """Tests compare numbers, not speed: one thread keeps a shared machine usable and sums in one order."""
-    import sys
-
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -21,7 +21,9 @@ def debug() -> None:
 
 @debug_app.command("replay")
 def replay(
-    folder: Annotated[Path, Argument(help="RUN/debug/update-N, which a run writes when a loss or gradient is not finite.")],
+    folder: Annotated[
+        Path, Argument(help="RUN/debug/update-N, which a run writes when a loss or gradient is not finite.")
+    ],
     rank: Annotated[int, Option(help="The batch of this process, when there were several.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -33,8 +35,10 @@ def replay(
         print_json(result)
         return
     rows = [(f"term {k}", v) for k, v in result["terms"].items()]
-    rows += [("clips", ", ".join(result["clips"])),
-             ("clips not finite alone", ", ".join(result["clips_not_finite_alone"]) or "none"),
-             ("gradients not finite", ", ".join(result["gradients_not_finite"]) or "none")]
+    rows += [
+        ("clips", ", ".join(result["clips"])),
+        ("clips not finite alone", ", ".join(result["clips_not_finite_alone"]) or "none"),
+        ("gradients not finite", ", ".join(result["gradients_not_finite"]) or "none"),
+    ]
     print_table(("what", "value"), rows, title=f"update {result['update']}")
     say("it is reproduced" if result["reproduced"] else "it is not reproduced: every number is finite here")

@@ -1,8 +1,8 @@
-"""What an item gives does not depend on its neighbours: recordings and sentences of unequal lengths, for every backbone.
+"""What an item gives does not depend on its neighbours: sounds and sentences of unequal lengths, for every backbone.
 
-The items go the way that `embed` and `evaluate` send them. Some authors' encoders let padding leak into an item (a group
-norm over time, a convolution without a mask): there, too, the bound holds, because only equal lengths share a batch.
-"""
+The items go the way that `embed` and `evaluate` send them. Some authors' encoders let padding leak into an item (a
+group norm over time, a convolution without a mask): there, too, the bound holds, because only equal lengths share a
+batch.
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from avssl.registry import registry
 from avssl.testing import BATCH_TOLERANCE, Subject, subject
 
 SECONDS = (1.0, 1.37, 1.0, 2.0, 1.37, 0.8, 2.0)
-WORDS = "a dog barks far away while rain falls on a tin roof and someone whistles".split()
+WORDS = ["a", "dog", "barks", "far", "away", "while", "rain", "falls", "on", "a", "tin", "roof", "and", "one", "sings"]
 
 
 def rows_for(s: Subject, folder: Path) -> list[Row]:
@@ -31,7 +31,9 @@ def rows_for(s: Subject, folder: Path) -> list[Row]:
         parts = {}
         for modality in sorted(s.frontend.modalities or s.entry.modalities):
             if modality == "audio":
-                soundfile.write(folder / f"{i}.wav", (0.1 * rng.normal(size=int(16000 * seconds))).astype(np.float32), 16000)
+                soundfile.write(
+                    folder / f"{i}.wav", (0.1 * rng.normal(size=int(16000 * seconds))).astype(np.float32), 16000
+                )
                 parts[modality] = str(folder / f"{i}.wav")
             elif modality == "text":
                 parts[modality] = " ".join(WORDS[: 3 + int(5 * seconds)])
@@ -41,7 +43,9 @@ def rows_for(s: Subject, folder: Path) -> list[Row]:
     return rows
 
 
-def features(s: Subject, rows: list[Row], order: list[int], size: int, workers: int = 0) -> dict[tuple[str, str, str], torch.Tensor]:
+def features(
+    s: Subject, rows: list[Row], order: list[int], size: int, workers: int = 0
+) -> dict[tuple[str, str, str], torch.Tensor]:
     out = {}
     mixed = [rows[i] for i in order]
     for indices, views, batch in evaluation_batches(mixed, s.frontend, batch_size=size, workers=workers):

@@ -51,8 +51,15 @@ def module(name: str, **contents: Any) -> ModuleType:
 
 
 def backbone(name: str = "bird") -> BackboneEntry:
-    return BackboneEntry(name=name, summary="x", cls="no.such:Class", config="no.such:Config", frontend="no.such:F",
-                         frontend_config="no.such:C", modalities=frozenset({"audio"}))
+    return BackboneEntry(
+        name=name,
+        summary="x",
+        cls="no.such:Class",
+        config="no.such:Config",
+        frontend="no.such:F",
+        frontend_config="no.such:C",
+        modalities=frozenset({"audio"}),
+    )
 
 
 def good(name: str = "good", entry: str = "wren") -> Point:
@@ -62,6 +69,7 @@ def good(name: str = "good", entry: str = "wren") -> Point:
 def raises(error: BaseException) -> Any:
     def avssl_backbones() -> list[BackboneEntry]:
         raise error
+
     return avssl_backbones
 
 
@@ -71,14 +79,25 @@ BROKEN = {
     "exit": (Point("bad", SystemExit(3)), "SystemExit: 3"),
     "hook": (Point("bad", module("bad", avssl_backbones=raises(KeyError("x")))), "KeyError: 'x'"),
     "hook-exit": (Point("bad", module("bad", avssl_backbones=raises(SystemExit("bye")))), "SystemExit: bye"),
-    "misspelt": (Point("bad", module("bad", avssl_backbone=lambda: [])), "unknown hook 'avssl_backbone'; did you mean 'avssl_backbones'?"),
-    "misspelt-unmarked": (Point("bad", module("bad", unmarked_avssl_loses=lambda: [])),
-                          "unknown hook 'avssl_loses'; did you mean 'avssl_losses'?"),
+    "misspelt": (
+        Point("bad", module("bad", avssl_backbone=lambda: [])),
+        "unknown hook 'avssl_backbone'; did you mean 'avssl_backbones'?",
+    ),
+    "misspelt-unmarked": (
+        Point("bad", module("bad", unmarked_avssl_loses=lambda: [])),
+        "unknown hook 'avssl_loses'; did you mean 'avssl_losses'?",
+    ),
     "version": (Point("bad", module("bad", avssl_api=99)), "it is written for plugin API 99, this avssl has API 1"),
-    "wrong-kind": (Point("bad", module("bad", avssl_losses=lambda: [backbone()])), "avssl_losses returned BackboneEntry("),
+    "wrong-kind": (
+        Point("bad", module("bad", avssl_losses=lambda: [backbone()])),
+        "avssl_losses returned BackboneEntry(",
+    ),
     "no-list": (Point("bad", module("bad", avssl_backbones=lambda: 7)), "TypeError: 'int' object is not iterable"),
     "signature": (Point("bad", module("bad", avssl_backbones=lambda extra: [])), "PluginValidationError: "),
-    "duplicate-own": (Point("bad", module("bad", avssl_backbones=lambda: [backbone(), backbone()])), "backbone 'bird' is already registered by"),
+    "duplicate-own": (
+        Point("bad", module("bad", avssl_backbones=lambda: [backbone(), backbone()])),
+        "backbone 'bird' is already registered by",
+    ),
 }
 
 
@@ -91,14 +110,19 @@ def test_a_broken_plugin_is_named_and_alone(name: str) -> None:
     assert not status["good"].error and [b.name for b in registry.all("backbone")] == ["wren"]
     with pytest.raises(UsageError) as caught:
         registry.get("backbone", "bird")
-    assert f"no backbone is called 'bird'; plugin 'bad' (avssl_bad) did not load: {status['bad'].error}" == caught.value.message
+    assert (
+        f"no backbone is called 'bird'; plugin 'bad' (avssl_bad) did not load: {status['bad'].error}"
+        == caught.value.message
+    )
 
 
 def test_two_plugins_of_one_name() -> None:
     registry = load_registry(disabled=(), points=[good("a", "wren"), good("b", "wren"), good("c", "owl")])
     status = {p.name: p for p in registry.plugins}
     assert status["b"].error == "backbone 'wren' is already registered by avssl_a" and not status["a"].error
-    assert [b.name for b in registry.all("backbone")] == ["owl", "wren"] and registry.get("backbone", "wren").origin == "avssl_a"
+    assert [b.name for b in registry.all("backbone")] == ["owl", "wren"] and registry.get(
+        "backbone", "wren"
+    ).origin == "avssl_a"
 
 
 def test_a_collision_leaves_nothing_of_the_second() -> None:
@@ -132,19 +156,21 @@ def test_a_loss_for_another_backbone_says_what_fits(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(module_of_registry, "registry", lambda: reg)
     with pytest.raises(UsageError) as caught:
         module_of_registry.check_fit("wren", "song")
-    assert str(caught.value) == ("loss 'song' cannot train backbone 'wren': it needs vision, which the backbone does not read "
-                                 "(losses for wren: none; backbones for song: none)")
+    assert str(caught.value) == (
+        "loss 'song' cannot train backbone 'wren': it needs vision, which the backbone does not read "
+        "(losses for wren: none; backbones for song: none)"
+    )
 
 
 # -- a stranger's package, installed ----------------------------------------------------------------------------------
 PULSE = {
-    "avssl_pulse/__init__.py": '''
+    "avssl_pulse/__init__.py": """
 from avssl import BackboneEntry, LossEntry, ModalityEntry, RecipeEntry, hookimpl, recipes_in
 
 @hookimpl
 def avssl_modalities():
-    return [ModalityEntry(name="pulse", summary="Heart beats", suffixes=(".npy",), columns=("pulse",), decode="avssl_pulse.parts:decode",
-                          sample="avssl_pulse.parts:sample")]
+    return [ModalityEntry(name="pulse", summary="Heart beats", suffixes=(".npy",), columns=("pulse",),
+                          decode="avssl_pulse.parts:decode", sample="avssl_pulse.parts:sample")]
 
 @hookimpl
 def avssl_backbones():
@@ -160,8 +186,8 @@ def avssl_losses():
 @hookimpl
 def avssl_recipes():
     return recipes_in("avssl_pulse")
-''',
-    "avssl_pulse/config.py": '''
+""",
+    "avssl_pulse/config.py": """
 from avssl import config
 
 @config
@@ -175,8 +201,8 @@ class FrontConfig:
 @config
 class AheadConfig:
     pass
-''',
-    "avssl_pulse/parts.py": '''
+""",
+    "avssl_pulse/parts.py": """
 import numpy as np
 import torch
 from torch import nn
@@ -225,8 +251,8 @@ class Ahead(Loss):
         x = batch.need("pulse").x
         error = (self.guess(self.backbone(batch).tokens["pulse"])[:, :-1, 0] - x[:, 1:]).square()
         return LossOutput({"ahead": Term(1.0, error.sum(), error.numel())})
-''',
-    "avssl_pulse/recipes/small.toml": '''
+""",
+    "avssl_pulse/recipes/small.toml": """
 summary = "Heart beats"
 [backbone]
 name = "pulse"
@@ -238,9 +264,9 @@ batch_size = 4
 lr = 1e-2
 [train]
 updates = 6
-''',
-    "avssl_pulse-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: avssl-pulse\nVersion: 1.0\nRequires-Dist: avssl\n",
-    "avssl_pulse-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+""",
+    "avssl_pulse-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: avssl-pulse\nVersion: 1.0\n",
+    "avssl_pulse-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     "avssl_pulse-1.0.dist-info/entry_points.txt": "[avssl]\npulse = avssl_pulse\n",
     "avssl_pulse-1.0.dist-info/RECORD": "",
 }
@@ -249,7 +275,7 @@ updates = 6
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_package_from_outside_with_a_modality_of_its_own(tmp_path: Path) -> None:
-    """A wheel with a backbone, a loss and a new kind of signal, installed into a fresh environment: every command serves it."""
+    """A wheel with a backbone, a loss and a new kind of signal, in a fresh environment: every command works."""
     import numpy as np
 
     wheel = tmp_path / "avssl_pulse-1.0-py3-none-any.whl"
@@ -258,32 +284,55 @@ def test_a_package_from_outside_with_a_modality_of_its_own(tmp_path: Path) -> No
             archive.writestr(name, content)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True)
     python = tmp_path / "venv/bin/python"
-    site = Path(subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True).strip())
+    site = Path(
+        subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        ).strip()
+    )
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)  # which is what installing a wheel of pure Python is
-    (site / "shared.pth").write_text(f"{ROOT}\n{ROOT / 'plugins'}\n{sysconfig.get_path('purelib')}\n")  # torch is not installed twice
+    (site / "shared.pth").write_text(
+        f"{ROOT}\n{ROOT / 'plugins'}\n{sysconfig.get_path('purelib')}\n"
+    )  # torch is not installed twice
     rng, lines = np.random.default_rng(0), []
     for i in range(24):
         np.save(tmp_path / f"{i:02d}.npy", np.sin(np.arange(40) * (0.3 + 0.3 * (i % 2))) + 0.1 * rng.normal(size=40))
-        lines.append(json.dumps({"id": str(i), "pulse": f"{i:02d}.npy", "label": "ab"[i % 2], "split": "train" if i < 16 else "test"}))
+        lines.append(
+            json.dumps(
+                {"id": str(i), "pulse": f"{i:02d}.npy", "label": "ab"[i % 2], "split": "train" if i < 16 else "test"}
+            )
+        )
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
 
     def avssl(*arguments: str) -> str:
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        done = subprocess.run([python, "-c", "from avssl.cli import main; main()", *arguments], capture_output=True, text=True, cwd=tmp_path,
-                              env={**environment, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            [python, "-c", "from avssl.cli import main; main()", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**environment, "OMP_NUM_THREADS": "1"},
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     listed = {p["name"]: p for p in json.loads(avssl("plugins", "--json"))}
-    assert listed["pulse"]["distribution"] == "avssl-pulse" and not listed["pulse"]["error"] and len(listed["pulse"]["entries"]) == 4
+    assert (
+        listed["pulse"]["distribution"] == "avssl-pulse"
+        and not listed["pulse"]["error"]
+        and len(listed["pulse"]["entries"]) == 4
+    )
     assert "pulse/small" in avssl("recipes")
     run = str(tmp_path / "run")
-    report = json.loads(avssl("pretrain", "pulse/small", "--data", "data.jsonl", "--out", run, "--workers", "0", "--json"))
+    report = json.loads(
+        avssl("pretrain", "pulse/small", "--data", "data.jsonl", "--out", run, "--workers", "0", "--json")
+    )
     assert report["updates"] == 6 and report["items"] == 16
     avssl("embed", "data.jsonl", "--model", run, "--out", "all.npz", "--workers", "0")
     vectors = np.load(tmp_path / "all.npz")
     assert any(v.shape == (24, 8) for v in vectors.values())
-    metrics = json.loads(avssl("evaluate", "--model", run, "--data", "data.jsonl", "--task", "knn", "--workers", "0", "--json"))["metrics"]
+    metrics = json.loads(
+        avssl("evaluate", "--model", run, "--data", "data.jsonl", "--task", "knn", "--workers", "0", "--json")
+    )["metrics"]
     assert metrics["knn.pulse.accuracy"] > 0.9, metrics
     assert all(not r["error"] for r in json.loads(avssl("plugins", "check", "pulse", "--json")))

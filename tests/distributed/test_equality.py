@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from work import World, group, train, train_all
 
 BOUND = 1e-10  # float64
 KINDS = ("masked", "masked-uncounted", "contrastive", "both")
 JOBS = {  # what a group of processes computes in one start: (kind, micro-batch, negatives, sharded)
-    2: [*((k, m, "global", False) for k in KINDS for m in (None, 2)), ("contrastive", None, "rank", False),
-        ("contrastive", None, "4", False), *((k, m, "global", True) for k, m in (("masked", None), ("contrastive", None), ("both", 2)))],
+    2: [
+        *((k, m, "global", False) for k in KINDS for m in (None, 2)),
+        ("contrastive", None, "rank", False),
+        ("contrastive", None, "4", False),
+        *((k, m, "global", True) for k, m in (("masked", None), ("contrastive", None), ("both", 2))),
+    ],
     4: [(k, None, "global", False) for k in KINDS],
 }
 

@@ -9,16 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "failures")]
 from runs import alive, children_of, pretrain_arguments, updates_logged, wait_until, write_sounds
 
 from avssl.errors import Exit, UsageError
 from avssl.launch import launch, overall
 from avssl.training import checkpoint
 
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_one_code_for_all() -> None:
@@ -38,8 +35,12 @@ def test_nothing_to_launch() -> None:
 def start(logs: Path, arguments: list[str]) -> subprocess.Popen:
     path = os.pathsep.join([str(ROOT), str(ROOT / "plugins")])
     with logs.open("w") as file:
-        return subprocess.Popen([sys.executable, "-c", "from avssl.cli import main; main()", "launch", "-n", "2", "--", *arguments],
-                                stdout=file, stderr=file, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(
+            [sys.executable, "-c", "from avssl.cli import main; main()", "launch", "-n", "2", "--", *arguments],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        )
 
 
 @pytest.mark.slow
@@ -62,7 +63,11 @@ def test_a_signal_to_the_launcher(name: str, tmp_path: Path) -> None:
     text = logs.read_text()
     saved, notes = checkpoint.newest(out / "checkpoints")
     assert saved is not None and not notes
-    assert f"stopped: stopped by {name} after update {saved.updates}/100000, saved in {out} (the same command with --resume goes on)" in text
+    assert (
+        f"stopped: stopped by {name} after update {saved.updates}/100000, saved in {out} "
+        "(the same command with --resume goes on)"
+        in text
+    )
     assert not (out / "run.lock").exists()
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "failures")]
 from runs import assert_same, avssl, outcome, pretrain_arguments, write_sounds
 from work import group, run_avssl
 
@@ -59,7 +55,13 @@ def assert_close(a: Path, b: Path) -> None:
         for name, value in x["state"][group_name].items():
             if name.endswith("key.bias"):
                 continue  # a softmax ignores it: its gradient is rounding, which AdamW scales up
-            np.testing.assert_allclose(value.numpy(), y["state"][group_name][name].numpy(), rtol=2e-3, atol=2e-6, err_msg=f"{group_name}/{name}")
+            np.testing.assert_allclose(
+                value.numpy(),
+                y["state"][group_name][name].numpy(),
+                rtol=2e-3,
+                atol=2e-6,
+                err_msg=f"{group_name}/{name}",
+            )
     for old, new in zip(x["records"], y["records"], strict=True):
         assert old["update"] == new["update"] and old["loss"] == pytest.approx(new["loss"], rel=1e-5)
         assert old["grad_norm"] == pytest.approx(new["grad_norm"], rel=1e-4)
@@ -102,14 +104,19 @@ def test_sharded_run_equals_and_its_checkpoint_loads_unsharded(single: Path, sou
     for ranks in (2, 1):  # sharded again, and whole
         again = tmp_path / f"again{ranks}"
         shutil.copytree(back, again)
-        codes, said = together(ranks, tmp_path, pretrain_arguments(sounds, again, *EXACT, "train.shard=true", resume=True))
+        codes, said = together(
+            ranks, tmp_path, pretrain_arguments(sounds, again, *EXACT, "train.shard=true", resume=True)
+        )
         assert codes == [0] * ranks, said
         assert_close(again, out)
 
 
 @pytest.mark.parametrize("shard", ["true", "false"])
 def test_validation_of_two_processes(shard: str, sounds: Path, tmp_path: Path) -> None:
-    lines = [json.dumps({"id": p.stem, "audio": str(p), "split": "val" if i < 6 else "train"}) for i, p in enumerate(sorted(sounds.glob("*.wav")))]
+    lines = [
+        json.dumps({"id": p.stem, "audio": str(p), "split": "val" if i < 6 else "train"})
+        for i, p in enumerate(sorted(sounds.glob("*.wav")))
+    ]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     arguments = pretrain_arguments(tmp_path / "data.jsonl", tmp_path / "run", *EXACT, f"train.shard={shard}", updates=4)
     codes, said = together(2, tmp_path, arguments)
@@ -141,8 +148,10 @@ def test_a_full_disk_is_everyones(sounds: Path, tmp_path: Path) -> None:
     assert codes == [4, 4], said
     for text in said:
         assert text.strip().splitlines()[-1] == (
-            f"error: cannot save {tmp_path / 'run/checkpoints/step-00000003'}: the disk is full; there is no earlier one "
-            "(free some space, then resume with --resume)")
+            f"error: cannot save {tmp_path / 'run/checkpoints/step-00000003'}: the disk is full; "
+            "there is no earlier one "
+            "(free some space, then resume with --resume)"
+        )
 
 
 def test_bad_items_of_every_process_are_listed(sounds: Path, tmp_path: Path) -> None:

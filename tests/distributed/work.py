@@ -6,19 +6,15 @@ import errno
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "failures")]
-
 import toy
 from runs import FORKS
+from torch import Tensor, nn
 
 from avssl.batch import Batch, Stream, generators
 from avssl.builtin.configs import ContrastiveConfig
@@ -37,7 +33,9 @@ def group(ranks: int, function: Callable[..., Any], *args: Any, timeout: float =
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     pipes = [FORKS.Pipe(duplex=False) for _ in range(ranks)]
-    processes = [FORKS.Process(target=_member, args=(rank, ranks, port, pipes[rank][1], function, args)) for rank in range(ranks)]
+    processes = [
+        FORKS.Process(target=_member, args=(rank, ranks, port, pipes[rank][1], function, args)) for rank in range(ranks)
+    ]
     for process in processes:
         process.start()
     out: list[Any] = []
@@ -61,8 +59,14 @@ def group(ranks: int, function: Callable[..., Any], *args: Any, timeout: float =
 
 
 def _member(rank: int, ranks: int, port: int, answer: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-                      AVSSL_DIST_TIMEOUT="60")
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        AVSSL_DIST_TIMEOUT="60",
+    )
     torch.set_num_threads(1)
     try:
         result = function(*args)
@@ -94,8 +98,14 @@ class Masked(Loss[toy.Toy]):
 
     def sample(self, batch: Batch) -> Mask:
         length = batch.need("audio").x.shape[1]
-        return Mask(torch.stack([torch.rand(length, generator=g) < 0.1 + 0.8 * (i % 3) / 2
-                                 for i, g in zip(batch.seeds.tolist(), generators(batch.seeds), strict=True)]))
+        return Mask(
+            torch.stack(
+                [
+                    torch.rand(length, generator=g) < 0.1 + 0.8 * (i % 3) / 2
+                    for i, g in zip(batch.seeds.tolist(), generators(batch.seeds), strict=True)
+                ]
+            )
+        )
 
     def counts(self, batch: Batch, draw: Mask) -> dict[str, Any] | None:
         return {"frames": draw.hidden.sum() * 20, "size": len(batch)} if self.counted else None
@@ -105,9 +115,13 @@ class Masked(Loss[toy.Toy]):
         seen = batch.with_streams(audio=Stream(x.masked_fill(draw.hidden[..., None], 0.0)))
         tokens = self.backbone(seen, only=("audio",)).tokens["audio"]
         error = (self.decoder(tokens[:, 1:]) - x)[draw.hidden].square()
-        return LossOutput({"frames": Term(1.0, error.sum(), draw.hidden.sum() * 20),
-                           "size": Term(0.01, tokens.square().mean((1, 2)).sum(), len(batch))},
-                          {"hidden": (draw.hidden.sum().detach(), draw.hidden.numel())})
+        return LossOutput(
+            {
+                "frames": Term(1.0, error.sum(), draw.hidden.sum() * 20),
+                "size": Term(0.01, tokens.square().mean((1, 2)).sum(), len(batch)),
+            },
+            {"hidden": (draw.hidden.sum().detach(), draw.hidden.numel())},
+        )
 
 
 class Both(Contrastive):
@@ -116,23 +130,35 @@ class Both(Contrastive):
     def local(self, batch: Batch, draw: None) -> tuple[LossOutput, dict[str, Tensor]]:
         out, representations = super().local(batch, draw)
         tokens = self.backbone(batch, only=("audio",)).tokens["audio"]
-        return LossOutput({"flat": Term(0.1, tokens[1 if len(batch) > 1 else 0].square().sum() * 0 + tokens.square().sum(), tokens.numel())},
-                          watch=out.watch), representations
+        return LossOutput(
+            {
+                "flat": Term(
+                    0.1, tokens[1 if len(batch) > 1 else 0].square().sum() * 0 + tokens.square().sum(), tokens.numel()
+                )
+            },
+            watch=out.watch,
+        ), representations
 
 
 def build(kind: str) -> Loss:
     torch.manual_seed(5)
     backbone = toy.Toy(toy.ToyConfig(dim=8, depth=2))
     config = ContrastiveConfig(streams=("audio", "vision"), dim=6, temperature=0.2, learn_temperature=True)
-    losses = {"masked": lambda: Masked(backbone, True), "masked-uncounted": lambda: Masked(backbone, False),
-              "contrastive": lambda: Contrastive(backbone, config), "both": lambda: Both(backbone, config)}
+    losses = {
+        "masked": lambda: Masked(backbone, True),
+        "masked-uncounted": lambda: Masked(backbone, False),
+        "contrastive": lambda: Contrastive(backbone, config),
+        "both": lambda: Both(backbone, config),
+    }
     return losses[kind]().double()
 
 
 def batch_of(size: int) -> Batch:
     g = torch.Generator().manual_seed(3)
-    streams = {"audio": Stream(torch.randn(size, 6, 20, generator=g, dtype=torch.float64)),
-               "vision": Stream(torch.randn(size, 3, 8, 8, generator=g, dtype=torch.float64))}
+    streams = {
+        "audio": Stream(torch.randn(size, 6, 20, generator=g, dtype=torch.float64)),
+        "vision": Stream(torch.randn(size, 3, 8, 8, generator=g, dtype=torch.float64)),
+    }
     return Batch(tuple(map(str, range(size))), torch.arange(size), streams)
 
 
@@ -143,12 +169,20 @@ def train_all(jobs: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
         return [train(world, *job) for job in jobs]
 
 
-def train(world: World, kind: str, micro: int | None = None, negatives: str = "global", sharded: bool = False, size: int = 8,
-          updates: int = 3) -> dict[str, Any]:
-    """Updates of SGD with momentum on the same global batch, however many processes share it: loss, gradients, weights."""
+def train(
+    world: World,
+    kind: str,
+    micro: int | None = None,
+    negatives: str = "global",
+    sharded: bool = False,
+    size: int = 8,
+    updates: int = 3,
+) -> dict[str, Any]:
+    """Updates of SGD with momentum on the same global batch, whoever shares it: loss, gradients, weights."""
     loss = build(kind)
     if sharded and world.ranks > 1:
         from avssl.training.weights import shard
+
         shard(loss)
     batch, share = batch_of(size), size // world.ranks
     mine = batch.rows(slice(world.rank * share, (world.rank + 1) * share))
@@ -163,7 +197,9 @@ def train(world: World, kind: str, micro: int | None = None, negatives: str = "g
         sums = {k: (w, world.sum(torch.stack([s, c]).double())) for k, (w, s, c) in step.terms.items()}
         out["losses"].append(sum(w * float(v[0] / v[1]) for w, v in sums.values()))
         out["terms"].append({k: float(v[0] / v[1]) for k, (_, v) in sums.items()})
-        out["gradients"] = {n: None if p.grad is None else whole(p.grad).clone().numpy() for n, p in loss.named_parameters()}
+        out["gradients"] = {
+            n: None if p.grad is None else whole(p.grad).clone().numpy() for n, p in loss.named_parameters()
+        }
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     out["weights"] = {n: whole(p.detach()).clone().numpy() for n, p in loss.named_parameters()}
@@ -192,6 +228,7 @@ def _arrange(how: str, at: int) -> None:
 
         def refuse(path: Path, *rest: Any) -> None:
             raise OSError(errno.ENOSPC, "")
+
         checkpoint._write = refuse
         return
     step = Stepper.backward
@@ -200,6 +237,7 @@ def _arrange(how: str, at: int) -> None:
         if update == at:
             os.kill(os.getpid(), getattr(signal, how))
         return step(self, micros, update)
+
     Stepper.backward = backward  # type: ignore[method-assign]
 
 

@@ -9,7 +9,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +19,34 @@ import numpy as np
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["no_network", "avssl.training.run", "avssl.training.replay", "avssl.cli.train", "torch.utils.tensorboard", "torch._dynamo", "soundfile", "av",
-                              "avssl_tiny.frontend", "avssl_tiny.masked", "avssl.nn.mel", "toy", "pyarrow.parquet"])
-SMALL = ("backbone.dim=16", "backbone.layers=1", "backbone.ff=32", "backbone.heads=2", "data.batch_size=8", "train.log_every=1",
-         "monitor.every=5", "frontend.seconds=0.6", "train.ema=0.9")
+FORKS.set_forkserver_preload(
+    [
+        "no_network",
+        "avssl.training.run",
+        "avssl.training.replay",
+        "avssl.cli.train",
+        "torch.utils.tensorboard",
+        "torch._dynamo",
+        "soundfile",
+        "av",
+        "avssl_tiny.frontend",
+        "avssl_tiny.masked",
+        "avssl.nn.mel",
+        "toy",
+        "pyarrow.parquet",
+    ]
+)
+SMALL = (
+    "backbone.dim=16",
+    "backbone.layers=1",
+    "backbone.ff=32",
+    "backbone.heads=2",
+    "data.batch_size=8",
+    "train.log_every=1",
+    "monitor.every=5",
+    "frontend.seconds=0.6",
+    "train.ema=0.9",
+)
 
 
 def write_sounds(folder: Path, items: int = 24, rate: int = 8000, seed: int = 0) -> Path:
@@ -38,12 +61,31 @@ def write_sounds(folder: Path, items: int = 24, rate: int = 8000, seed: int = 0)
     return folder
 
 
-def pretrain_arguments(data: Path, out: Path, *overrides: str, resume: bool = False, workers: int = 0, recipe: str = "tiny/masked",
-                       updates: int = 12) -> list[str]:
+def pretrain_arguments(
+    data: Path,
+    out: Path,
+    *overrides: str,
+    resume: bool = False,
+    workers: int = 0,
+    recipe: str = "tiny/masked",
+    updates: int = 12,
+) -> list[str]:
     """`avssl pretrain` with a model of a few thousand parameters."""
     changes = [*SMALL, f"train.updates={updates}", *overrides] if recipe == "tiny/masked" else list(overrides)
-    return ["pretrain", recipe, "--data", str(data), "--out", str(out), "--workers", str(workers), "--device", "cpu",
-            *(word for change in changes for word in ("--set", change)), *(["--resume"] if resume else [])]
+    return [
+        "pretrain",
+        recipe,
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--workers",
+        str(workers),
+        "--device",
+        "cpu",
+        *(word for change in changes for word in ("--set", change)),
+        *(["--resume"] if resume else []),
+    ]
 
 
 @dataclass
@@ -63,7 +105,13 @@ class Ended:
 class Running:
     """A process that executes `avssl ARGUMENTS`, or a function."""
 
-    def __init__(self, logs: Path, what: Sequence[str] | Callable[..., None], *args: Any, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        logs: Path,
+        what: Sequence[str] | Callable[..., None],
+        *args: Any,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self.files = logs / "stdout", logs / "stderr"
         target = what if callable(what) else list(what)
@@ -88,13 +136,15 @@ class Running:
         return Ended(self.process.exitcode, self.files[0].read_text(), self.files[1].read_text())
 
 
-def _child(what: list[str] | Callable[..., None], args: tuple[Any, ...], stdout: str, stderr: str, environment: dict[str, str]) -> None:
+def _child(
+    what: list[str] | Callable[..., None], args: tuple[Any, ...], stdout: str, stderr: str, environment: dict[str, str]
+) -> None:
     os.environ.update(environment)
     for path, number in ((stdout, 1), (stderr, 2)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    sys.stdin = open(os.devnull)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # the fork server ignores it
     if callable(what):
@@ -126,7 +176,7 @@ def updates_logged(out: Path) -> int:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """All that a finished run promises to be the same: weights, the training state, records without timings, bad items."""
+    """What a finished run promises to be the same: weights, the training state, records less timings, bad items."""
     from avssl.safeload import load_safetensors
     from avssl.training import checkpoint
 
@@ -139,8 +189,14 @@ def outcome(out: Path) -> dict[str, Any]:
     meta = {k: v for k, v in saved.meta.items() if k != "offset"}
     report = json.loads((out / "report.json").read_text())
     bad = (out / "bad_files.csv").read_text() if (out / "bad_files.csv").exists() else ""
-    return {"files": files, "state": dict(saved.tensors), "meta": meta, "records": records, "bad": bad,
-            "report": {k: v for k, v in report.items() if k not in ("seconds", "memory_gib")}}
+    return {
+        "files": files,
+        "state": dict(saved.tensors),
+        "meta": meta,
+        "records": records,
+        "bad": bad,
+        "report": {k: v for k, v in report.items() if k not in ("seconds", "memory_gib")},
+    }
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:
@@ -150,7 +206,9 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         for key in a:
             assert_same(a[key], b[key], f"{where}/{key}")
     elif isinstance(a, torch.Tensor):
-        assert a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes(), f"{where} differs"
+        assert a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes(), (
+            f"{where} differs"
+        )
     else:
         assert a == b, f"{where}: {a!r} and {b!r}"
 

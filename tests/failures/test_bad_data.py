@@ -1,4 +1,4 @@
-"""Items that cannot be used: named, counted, replaced the same way whenever they are found out, never waited for twice."""
+"""Items that cannot be used: named, counted, replaced the same way whenever they are found out, waited for once."""
 
 from __future__ import annotations
 
@@ -128,6 +128,7 @@ def test_crashing_and_hanging_items_are_blamed(workers: int) -> None:
 
 def test_out_of_memory_is_tried_once_more(tmp_path: Path) -> None:
     """The kernel kills whoever is there: an innocent item survives its second try, a guilty one is blamed."""
+
     def once() -> None:
         if not (tmp_path / "tried").exists():
             (tmp_path / "tried").touch()
@@ -151,12 +152,16 @@ def test_an_exception_of_the_work_keeps_its_place() -> None:
 
 def test_known_bad_items_are_not_tried() -> None:
     for workers in (0, 1):
-        with WorkerPool(Work({2: segfault}), workers, known=lambda keys: [Blame(k, "hung", "it did") for k in keys if k == 2]) as pool:
+        with WorkerPool(
+            Work({2: segfault}), workers, known=lambda keys: [Blame(k, "hung", "it did") for k in keys if k == 2]
+        ) as pool:
             assert list(pool.map([[1, 2]])) == [[2, ("hung", "it did")]]
 
 
 # -- replacing them ---------------------------------------------------------------------------------------------------
-def items(deadly: set[int], partners: int, on_bad: str = "skip", rows: int = 12, touched: list[int] | None = None) -> Any:
+def items(
+    deadly: set[int], partners: int, on_bad: str = "skip", rows: int = 12, touched: list[int] | None = None
+) -> Any:
     """Training items over numbers instead of files: row i decodes to i."""
     from avssl.batch import item
     from avssl.data.clip import Clip, Limits, Request, Row
@@ -177,7 +182,12 @@ def items(deadly: set[int], partners: int, on_bad: str = "skip", rows: int = 12,
         def item(self, clips: Sequence[Clip], rng: Any) -> Any:
             import torch
 
-            return item(clips[0].id, clips[0].seed, None, text=torch.tensor([float(c.id) for c in clips] + [float(rng.random())]))
+            return item(
+                clips[0].id,
+                clips[0].seed,
+                None,
+                text=torch.tensor([float(c.id) for c in clips] + [float(rng.random())]),
+            )
 
     all_rows = [Row(id=str(i), parts={"text": str(i)}) for i in range(rows)]
     return TrainingItems(all_rows, Numbers(None), None, frozenset({"text"}), 0, Limits(), on_bad)
@@ -212,6 +222,8 @@ def test_a_blamed_partner_is_named_not_its_item() -> None:
 def test_when_everything_is_bad_the_run_ends() -> None:
     with pytest.raises(DataError) as caught:
         made(items(set(range(12)), 0), [0])
-    assert str(caught.value).endswith(": it and 19 replacements are unreadable (see bad_files.csv; `avssl data scan` lists what can be read)")
+    assert str(caught.value).endswith(
+        ": it and 19 replacements are unreadable (see bad_files.csv; `avssl data scan` lists what can be read)"
+    )
     with pytest.raises(DataError, match="3: bad"):
         made(items({3}, 0, on_bad="fail"), [3])

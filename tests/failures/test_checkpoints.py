@@ -39,7 +39,13 @@ class Fault:
         import safetensors.torch
 
         self.calls, self.fail_at, self.error = 0, -1, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        for owner, name in ((os, "fsync"), (os, "replace"), (os, "mkdir"), (safetensors.torch, "save_file"), (Path, "write_text")):
+        for owner, name in (
+            (os, "fsync"),
+            (os, "replace"),
+            (os, "mkdir"),
+            (safetensors.torch, "save_file"),
+            (Path, "write_text"),
+        ):
             monkeypatch.setattr(owner, name, self.wrap(getattr(owner, name)))
 
     def wrap(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,6 +54,7 @@ class Fault:
             if self.calls == self.fail_at:
                 raise self.error
             return function(*args, **kwargs)
+
         return wrapped
 
 
@@ -71,8 +78,10 @@ def test_a_fault_at_any_call_leaves_the_last_good_one(fault: Fault, tmp_path: Pa
             save(folder, state(2), best=True)
         except CheckpointError as error:
             left = "step-00000002" if names(folder)[-1] == "step-00000002" else "step-00000001"
-            assert str(error) == (f"cannot save {folder / 'step-00000002'}: the disk is full; the last good one is {left} "
-                                  "(free some space, then resume with --resume)")
+            assert str(error) == (
+                f"cannot save {folder / 'step-00000002'}: the disk is full; the last good one is {left} "
+                "(free some space, then resume with --resume)"
+            )
             assert error.code == Exit.CHECKPOINT
         fault.fail_at = -1
         saved, notes = newest(folder)
@@ -115,6 +124,7 @@ def _die_at(n: int) -> None:
             if count == n:
                 os._exit(9)
             return function(*args, **kwargs)
+
         return wrapped
 
     for owner, name in ((os, "fsync"), (os, "replace"), (os, "mkdir"), (Path, "write_text")):
@@ -123,13 +133,22 @@ def _die_at(n: int) -> None:
 
 def test_a_disk_that_is_really_full(tmp_path: Path, sounds: Path) -> None:
     """A limit on the size of files does what a full disk does: the write itself fails."""
-    running = Running(tmp_path / "logs", _with_small_files, pretrain_arguments(sounds, tmp_path / "run", "backbone.dim=64", "train.save_every=4"))
+    running = Running(
+        tmp_path / "logs",
+        _with_small_files,
+        pretrain_arguments(sounds, tmp_path / "run", "backbone.dim=64", "train.save_every=4"),
+    )
     ended = running.end()
     assert ended.code == Exit.CHECKPOINT, ended.stderr
-    assert ended.last == (f"error: cannot save {tmp_path / 'run/checkpoints/step-00000004'}: File too large; there is no earlier one "
-                          "(free some space, then resume with --resume)")
+    assert ended.last == (
+        f"error: cannot save {tmp_path / 'run/checkpoints/step-00000004'}: File too large; there is no earlier one "
+        "(free some space, then resume with --resume)"
+    )
     assert not list((tmp_path / "run/checkpoints").iterdir())
-    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", "backbone.dim=64", "train.save_every=4", resume=True))
+    ended = avssl(
+        tmp_path / "logs",
+        *pretrain_arguments(sounds, tmp_path / "run", "backbone.dim=64", "train.save_every=4", resume=True),
+    )
     assert ended.code == 0, ended.stderr
 
 
@@ -158,11 +177,16 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         read(path)
     if name != "state.json":  # a damaged state.json may also be no JSON
-        assert str(caught.value) == f"{path / name} is damaged: its checksum differs (delete it; an older one will be used)"
+        assert (
+            str(caught.value)
+            == f"{path / name} is damaged: its checksum differs (delete it; an older one will be used)"
+        )
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("sums", ["", "[]", "{}", "null", '{"state.json": 3}', '{"../../etc/passwd": "00", "state.json": "0"}'])
+@pytest.mark.parametrize(
+    "sums", ["", "[]", "{}", "null", '{"state.json": 3}', '{"../../etc/passwd": "00", "state.json": "0"}']
+)
 def test_damaged_checksums(sums: str, tmp_path: Path) -> None:
     path = save(tmp_path, state(1))
     (path / "checksums.json").write_text(sums)
@@ -250,12 +274,16 @@ def test_runs_of_earlier_releases_go_on(release: str, tmp_path: Path) -> None:
     write_sounds(tmp_path / "sounds", items=8)
     _repoint(out / "manifest.parquet", tmp_path / "sounds")
     arguments = json.loads((GOLDEN / release / "arguments.json").read_text())
-    ended = avssl(tmp_path / "logs", "pretrain", *arguments, "--data", str(tmp_path / "sounds"), "--out", str(out), "--resume")
+    ended = avssl(
+        tmp_path / "logs", "pretrain", *arguments, "--data", str(tmp_path / "sounds"), "--out", str(out), "--resume"
+    )
     assert ended.code == 0, ended.stderr
     old, new = (newest(folder / "checkpoints")[0] for folder in (GOLDEN / release, out))
     assert old is not None and new is not None and old.updates == new.updates == 4
     for group in old.tensors:
-        assert {k: v.shape for k, v in old.tensors[group].items()} == {k: v.shape for k, v in new.tensors[group].items()}
+        assert {k: v.shape for k, v in old.tensors[group].items()} == {
+            k: v.shape for k, v in new.tensors[group].items()
+        }
     assert [r["update"] for r in read_journal(out)] == [1, 2, 3, 4]
 
 
@@ -266,4 +294,6 @@ def _repoint(manifest: Path, folder: Path) -> None:
     from avssl.data.manifest import read_rows, write_rows
 
     rows = read_rows(str(manifest), modalities=None)
-    write_rows([dataclasses.replace(r, parts={"audio": str(folder / Path(r.parts["audio"]).name)}) for r in rows], manifest)
+    write_rows(
+        [dataclasses.replace(r, parts={"audio": str(folder / Path(r.parts["audio"]).name)}) for r in rows], manifest
+    )

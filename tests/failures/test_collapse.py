@@ -32,12 +32,16 @@ def test_scale_does_not_matter() -> None:
 
 def test_a_collapsed_run_is_stopped(sounds: Path, tmp_path: Path) -> None:
     """No encoder survives a limit above what is possible: the message and the code are those of a real collapse."""
-    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", "monitor.every=1", "monitor.min_std=1.0"))
+    ended = avssl(
+        tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", "monitor.every=1", "monitor.min_std=1.0")
+    )
     assert ended.code == 5
     words = ended.last
     assert words.startswith("error: update 3: the audio representations collapsed (std ")
-    assert words.endswith(" over 8 clips, 3 looks in a row) (lower optim.lr or raise the loss's variance terms; "
-                          "monitor.every=0 switches the watch off)")
+    assert words.endswith(
+        " over 8 clips, 3 looks in a row) (lower optim.lr or raise the loss's variance terms; "
+        "monitor.every=0 switches the watch off)"
+    )
 
 
 def test_a_healthy_run_is_not(finished: Path) -> None:

@@ -23,20 +23,32 @@ def test_a_working_machine(tmp_path: Path) -> None:
 
 
 def test_a_missing_package_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: ["no-such-package>=3", "numpy<1", "av>=1", "x; extra == 'y'"])
+    monkeypatch.setattr(
+        doctor.importlib.metadata,
+        "requires",
+        lambda name: ["no-such-package>=3", "numpy<1", "av>=1", "x; extra == 'y'"],
+    )
     found = {f.name: f for f in doctor.versions()}
-    assert found["no-such-package"] == doctor.Finding("no-such-package", "bad", "not installed", "pip install 'no-such-package>=3'")
-    assert found["numpy"].state == "bad" and found["numpy"].value.endswith(", but <1 is needed") and found["numpy"].fix == "pip install 'numpy<1'"
+    assert found["no-such-package"] == doctor.Finding(
+        "no-such-package", "bad", "not installed", "pip install 'no-such-package>=3'"
+    )
+    assert (
+        found["numpy"].state == "bad"
+        and found["numpy"].value.endswith(", but <1 is needed")
+        and found["numpy"].fix == "pip install 'numpy<1'"
+    )
     assert found["av"].state == "ok" and "x" not in found
 
 
 def test_a_decoder_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path) -> str:
         raise OSError("libsndfile is missing")
+
     monkeypatch.setattr(doctor, "_read_sound", broken)
     found = {f.name: f for f in doctor.decoders()}
-    assert found["decode wav"] == doctor.Finding("decode wav", "bad", "OSError: libsndfile is missing",
-                                                 "pip install --force-reinstall av soundfile pillow")
+    assert found["decode wav"] == doctor.Finding(
+        "decode wav", "bad", "OSError: libsndfile is missing", "pip install --force-reinstall av soundfile pillow"
+    )
     assert found["decode png"].state == "ok"
 
 
@@ -51,9 +63,15 @@ def test_little_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     from avssl.registry import PluginStatus, Registry
 
-    reg = Registry(plugins=[PluginStatus("bird", "bird", "avssl-bird", "1.0", error="ImportError: no ears"), PluginStatus("off", "off", disabled=True)])
+    reg = Registry(
+        plugins=[
+            PluginStatus("bird", "bird", "avssl-bird", "1.0", error="ImportError: no ears"),
+            PluginStatus("off", "off", disabled=True),
+        ]
+    )
     monkeypatch.setattr("avssl.registry.registry", lambda: reg)
     broken, off = doctor.plugins()
-    assert broken == doctor.Finding("plugin bird", "bad", "ImportError: no ears",
-                                    "mend or uninstall avssl-bird 1.0; `--without bird` leaves it out")
+    assert broken == doctor.Finding(
+        "plugin bird", "bad", "ImportError: no ears", "mend or uninstall avssl-bird 1.0; `--without bird` leaves it out"
+    )
     assert off.state == "missing"

@@ -41,13 +41,15 @@ def test_a_lock_goes_when_the_run_ends(tmp_path: Path) -> None:
 
 
 def test_a_live_process_is_respected(tmp_path: Path) -> None:
-    assert refusal(write(tmp_path)) == (f"{tmp_path} is in use by process {os.getpid()} on this machine "
-                                        "(wait for it, or choose another --out)")
+    assert refusal(write(tmp_path)) == (
+        f"{tmp_path} is in use by process {os.getpid()} on this machine (wait for it, or choose another --out)"
+    )
 
 
 def test_another_machine_is_respected(tmp_path: Path) -> None:
     assert refusal(write(tmp_path, host="elsewhere", pid=7)) == (
-        f"{tmp_path} is in use by process 7 on elsewhere (if that run is dead, delete {tmp_path / 'run.lock'})")
+        f"{tmp_path} is in use by process 7 on elsewhere (if that run is dead, delete {tmp_path / 'run.lock'})"
+    )
 
 
 def test_a_dead_process_is_not(tmp_path: Path) -> None:
@@ -60,7 +62,9 @@ def test_a_recycled_pid_is_another_process(tmp_path: Path) -> None:
     assert taken(write(tmp_path, started=psutil.Process().create_time() - 3600))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b'{"host": 1}', b'{"host": "a", "pid": "x", "started": 0}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b'{"host": 1}', b'{"host": "a", "pid": "x", "started": 0}']
+)
 def test_garbage_is_no_lock(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.lock").write_bytes(content)
     assert taken(tmp_path)
@@ -68,13 +72,20 @@ def test_garbage_is_no_lock(content: bytes, tmp_path: Path) -> None:
 
 def test_of_many_that_find_a_stale_lock_one_gets_it(tmp_path: Path) -> None:
     """The moment between judging a lock stale and replacing it belongs to one process."""
-    code = ("import sys, time; from pathlib import Path; from avssl.errors import UsageError; from avssl.training.lock import RunLock\n"
-            "sys.stdin.readline()\n"
-            "try:\n    with RunLock(Path(sys.argv[1])):\n        print('mine', flush=True); sys.stdin.readline()\n"
-            "except UsageError:\n    print('refused', flush=True)")
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from avssl.errors import UsageError; from avssl.training.lock import RunLock\n"
+        "sys.stdin.readline()\n"
+        "try:\n    with RunLock(Path(sys.argv[1])):\n        print('mine', flush=True); sys.stdin.readline()\n"
+        "except UsageError:\n    print('refused', flush=True)"
+    )
     write(tmp_path, pid=2**22 - 1)
-    group = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-             for _ in range(4)]
+    group = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     for process in group:
         assert process.stdin
         process.stdin.write("go\n")
@@ -91,10 +102,15 @@ def test_a_second_run_in_the_directory_is_refused(sounds: Path, tmp_path: Path) 
     wait_until(lambda: updates_logged(out) >= 1)
     second = avssl(tmp_path / "second", *pretrain_arguments(sounds, out, updates=100_000, resume=True))
     assert second.code == 2
-    assert second.last == f"error: {out} is in use by process {first.pid} on this machine (wait for it, or choose another --out)"
+    assert (
+        second.last
+        == f"error: {out} is in use by process {first.pid} on this machine (wait for it, or choose another --out)"
+    )
     first.kill()
     first.end()
-    third = Running(tmp_path / "third", pretrain_arguments(sounds, out, updates=100_000, resume=True))  # the lock is stale now
+    third = Running(
+        tmp_path / "third", pretrain_arguments(sounds, out, updates=100_000, resume=True)
+    )  # the lock is stale now
     wait_until(lambda: json.loads((out / "run.lock").read_text())["pid"] == third.pid)
     third.kill()
     third.end()

@@ -34,11 +34,15 @@ def test_an_unfinished_run_says_so(finished: Path, tmp_path: Path) -> None:
     (folder / "weights.safetensors").unlink()
     with pytest.raises(CheckpointError) as caught:
         open_model(folder)
-    assert str(caught.value) == (f"{folder} has no weights.safetensors: the run is not finished "
-                                 f"(resume it: avssl pretrain ... --out {folder} --resume)")
+    assert str(caught.value) == (
+        f"{folder} has no weights.safetensors: the run is not finished "
+        f"(resume it: avssl pretrain ... --out {folder} --resume)"
+    )
 
 
-@pytest.mark.parametrize("name", ["recipe.toml", "checksums.json", "checkpoint/state.json", "checkpoint/checksums.json"])
+@pytest.mark.parametrize(
+    "name", ["recipe.toml", "checksums.json", "checkpoint/state.json", "checkpoint/checksums.json"]
+)
 def test_mutations(name: str, finished: Path, tmp_path: Path) -> None:
     """300 of each: the model opens, or an error of ours says why."""
     folder = tmp_path / "model"

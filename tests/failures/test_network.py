@@ -11,12 +11,15 @@ import pytest
 from runs import Running, wait_until
 
 
-@pytest.mark.parametrize("attempt", [
-    lambda: socket.create_connection(("192.0.2.1", 80), timeout=0.1),
-    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53)),
-    lambda: socket.getaddrinfo("huggingface.co", 443),
-    lambda: urllib.request.urlopen("http://example.org", timeout=0.1),
-])
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda: socket.create_connection(("192.0.2.1", 80), timeout=0.1),
+        lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("192.0.2.1", 53)),
+        lambda: socket.getaddrinfo("huggingface.co", 443),
+        lambda: urllib.request.urlopen("http://example.org", timeout=0.1),
+    ],
+)
 def test_the_block_works_here(attempt) -> None:
     with pytest.raises((no_network.NetworkBlocked, OSError)) as caught:
         attempt()

@@ -25,8 +25,10 @@ def test_step_term_and_clips_are_named(broken: tuple[Path, str]) -> None:
     (folder,) = (run / "debug").iterdir()
     clips = json.loads((folder / "batch-0.json").read_text())["ids"][0]
     value = "nan" if "nan" in last else "inf"
-    assert last == (f"error: update 2: loss term frames is {value}; clips {', '.join(clips[:4])}, ... "
-                    f"(`avssl debug replay {folder}` reproduces it; train.on_nonfinite=skip-10 passes over a few)")
+    assert last == (
+        f"error: update 2: loss term frames is {value}; clips {', '.join(clips[:4])}, ... "
+        f"(`avssl debug replay {folder}` reproduces it; train.on_nonfinite=skip-10 passes over a few)"
+    )
     assert folder.name == "update-00000002"
 
 
@@ -38,7 +40,9 @@ def test_replay_reproduces_it(broken: tuple[Path, str], tmp_path: Path) -> None:
     result = json.loads(ended.stdout)
     assert result["update"] == 2 and result["reproduced"] is True and result["terms"]["frames"] is None
     clips = json.loads((folder / "batch-0.json").read_text())["ids"][0]
-    assert result["clips"] == clips and sorted(result["clips_not_finite_alone"]) == sorted(clips)  # the weights, not a clip
+    assert result["clips"] == clips and sorted(result["clips_not_finite_alone"]) == sorted(
+        clips
+    )  # the weights, not a clip
     table = avssl(tmp_path, "debug", "replay", str(folder))
     assert table.last == "it is reproduced"
     wrong = avssl(tmp_path, "debug", "replay", str(run))
@@ -47,7 +51,9 @@ def test_replay_reproduces_it(broken: tuple[Path, str], tmp_path: Path) -> None:
 
 
 def test_a_few_may_be_skipped(sounds: Path, tmp_path: Path) -> None:
-    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", *EXPLODES, "train.on_nonfinite=skip-3"))
+    ended = avssl(
+        tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", *EXPLODES, "train.on_nonfinite=skip-3")
+    )
     assert ended.code == 5
     assert ended.last.startswith("error: update 5: loss term frames is ")  # 2, 3 and 4 were passed over
     assert sorted(p.name for p in (tmp_path / "run/debug").iterdir()) == [f"update-0000000{n}" for n in (2, 3, 4, 5)]
@@ -55,4 +61,4 @@ def test_a_few_may_be_skipped(sounds: Path, tmp_path: Path) -> None:
 
 def test_a_wrong_policy_is_refused(sounds: Path, tmp_path: Path) -> None:
     ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", "train.on_nonfinite=ignore"))
-    assert ended.code == 2 and ended.last == "error: train.on_nonfinite = 'ignore' (\"stop\" or \"skip-10\")"
+    assert ended.code == 2 and ended.last == 'error: train.on_nonfinite = \'ignore\' ("stop" or "skip-10")'

@@ -10,7 +10,6 @@ import pytest
 from runs import Running, assert_same, avssl, outcome, pretrain_arguments, updates_logged, wait_until
 
 
-
 def test_averages_of_epochs_go_on_where_they_were() -> None:
     """The mean over epochs 2 to 4, saved and loaded in between, in another order than it was built."""
     import torch
@@ -77,16 +76,23 @@ def test_another_recipe_is_refused(finished: Path, sounds: Path, tmp_path: Path)
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     (out / "checksums.json").unlink()
-    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, out, "train.save_every=3", "optim.lr=0.1", resume=True))
+    ended = avssl(
+        tmp_path / "logs", *pretrain_arguments(sounds, out, "train.save_every=3", "optim.lr=0.1", resume=True)
+    )
     assert ended.code == 2
-    assert ended.last == (f"error: {out} was started with another recipe: optim.lr 0.0005 -> 0.1 "
-                          "(resume with the same recipe and --set options, or start a new run with --init)")
+    assert ended.last == (
+        f"error: {out} was started with another recipe: optim.lr 0.0005 -> 0.1 "
+        "(resume with the same recipe and --set options, or start a new run with --init)"
+    )
 
 
 def test_without_resume_a_directory_is_left_alone(finished: Path, sounds: Path, tmp_path: Path) -> None:
     ended = avssl(tmp_path, *pretrain_arguments(sounds, finished))
     assert ended.code == 2
-    assert ended.last == f"error: --out {finished} exists already (add --resume to go on with that run, or choose another directory)"
+    assert (
+        ended.last
+        == f"error: --out {finished} exists already (add --resume to go on with that run, or choose another directory)"
+    )
 
 
 @pytest.mark.slow
@@ -104,7 +110,10 @@ def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
         out = tmp_path / f"run{runs}"
         for attempt in range(40):
             workers = (0, 2, 4)[(runs + attempt) % 3]
-            running = Running(tmp_path / "logs", pretrain_arguments(sounds, out, "train.save_every=3", updates=40, workers=workers, resume=True))
+            running = Running(
+                tmp_path / "logs",
+                pretrain_arguments(sounds, out, "train.save_every=3", updates=40, workers=workers, resume=True),
+            )
             running.process.join(rng.uniform(0.2, 1.0) * duration)
             if running.process.exitcode is None:
                 running.kill()

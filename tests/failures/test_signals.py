@@ -39,8 +39,10 @@ def test_stopped_saved_and_resumed(name: str, finished: Path, sounds: Path, tmp_
     saved, notes = checkpoint.newest(out / "checkpoints")
     assert saved is not None and not notes
     assert ended.code == Exit.STOPPED == 75
-    assert ended.last == (f"stopped: stopped by {name} after update {saved.updates}/12, saved in {out} "
-                          "(the same command with --resume goes on)")
+    assert ended.last == (
+        f"stopped: stopped by {name} after update {saved.updates}/12, saved in {out} "
+        "(the same command with --resume goes on)"
+    )
     ended = avssl(tmp_path / "second", *pretrain_arguments(sounds, out, "train.save_every=3", workers=2, resume=True))
     assert ended.code == 0, ended.stderr
     assert_same(outcome(out), outcome(finished))

@@ -1,4 +1,4 @@
-"""Write the run directory that later releases must keep reading: `python tests/golden/make.py 0.1` once for each release.
+"""Write the run directory that later releases must keep reading: `python tests/golden/make.py 0.1`, once a release.
 
 Four updates of a model of a few hundred parameters on noise, with a checkpoint every two.
 """
@@ -12,10 +12,31 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ARGUMENTS = ["tiny/masked", "--workers", "0", "--device", "cpu", *(
-    word for change in ("backbone.dim=8", "backbone.layers=1", "backbone.ff=8", "backbone.heads=2", "backbone.features=8", "frontend.n_mels=8",
-                        "frontend.seconds=0.4", "data.batch_size=4", "train.updates=4", "train.save_every=2", "train.log_every=1",
-                        "backbone.dropout=0.0") for word in ("--set", change))]
+ARGUMENTS = [
+    "tiny/masked",
+    "--workers",
+    "0",
+    "--device",
+    "cpu",
+    *(
+        word
+        for change in (
+            "backbone.dim=8",
+            "backbone.layers=1",
+            "backbone.ff=8",
+            "backbone.heads=2",
+            "backbone.features=8",
+            "frontend.n_mels=8",
+            "frontend.seconds=0.4",
+            "data.batch_size=4",
+            "train.updates=4",
+            "train.save_every=2",
+            "train.log_every=1",
+            "backbone.dropout=0.0",
+        )
+        for word in ("--set", change)
+    ),
+]
 
 
 def main(release: str) -> None:
