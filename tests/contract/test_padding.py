@@ -3,6 +3,7 @@
 The items go the way that `embed` and `evaluate` send them. Some authors' encoders let padding leak into an item (a
 group norm over time, a convolution without a mask): there, too, the bound holds, because only equal lengths share a
 batch.
+"""
 
 from __future__ import annotations
 
