@@ -30,8 +30,17 @@ def load(model: str | Path, *, format: str = "", device: str = "cpu", **options:
     return open_model(model, format, device, **options)
 
 
-def pretrain(recipe: str | Recipe, data: Data, out: str | Path, *, overrides: Sequence[str] = (), resume: bool = False,
-             init: str | Path | None = None, init_format: str = "", machine: Machine | None = None) -> dict[str, Any]:
+def pretrain(
+    recipe: str | Recipe,
+    data: Data,
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    init: str | Path | None = None,
+    init_format: str = "",
+    machine: Machine | None = None,
+) -> dict[str, Any]:
     """Pretrain a recipe, or run a pipeline of stages, into the run directory `out`; the report. See `avssl pretrain`."""
     from avssl.recipe import Pipeline, load_recipe
 
@@ -43,13 +52,30 @@ def pretrain(recipe: str | Recipe, data: Data, out: str | Path, *, overrides: Se
     return _pretrain(loaded, data, out, resume=resume, init=init, init_format=init_format, machine=machine)
 
 
-def evaluate(model: str | Path, data: str | Path, task: str, *, train: str | Path | None = None, split: str = "",
-             overrides: Sequence[str] = (), format: str = "", device: str = "auto") -> Report:
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    task: str,
+    *,
+    train: str | Path | None = None,
+    split: str = "",
+    overrides: Sequence[str] = (),
+    format: str = "",
+    device: str = "auto",
+) -> Report:
     """The Report of a protocol ("retrieval", "probe", "knn", "kfold", "classification", or a plugin's). See `avssl evaluate`."""
     from avssl.cli.evaluate import run
 
-    return run(str(model), [str(data)], task, train=[str(train)] if train is not None else None, format=format, split=split,
-               overrides=tuple(overrides), device=device)
+    return run(
+        str(model),
+        [str(data)],
+        task,
+        train=[str(train)] if train is not None else None,
+        format=format,
+        split=split,
+        overrides=tuple(overrides),
+        device=device,
+    )
 
 
 def embed(model: str | Path | Model, inputs: Any, **options: Any) -> Vectors:

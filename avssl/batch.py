@@ -52,8 +52,10 @@ class Batch:
             return self.streams[modality]
         except KeyError:
             has = ", ".join(self.streams) or "nothing"
-            raise DataError(f"items {self.ids[0]!r}... have no {modality} (they have {has})",
-                            fix=f"give data with {modality}, or a backbone that does without") from None
+            raise DataError(
+                f"items {self.ids[0]!r}... have no {modality} (they have {has})",
+                fix=f"give data with {modality}, or a backbone that does without",
+            ) from None
 
     def with_streams(self, **streams: Stream) -> Batch:
         """This batch with some streams replaced or added."""
@@ -67,8 +69,10 @@ class Batch:
 
     def pin(self) -> Batch:
         """The batch in page-locked memory, so that its copy to a CUDA device overlaps with work."""
+
         def pinned(stream: Stream) -> Stream:
             return Stream(stream.x.pin_memory(), None if stream.pad is None else stream.pad.pin_memory())
+
         targets = None if self.targets is None else pinned(self.targets)
         return Batch(self.ids, self.seeds, {n: pinned(s) for n, s in self.streams.items()}, targets)
 
@@ -89,10 +93,14 @@ class Batch:
         first = batches[0]
         for other in batches[1:]:
             if other.streams.keys() != first.streams.keys():
-                raise DataError(f"{other.ids[0]!r} has {sorted(other.streams)}, {first.ids[0]!r} {sorted(first.streams)}",
-                                fix="items of one batch need the same modalities")
+                raise DataError(
+                    f"{other.ids[0]!r} has {sorted(other.streams)}, {first.ids[0]!r} {sorted(first.streams)}",
+                    fix="items of one batch need the same modalities",
+                )
         values = pad_values or {}
-        streams = {name: _cat([b.streams[name] for b in batches], values.get(name, 0.0), name) for name in first.streams}
+        streams = {
+            name: _cat([b.streams[name] for b in batches], values.get(name, 0.0), name) for name in first.streams
+        }
         targets = None
         if first.targets is not None:
             targets = _cat([b.targets for b in batches if b.targets is not None], values.get("targets", 0.0), "targets")
@@ -103,8 +111,10 @@ def _cat(streams: Sequence[Stream], value: float, name: str) -> Stream:
     tails = {tuple(s.x.shape[2:]) for s in streams}
     dims = {s.x.ndim for s in streams}
     if len(tails) > 1 or len(dims) > 1:
-        raise DataError(f"{name}: items of shapes {sorted({tuple(s.x.shape[1:]) for s in streams})} do not stack",
-                        fix="make the frontend give one shape")
+        raise DataError(
+            f"{name}: items of shapes {sorted({tuple(s.x.shape[1:]) for s in streams})} do not stack",
+            fix="make the frontend give one shape",
+        )
     if dims == {1}:
         return Stream(torch.cat([s.x for s in streams]))
     longest = max(s.x.shape[1] for s in streams)
@@ -135,4 +145,6 @@ def generators(seeds: Tensor, salt: int = 0) -> Iterable[torch.Generator]:
     seeds: (B,) int64. salt: keeps two uses of the same seed (masks and noise, say) independent.
     """
     for seed in seeds.tolist():
-        yield torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0x7FFFFFFFFFFFFFFF)
+        yield torch.Generator().manual_seed(
+            (seed * 0x9E3779B97F4A7C15 + salt * 0xD1B54A32D192ED03) & 0x7FFFFFFFFFFFFFFF
+        )

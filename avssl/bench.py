@@ -22,7 +22,9 @@ from avssl.training.loop import Run, memory
 from avssl.training.setup import DataPlan, Machine, build_run, needed_modalities, pick_device, plan_data
 
 
-def bench(recipe: Recipe, data: str | None, machine: Machine, *, steps: int = 5, against: Recipe | None = None) -> dict[str, Any]:
+def bench(
+    recipe: Recipe, data: str | None, machine: Machine, *, steps: int = 5, against: Recipe | None = None
+) -> dict[str, Any]:
     """Time a recipe's update, forward pass, frontend and data loading; with `against`, alternating, and their ratios.
 
     data: real data, or None for generated files. steps: timed repetitions after one warm-up; medians are given. CPU seconds are
@@ -46,10 +48,17 @@ def bench(recipe: Recipe, data: str | None, machine: Machine, *, steps: int = 5,
         out = {name: subject.report(ceiling) for name, subject in subjects.items()}
         for name, subject in subjects.items():
             out[name]["loading"] = subject.loading()
-    report: dict[str, Any] = {"device": str(device), "threads": torch.get_num_threads(), "matmul_gflops": round(ceiling / 1e9, 1), **out}
+    report: dict[str, Any] = {
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "matmul_gflops": round(ceiling / 1e9, 1),
+        **out,
+    }
     if against is not None:
         a, b = out["recipe"], out["against"]
-        report["ratio"] = {k: round(b[k] / a[k], 3) for k in ("update_s", "update_cpu_s", "forward_s", "seconds_per_clip")}
+        report["ratio"] = {
+            k: round(b[k] / a[k], 3) for k in ("update_s", "update_cpu_s", "forward_s", "seconds_per_clip")
+        }
     return report
 
 
@@ -97,22 +106,37 @@ class _Subject:
         """One pass over the rows through the workers, nothing trained: clips per second."""
         began, seen = time.perf_counter(), 0
         items = self.run.loader.items
-        for _, _, batch in evaluation_batches(items.rows[:256], self.run.frontend, batch_size=len(self.micros[0]), views=False,
-                                              workers=self.run.loader.workers, modalities=items.modalities, limits=Limits()):
+        for _, _, batch in evaluation_batches(
+            items.rows[:256],
+            self.run.frontend,
+            batch_size=len(self.micros[0]),
+            views=False,
+            workers=self.run.loader.workers,
+            modalities=items.modalities,
+            limits=Limits(),
+        ):
             seen += len(batch)
         return {"clips_per_s": round(seen / (time.perf_counter() - began), 1), "workers": self.run.loader.workers}
 
     def report(self, ceiling: float) -> dict[str, Any]:
         """Medians, rates, FLOPs of an update and the share of the measured ceiling that they make (MFU)."""
-        median = {k: (statistics.median(w for w, _ in v), statistics.median(c for _, c in v)) for k, v in self.times.items()}
+        median = {
+            k: (statistics.median(w for w, _ in v), statistics.median(c for _, c in v)) for k, v in self.times.items()
+        }
         flops = self._flops()
         update = median["update"][0]
         return {
-            "name": self.recipe.name, "clips_per_update": self.clips, "update_s": round(update, 4),
-            "update_cpu_s": round(median["update"][1], 4), "forward_s": round(median["forward"][0], 4),
-            "frontend_s": round(median["frontend"][0], 4), "clips_per_s": round(self.clips / update, 2),
-            "seconds_per_clip": round(update / self.clips, 5), "gflop_per_update": round(flops / 1e9, 1),
-            "mfu": round(flops / update / ceiling, 3), "peak_memory_gib": round(memory(self.device), 2),
+            "name": self.recipe.name,
+            "clips_per_update": self.clips,
+            "update_s": round(update, 4),
+            "update_cpu_s": round(median["update"][1], 4),
+            "forward_s": round(median["forward"][0], 4),
+            "frontend_s": round(median["frontend"][0], 4),
+            "clips_per_s": round(self.clips / update, 2),
+            "seconds_per_clip": round(update / self.clips, 5),
+            "gflop_per_update": round(flops / 1e9, 1),
+            "mfu": round(flops / update / ceiling, 3),
+            "peak_memory_gib": round(memory(self.device), 2),
             "parameters": sum(p.numel() for p in self.run.loss.backbone.parameters()),
             "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.run.stepper.dtype],
         }
@@ -146,7 +170,10 @@ def generated(modalities: frozenset[str], folder: Path, count: int) -> list[Row]
     folder = folder / "media"
     folder.mkdir()
     makers = {m: resolve(registry().get("modality", m).sample) for m in sorted(modalities)}
-    return [Row(id=str(i), parts={m: make(folder, i) for m, make in makers.items()}, labels=(str(i % 4),)) for i in range(count)]
+    return [
+        Row(id=str(i), parts={m: make(folder, i) for m, make in makers.items()}, labels=(str(i % 4),))
+        for i in range(count)
+    ]
 
 
 def _cpu() -> float:

@@ -34,8 +34,9 @@ class LossOutput:
     """Terms to minimise, and what to log."""
 
     terms: Mapping[str, Term]
-    metrics: Mapping[str, tuple[Tensor, Tensor | int | float]] = field(default_factory=dict)  # name -> (sum, count), no gradient
-    watch: Mapping[str, Tensor] = field(default_factory=dict)  # (M, D) representations for the collapse monitor, detached
+    metrics: Mapping[str, tuple[Tensor, Tensor | int | float]] = field(
+        default_factory=dict
+    )  # name -> (sum, count), no gradient
 
     def total(self, counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
         """() the only total there is: sum of weight * sum / count. `counts` replaces the local counts by global ones."""
@@ -43,8 +44,8 @@ class LossOutput:
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
     def merged(self, other: LossOutput) -> LossOutput:
-        """The terms, metrics and watched representations of both."""
-        return LossOutput({**self.terms, **other.terms}, {**self.metrics, **other.metrics}, {**self.watch, **other.watch})
+        """The terms and metrics of both."""
+        return LossOutput({**self.terms, **other.terms}, {**self.metrics, **other.metrics})
 
 
 class Loss(nn.Module, Generic[B]):
@@ -123,7 +124,9 @@ def to_device(draw: Any, device: torch.device | str) -> Any:
     if isinstance(draw, Tensor):
         return draw.to(device, non_blocking=True)
     if dataclasses.is_dataclass(draw) and not isinstance(draw, type):
-        return dataclasses.replace(draw, **{f.name: to_device(getattr(draw, f.name), device) for f in dataclasses.fields(draw)})
+        return dataclasses.replace(
+            draw, **{f.name: to_device(getattr(draw, f.name), device) for f in dataclasses.fields(draw)}
+        )
     if isinstance(draw, dict):
         return {k: to_device(v, device) for k, v in draw.items()}
     if isinstance(draw, (list, tuple)):

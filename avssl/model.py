@@ -70,7 +70,12 @@ class Model:
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
         """(B, C) of a batch that a loader made (before `frontend.batch`). Raises CheckpointError without a head."""
-        check(self.head is not None, f"{self.path} has no classification head", fix="fine-tune it first", error=CheckpointError)
+        check(
+            self.head is not None,
+            f"{self.path} has no classification head",
+            fix="fine-tune it first",
+            error=CheckpointError,
+        )
         assert self.head is not None
         batch = self.frontend(batch.to(self.device))
         return self.head(self.backbone(batch, only=getattr(self.head, "streams", None)))
@@ -88,15 +93,27 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
     options go to the format's reader. Raises CheckpointError naming the file when something is missing or damaged.
     """
     path = Path(path)
-    check(path.exists(), f"{path}: no such model", fix="give a run directory, or a checkpoint file with --format",
-          error=CheckpointError)
+    check(
+        path.exists(),
+        f"{path}: no such model",
+        fix="give a run directory, or a checkpoint file with --format",
+        error=CheckpointError,
+    )
     if format or not (path / RECIPE).is_file():
-        check(bool(format) or path.is_file() or not (path / "stages").is_dir(), f"{path} is a pipeline",
-              fix="give one of the runs in its stages/ folder", error=CheckpointError)
+        check(
+            bool(format) or path.is_file() or not (path / "stages").is_dir(),
+            f"{path} is a pipeline",
+            fix="give one of the runs in its stages/ folder",
+            error=CheckpointError,
+        )
         return from_imported(import_checkpoint(path, format, **options), path).to(device)
     tables = read_tables(path)
-    check((path / WEIGHTS).is_file(), f"{path} has no {WEIGHTS}: the run is not finished",
-          fix=f"resume it: avssl pretrain ... --out {path} --resume", error=CheckpointError)
+    check(
+        (path / WEIGHTS).is_file(),
+        f"{path} has no {WEIGHTS}: the run is not finished",
+        fix=f"resume it: avssl pretrain ... --out {path} --resume",
+        error=CheckpointError,
+    )
     verify(path, WEIGHTS)
     tensors = load_safetensors(path / WEIGHTS)
     codec = None
@@ -109,8 +126,16 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
         head = loss.exports()["head"]
         load_strictly(head, {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}, f"{path}/{WEIGHTS}")
     load_strictly(backbone, {k[9:]: v for k, v in tensors.items() if k.startswith("backbone.")}, f"{path}/{WEIGHTS}")
-    model = Model(backbone.eval(), frontend.eval(), head.eval() if head is not None else None, codec, tables, path,
-                  licence=str(tables.get("licence", "")), source=str(tables.get("source", "")))
+    model = Model(
+        backbone.eval(),
+        frontend.eval(),
+        head.eval() if head is not None else None,
+        codec,
+        tables,
+        path,
+        licence=str(tables.get("licence", "")),
+        source=str(tables.get("source", "")),
+    )
     return model.to(device)
 
 
@@ -119,8 +144,16 @@ def from_imported(imported: Imported, path: Path) -> Model:
     tables = imported_tables(imported)
     loss = build(imported)
     codec = Codec.load(imported.assets["targets"]) if "targets" in imported.assets else None
-    return Model(loss.backbone.eval(), build_frontend(tables, path).eval(), loss.exports().get("head"), codec, tables,
-                 path, imported.licence, imported.source)
+    return Model(
+        loss.backbone.eval(),
+        build_frontend(tables, path).eval(),
+        loss.exports().get("head"),
+        codec,
+        tables,
+        path,
+        imported.licence,
+        imported.source,
+    )
 
 
 def imported_tables(imported: Imported) -> dict[str, Any]:
@@ -145,8 +178,12 @@ def read_tables(path: Path) -> dict[str, Any]:
     for key in ("backbone", "loss"):
         named = isinstance(tables.get(key), dict) and isinstance(tables[key].get("name"), str)
         check(named, f"{path / RECIPE} names no {key}", fix="restore it from a copy", error=CheckpointError)
-    check(isinstance(tables.get("frontend", {}), dict), f"{path / RECIPE}: frontend is no table", fix="restore it from a copy",
-          error=CheckpointError)
+    check(
+        isinstance(tables.get("frontend", {}), dict),
+        f"{path / RECIPE}: frontend is no table",
+        fix="restore it from a copy",
+        error=CheckpointError,
+    )
     return tables
 
 
@@ -160,8 +197,10 @@ def build_backbone(tables: Mapping[str, Any]) -> Backbone:
 def build_frontend(tables: Mapping[str, Any], folder: Path) -> Frontend:
     """The frontend of a plain recipe; values that begin with "assets/" are files of the model folder."""
     cls, config_cls = _frontend_entry(tables)
-    table = {k: str(folder / v) if isinstance(v, str) and v.startswith("assets/") else v
-             for k, v in dict(tables.get("frontend", {})).items()}
+    table = {
+        k: str(folder / v) if isinstance(v, str) and v.startswith("assets/") else v
+        for k, v in dict(tables.get("frontend", {})).items()
+    }
     return cls(structure(config_cls, table, "frontend"))
 
 
@@ -181,8 +220,14 @@ def _frontend_entry(tables: Mapping[str, Any]) -> tuple[type[Frontend], type]:
     return load("backbone", name, "frontend"), load("backbone", name, "frontend_config")
 
 
-def save_model(folder: Path, loss: Loss, frontend: Frontend, tables: Mapping[str, Any], codec: Codec | None = None,
-               state: Mapping[str, Tensor] | None = None) -> None:
+def save_model(
+    folder: Path,
+    loss: Loss,
+    frontend: Frontend,
+    tables: Mapping[str, Any],
+    codec: Codec | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the model files of a directory, each complete or absent, the checksums last.
 
     tables: the plain recipe. state: the loss's state dict when it is not `loss.state_dict()` (averaged, gathered).
@@ -214,8 +259,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary),
-                  {"format": "pt", **(metadata or {})})
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            str(temporary),
+            {"format": "pt", **(metadata or {})},
+        )
 
 
 def verify(folder: Path, name: str) -> None:
@@ -225,8 +273,9 @@ def verify(folder: Path, name: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder}: {CHECKSUMS} is missing or damaged", fix="restore it from a copy") from None
     if sha256(folder / name) != wanted:
-        raise CheckpointError(f"{folder / name} is damaged: its checksum differs from {CHECKSUMS}",
-                              fix="restore it from a copy")
+        raise CheckpointError(
+            f"{folder / name} is damaged: its checksum differs from {CHECKSUMS}", fix="restore it from a copy"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,16 +290,23 @@ class Initial:
 
     def into_backbone(self, backbone: Backbone, name: str) -> None:
         """Load the backbone, strictly, after `backbone.adapt` fitted what may be fitted (position tables)."""
-        check(name == self.backbone_name, f"{self.path} holds a {self.backbone_name} backbone, the recipe builds {name}",
-              fix=f"--set backbone.name={self.backbone_name}, or start from another model", error=CheckpointError)
+        check(
+            name == self.backbone_name,
+            f"{self.path} holds a {self.backbone_name} backbone, the recipe builds {name}",
+            fix=f"--set backbone.name={self.backbone_name}, or start from another model",
+            error=CheckpointError,
+        )
         own = {k[9:]: v for k, v in self.tensors.items() if k.startswith("backbone.")}
         load_strictly(backbone, backbone.adapt(own, self.backbone_config), str(self.path))
 
     def into_rest(self, loss: Loss) -> list[str]:
         """Load what else of the loss has the same names and shapes (decoder, teacher); the names that stay fresh."""
         own = loss.state_dict()
-        rest = {k: v for k, v in self.tensors.items()
-                if not k.startswith("backbone.") and k in own and own[k].shape == v.shape}
+        rest = {
+            k: v
+            for k, v in self.tensors.items()
+            if not k.startswith("backbone.") and k in own and own[k].shape == v.shape
+        }
         loss.load_state_dict(rest, strict=False)
         return sorted(k for k in own if not k.startswith("backbone.") and k not in rest)
 
@@ -260,8 +316,12 @@ def read_initial(path: str | Path, format: str = "", **options: Any) -> Initial:
     path = Path(path)
     if (path / RECIPE).is_file() and not format:
         tables = read_tables(path)
-        check((path / WEIGHTS).is_file(), f"{path} has no {WEIGHTS}: the run is not finished", fix="resume it first",
-              error=CheckpointError)
+        check(
+            (path / WEIGHTS).is_file(),
+            f"{path} has no {WEIGHTS}: the run is not finished",
+            fix="resume it first",
+            error=CheckpointError,
+        )
         tensors: dict[str, Tensor] = {}
         for name in (WEIGHTS, TRAINING):
             if (path / name).is_file():

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from avssl.schema import config, structure, unstructure
 from avssl.errors import UsageError, check, nearest
+from avssl.schema import config, structure, unstructure
 
 
 @config
@@ -22,7 +22,9 @@ class DataConfig:
     target: Literal["none", "index", "multi_hot", "float", "characters"] = "none"  # how labels become targets
     balance: bool = False  # draw items with replacement, weight = sum over labels of 1000 / (count + 0.01)
     epoch_items: int | None = None  # length of an epoch in items; None = the data set
-    on_bad: Literal["fail", "skip", "quarantine"] = "skip"  # an unreadable item: stop; replace it; replace it, never try it again
+    on_bad: Literal["fail", "skip", "quarantine"] = (
+        "skip"  # an unreadable item: stop; replace it; replace it, never try it again
+    )
     max_bad: float = 0.1  # share of the items that may be bad before the run stops
     max_seconds: float = 600.0  # limits of one decoded part, checked before memory is taken
     max_pixels: int = 64_000_000
@@ -93,10 +95,16 @@ class TrainConfig:
     validate_every: float = 1.0  # epochs, when the data have a validation split
 
     def __post_init__(self) -> None:
-        check((self.epochs is None) != (self.updates is None), "give train.epochs or train.updates, one of the two",
-              fix="--set train.epochs=10")
-        check(self.ema is None or self.weight_average is None, "train.ema and train.weight_average both replace the weights",
-              fix="choose one of the two")
+        check(
+            (self.epochs is None) != (self.updates is None),
+            "give train.epochs or train.updates, one of the two",
+            fix="--set train.epochs=10",
+        )
+        check(
+            self.ema is None or self.weight_average is None,
+            "train.ema and train.weight_average both replace the weights",
+            fix="choose one of the two",
+        )
 
 
 @config
@@ -191,8 +199,11 @@ def read_recipe(name: str) -> dict[str, Any]:
     base_name = data.pop("extends", None)
     if base_name is not None:
         base = _read(base_name)
-        check("extends" not in base, f"{name} extends {base_name}, which extends {base.get('extends')}",
-              fix="extend the root recipe: one level, no chains")
+        check(
+            "extends" not in base,
+            f"{name} extends {base_name}, which extends {base.get('extends')}",
+            fix="extend the root recipe: one level, no chains",
+        )
         if {"epochs", "updates"} & data.get("train", {}).keys():  # one length replaces the other
             base["train"] = {k: v for k, v in base.get("train", {}).items() if k not in ("epochs", "updates")}
         data = merge(base, data)
@@ -270,8 +281,13 @@ def recipe_from(data: Mapping[str, Any]) -> Recipe | Pipeline:
     frontend = entries["loss"].frontend_config or entries["backbone"].frontend_config
     parts["frontend"] = structure(_config(frontend), data.pop("frontend", {}), "frontend")
     rest = {}
-    sections = {"data": DataConfig, "optim": OptimConfig, "schedule": ScheduleConfig, "train": TrainConfig,
-                "monitor": MonitorConfig}
+    sections = {
+        "data": DataConfig,
+        "optim": OptimConfig,
+        "schedule": ScheduleConfig,
+        "train": TrainConfig,
+        "monitor": MonitorConfig,
+    }
     for key, cls in sections.items():
         rest[key] = structure(cls, data.pop(key, {}), key)
     for key in ("tags",):

@@ -25,18 +25,36 @@ def recipe_schema() -> dict[str, Any]:
         return schema
 
     def components(kind: str) -> dict[str, Any]:
-        return {"oneOf": [{k: v for k, v in closed(resolve(e.config), e.name).items() if k != "required"} for e in registry().all(kind)]}
+        return {
+            "oneOf": [
+                {k: v for k, v in closed(resolve(e.config), e.name).items() if k != "required"}
+                for e in registry().all(kind)
+            ]
+        }
 
     frontends = {e.frontend_config for kind in ("backbone", "loss") for e in registry().all(kind) if e.frontend_config}
     text = {"type": "string"}
     out = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "avssl recipe", "type": "object", "additionalProperties": False,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "avssl recipe",
+        "type": "object",
+        "additionalProperties": False,
         "properties": {
-            "name": text, "summary": text, "source": text, "extends": text, "stage": {"enum": ["pretrain", "finetune", "pipeline"]},
-            "tags": {"type": "array", "items": text}, "backbone": components("backbone"), "loss": components("loss"),
+            "name": text,
+            "summary": text,
+            "source": text,
+            "extends": text,
+            "stage": {"enum": ["pretrain", "finetune", "pipeline"]},
+            "tags": {"type": "array", "items": text},
+            "backbone": components("backbone"),
+            "loss": components("loss"),
             "frontend": {"anyOf": [{k: v for k, v in closed(resolve(f)).items()} for f in sorted(frontends)]},
-            "data": closed(DataConfig), "optim": closed(OptimConfig), "schedule": closed(ScheduleConfig), "train": closed(TrainConfig),
-            "monitor": closed(MonitorConfig), "expected": {"type": "object", "additionalProperties": {"type": "number"}},
+            "data": closed(DataConfig),
+            "optim": closed(OptimConfig),
+            "schedule": closed(ScheduleConfig),
+            "train": closed(TrainConfig),
+            "monitor": closed(MonitorConfig),
+            "expected": {"type": "object", "additionalProperties": {"type": "number"}},
             "stages": {"type": "array", "items": closed(Stage)},
         },
     }

@@ -14,8 +14,16 @@ from avssl.training.setup import Machine
 MARGIN = 0.05  # relative; a recipe's numbers are one seed's, other machines round otherwise
 
 
-def reproduce(recipe_name: str, data: str, out: Path, *, source: str | None = None, resume: bool = False,
-              machine: Machine | None = None, margin: float = MARGIN) -> dict[str, Any]:
+def reproduce(
+    recipe_name: str,
+    data: str,
+    out: Path,
+    *,
+    source: str | None = None,
+    resume: bool = False,
+    machine: Machine | None = None,
+    margin: float = MARGIN,
+) -> dict[str, Any]:
     """Train the recipe, run the protocols that its `expected` metrics name, and compare.
 
     Returns {"metrics": {name: {"expected", "got", "ok"}}, "ok", "run"}; ok = not below expected by more than `margin`
@@ -28,7 +36,11 @@ def reproduce(recipe_name: str, data: str, out: Path, *, source: str | None = No
     recipe = load_recipe(recipe_name)
     if not isinstance(recipe, Recipe):
         raise UsageError(f"{recipe_name} is a pipeline", fix="reproduce its stages one by one")
-    check(bool(recipe.expected), f"{recipe_name} states no expected numbers", fix="see `avssl recipes show NAME`: [expected]")
+    check(
+        bool(recipe.expected),
+        f"{recipe_name} states no expected numbers",
+        fix="see `avssl recipes show NAME`: [expected]",
+    )
     if recipe.stage == "finetune":
         report = finetune(recipe_name, source, data, out, resume=resume, machine=machine)
     else:
@@ -40,7 +52,17 @@ def reproduce(recipe_name: str, data: str, out: Path, *, source: str | None = No
     compared = {}
     for name, wanted in recipe.expected.items():
         value = got.get(name)
-        compared[name] = {"expected": wanted, "got": value, "ok": value is not None and value >= wanted - margin * abs(wanted)}
-    result = {"recipe": recipe_name, "run": str(out), "margin": margin, "metrics": compared, "ok": all(c["ok"] for c in compared.values())}
+        compared[name] = {
+            "expected": wanted,
+            "got": value,
+            "ok": value is not None and value >= wanted - margin * abs(wanted),
+        }
+    result = {
+        "recipe": recipe_name,
+        "run": str(out),
+        "margin": margin,
+        "metrics": compared,
+        "ok": all(c["ok"] for c in compared.values()),
+    }
     write_json(out / "reproduction.json", result)
     return result

@@ -49,14 +49,20 @@ class Subject:
 def subject(entry: BackboneEntry, folder: Path, extra: Mapping[str, Any] | None = None) -> Subject:
     """Build a backbone at its example size, and items from the sample files of its modalities."""
     example = resolve(entry.example)(folder) if entry.example else {}
-    tables: dict[str, Any] = {"backbone": {"name": entry.name, **example.get("backbone", {})},
-                              "frontend": dict(example.get("frontend", {})), **(extra or {})}
+    tables: dict[str, Any] = {
+        "backbone": {"name": entry.name, **example.get("backbone", {})},
+        "frontend": dict(example.get("frontend", {})),
+        **(extra or {}),
+    }
     seed_everything(1)
     backbone, frontend = build_backbone(tables), build_frontend(tables, folder)
     reg = registry()
     items = []
     for number in range(ITEMS):
-        parts = {m: resolve(reg.get("modality", m).sample)(folder, number) for m in sorted(frontend.modalities or entry.modalities)}
+        parts = {
+            m: resolve(reg.get("modality", m).sample)(folder, number)
+            for m in sorted(frontend.modalities or entry.modalities)
+        }
         row = Row(id=f"sample-{number}", parts=parts, labels=(str(number % 2),))
         clips = [decode_clip(row, frontend.plan(row, np.random.default_rng(number)), Limits())]
         items.append(_made_by(frontend, clips, np.random.default_rng(number), 1000 + number))
@@ -73,13 +79,17 @@ def backbone_shapes(s: Subject) -> None:
     widths = s.backbone.widths()
     assert set(out.pooled) <= set(widths), f"pooled has {sorted(out.pooled)}, widths() names {sorted(widths)}"
     for stream, x in out.pooled.items():
-        assert x.shape == (ITEMS, widths[stream]), f"pooled[{stream!r}] is {tuple(x.shape)}, not {(ITEMS, widths[stream])}"
+        assert x.shape == (ITEMS, widths[stream]), (
+            f"pooled[{stream!r}] is {tuple(x.shape)}, not {(ITEMS, widths[stream])}"
+        )
         assert bool(x.isfinite().all()), f"pooled[{stream!r}] is not finite"
     for modality in s.entry.modalities:
         x = out.tokens[modality]
         assert x.ndim == 3 and x.shape[0] == ITEMS, f"tokens[{modality!r}] is {tuple(x.shape)}, not (B, N, D)"
         assert modality in grid, f"grid() does not place the {modality} tokens"
-        assert grid[modality].tokens == x.shape[1], f"grid()[{modality!r}] has {grid[modality].tokens} tokens, forward {x.shape[1]}"
+        assert grid[modality].tokens == x.shape[1], (
+            f"grid()[{modality!r}] has {grid[modality].tokens} tokens, forward {x.shape[1]}"
+        )
 
 
 def backbone_determinism(s: Subject) -> None:
@@ -97,7 +107,9 @@ def backbone_batch_invariance(s: Subject) -> None:
         alone = s.backbone(s.batch(slice(0, 1))).pooled
     for stream, x in together.items():
         worst = float((x[:1] - alone[stream]).abs().max() / x.abs().max().clamp_min(1e-6))
-        assert worst < BATCH_TOLERANCE, f"{stream}: an item alone differs from itself in a batch by {worst:.1e} of the largest value"
+        assert worst < BATCH_TOLERANCE, (
+            f"{stream}: an item alone differs from itself in a batch by {worst:.1e} of the largest value"
+        )
 
 
 def backbone_gradients(s: Subject) -> None:
@@ -138,7 +150,9 @@ def backbone_only(s: Subject) -> None:
         for stream in whole:
             part = s.backbone(batch, only={stream}).pooled
             assert stream in part, f"only={{{stream!r}}} does not give it"
-            assert torch.allclose(part[stream], whole[stream], atol=1e-5, rtol=1e-4), f"only={{{stream!r}}} gives other values"
+            assert torch.allclose(part[stream], whole[stream], atol=1e-5, rtol=1e-4), (
+                f"only={{{stream!r}}} gives other values"
+            )
 
 
 def backbone_hide(s: Subject) -> None:
@@ -153,7 +167,9 @@ def backbone_hide(s: Subject) -> None:
     with torch.no_grad():
         clean, hidden = s.backbone(batch), s.backbone(batch, hide=hide)
     for modality in s.entry.modalities:
-        assert hidden.tokens[modality].shape == clean.tokens[modality].shape, f"hide changes the number of {modality} tokens"
+        assert hidden.tokens[modality].shape == clean.tokens[modality].shape, (
+            f"hide changes the number of {modality} tokens"
+        )
         assert not torch.allclose(hidden.tokens[modality], clean.tokens[modality]), f"hide does nothing to {modality}"
 
 
@@ -177,12 +193,19 @@ def backbone_layers(s: Subject, kind: str) -> None:
     for modality in s.entry.modalities:
         states = out.layers.get(modality, ())
         assert len(states) > 0, f"layers={kind!r} gives no {modality} states"
-        assert all(x.shape[:2] == out.tokens[modality].shape[:2] for x in states), f"{modality} states have other shapes than the tokens"
+        assert all(x.shape[:2] == out.tokens[modality].shape[:2] for x in states), (
+            f"{modality} states have other shapes than the tokens"
+        )
 
 
 BACKBONE_CHECKS: dict[str, Callable[[Subject], None]] = {
-    "shapes": backbone_shapes, "determinism": backbone_determinism, "batch invariance": backbone_batch_invariance,
-    "gradients": backbone_gradients, "save and load": backbone_save_and_load, "bf16": backbone_half_precision, "only": backbone_only,
+    "shapes": backbone_shapes,
+    "determinism": backbone_determinism,
+    "batch invariance": backbone_batch_invariance,
+    "gradients": backbone_gradients,
+    "save and load": backbone_save_and_load,
+    "bf16": backbone_half_precision,
+    "only": backbone_only,
 }
 
 
@@ -283,7 +306,9 @@ def loss_wrong_pair(entry: LossEntry) -> None:
 
 
 LOSS_CHECKS: dict[str, Callable[[Loss, Subject, Batch], None]] = {
-    "draws": loss_draws, "training step": loss_step, "save and load": loss_save_and_load,
+    "draws": loss_draws,
+    "training step": loss_step,
+    "save and load": loss_save_and_load,
 }
 
 
@@ -318,7 +343,11 @@ def check_plugin(name: str) -> list[dict[str, str]]:
         elif kind == "recipe":
             results.append(_attempt(f"recipe {entry_name}", "resolves", lambda entry=entry: _load_recipe(entry.name)))  # type: ignore[misc]
         else:
-            targets = [v for f in ("cls", "config", "decode", "probe", "read", "write", "detect") if (v := getattr(entry, f, ""))]
+            targets = [
+                v
+                for f in ("cls", "config", "decode", "probe", "read", "write", "detect")
+                if (v := getattr(entry, f, ""))
+            ]
             results.append(_attempt(f"{kind} {entry_name}", "imports", lambda t=targets: [resolve(x) for x in t]))  # type: ignore[misc]
     return results
 
@@ -336,8 +365,10 @@ def _backbone_results(entry: BackboneEntry) -> list[dict[str, str]]:
         except Exception as error:
             return [{"entry": f"backbone {entry.name}", "check": "builds", "error": _why(error)}]
         assert set(s.backbone.modalities) == set(entry.modalities), "the class and its entry name different modalities"
-        return [_attempt(f"backbone {entry.name}", check, lambda f=function: f(s))  # type: ignore[misc]
-                for check, function in backbone_checks(entry).items()]
+        return [
+            _attempt(f"backbone {entry.name}", check, lambda f=function: f(s))  # type: ignore[misc]
+            for check, function in backbone_checks(entry).items()
+        ]
 
 
 def _loss_results(entry: LossEntry) -> list[dict[str, str]]:
@@ -348,7 +379,9 @@ def _loss_results(entry: LossEntry) -> list[dict[str, str]]:
             loss, s, batch = loss_subject(entry, Path(folder))
         except Exception as error:
             return [*out, {"entry": label, "check": "builds", "error": _why(error)}]
-        return out + [_attempt(label, check, lambda f=function: f(loss, s, batch)) for check, function in LOSS_CHECKS.items()]  # type: ignore[misc]
+        return out + [
+            _attempt(label, check, lambda f=function: f(loss, s, batch)) for check, function in LOSS_CHECKS.items()
+        ]  # type: ignore[misc]
 
 
 def _attempt(entry: str, check: str, function: Callable[[], Any]) -> dict[str, str]:

@@ -29,8 +29,10 @@ class Head(nn.Module):
         """(B, C) logits. Streams that this batch does not have are left out of the mean (at least one must be there)."""
         present = [features.pooled[s] for s in self.streams if s in features.pooled]
         if not present:
-            raise DataError(f"the head reads {', '.join(self.streams)}; this item gives {', '.join(features.pooled)}",
-                            fix="give items with that modality, or fine-tune on the other one")
+            raise DataError(
+                f"the head reads {', '.join(self.streams)}; this item gives {', '.join(features.pooled)}",
+                fix="give items with that modality, or fine-tune on the other one",
+            )
         return self.linear(self.dropout(self.norm(torch.stack(present).mean(0) if len(present) > 1 else present[0])))
 
 
@@ -41,8 +43,11 @@ class Classify(Loss[Backbone]):
 
     def __init__(self, backbone: Backbone, config: ClassifyConfig) -> None:
         super().__init__(backbone, config)
-        check(config.classes > 0, "loss.classes is 0 and no labels say how many there are",
-              fix="give labelled data and data.target, or set loss.classes")
+        check(
+            config.classes > 0,
+            "loss.classes is 0 and no labels say how many there are",
+            fix="give labelled data and data.target, or set loss.classes",
+        )
         streams = config.streams or default_streams(backbone)
         widths = backbone.widths()
         for stream in streams:

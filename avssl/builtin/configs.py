@@ -16,7 +16,9 @@ class ClassifyConfig:
     streams: tuple[str, ...] = ()  # pooled streams that are averaged; () = "joint" if the backbone has it, else all
     norm: bool = True  # LayerNorm before the linear layer
     dropout: float = 0.0
-    loss: Literal["auto", "cross_entropy", "bce", "mse"] = "auto"  # auto: index -> cross_entropy, multi_hot -> bce, float -> mse
+    loss: Literal["auto", "cross_entropy", "bce", "mse"] = (
+        "auto"  # auto: index -> cross_entropy, multi_hot -> bce, float -> mse
+    )
     label_smoothing: float = 0.0  # cross_entropy
 
 

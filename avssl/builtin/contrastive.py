@@ -33,7 +33,9 @@ class Contrastive(Loss[Backbone]):
             raise UsageError(f"a contrast needs two streams, loss.streams has {self.streams}", fix="name two")
         if not config.dim and len({widths[s] for s in self.streams}) > 1:
             raise UsageError("the streams have different widths", fix="--set loss.dim=256 projects them to one")
-        self.projections = nn.ModuleDict({s: nn.Linear(widths[s], config.dim) for s in self.streams} if config.dim else {})
+        self.projections = nn.ModuleDict(
+            {s: nn.Linear(widths[s], config.dim) for s in self.streams} if config.dim else {}
+        )
         log_scale = torch.tensor(-math.log(config.temperature))
         self.log_scale = nn.Parameter(log_scale) if config.learn_temperature else nn.Buffer(log_scale)
 
@@ -41,7 +43,7 @@ class Contrastive(Loss[Backbone]):
         pooled = self.backbone(batch, only=self.streams).pooled
         out = {s: self.projections[s](pooled[s]) if self.config.dim else pooled[s] for s in self.streams}
         out = {s: F.normalize(x.float(), dim=-1) for s, x in out.items()}  # (B, D)
-        return LossOutput({}, watch={s: x.detach() for s, x in out.items()}), out
+        return LossOutput({}), out
 
     def joint(self, representations: Mapping[str, Tensor]) -> LossOutput:
         scale = self.log_scale.exp().clamp(max=100.0)

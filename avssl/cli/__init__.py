@@ -34,8 +34,12 @@ def _version(show: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    without: Annotated[list[str] | None, typer.Option("--without", metavar="PLUGIN", help="Switch a plugin off.")] = None,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    without: Annotated[
+        list[str] | None, typer.Option("--without", metavar="PLUGIN", help="Switch a plugin off.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Options of every command, given before its name."""
     if without:
@@ -66,12 +70,30 @@ def _register() -> None:
     )
 
     panels = {
-        "Train": {"pretrain": train.pretrain, "finetune": train.finetune, "reproduce": reproduce.reproduce, "launch": launch.launch},
-        "Use": {"evaluate": evaluate.evaluate, "embed": embed.embed, "search": search.search, "predict": predict.predict,
-                "classify": classify.classify, "import": models.import_,
-                "export": export.export},
-        "Look": {"demo": demo.demo, "report": report.report, "bench": bench.bench, "recipes": listing.recipes, "backbones": listing.backbones,
-                 "losses": listing.losses, "doctor": doctor.doctor},
+        "Train": {
+            "pretrain": train.pretrain,
+            "finetune": train.finetune,
+            "reproduce": reproduce.reproduce,
+            "launch": launch.launch,
+        },
+        "Use": {
+            "evaluate": evaluate.evaluate,
+            "embed": embed.embed,
+            "search": search.search,
+            "predict": predict.predict,
+            "classify": classify.classify,
+            "import": models.import_,
+            "export": export.export,
+        },
+        "Look": {
+            "demo": demo.demo,
+            "report": report.report,
+            "bench": bench.bench,
+            "recipes": listing.recipes,
+            "backbones": listing.backbones,
+            "losses": listing.losses,
+            "doctor": doctor.doctor,
+        },
     }
     for panel, commands in panels.items():
         for name, function in commands.items():
@@ -110,5 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        print(f"internal error: {type(error).__name__}: {error} (please report it; `avssl --debug ...` shows where)", file=sys.stderr)
+        print(
+            f"internal error: {type(error).__name__}: {error} (please report it; `avssl --debug ...` shows where)",
+            file=sys.stderr,
+        )
         sys.exit(Exit.BUG)

@@ -40,6 +40,8 @@ def bench(
     rows = [(k, *[report[c][k] for c in columns]) for k in report["recipe"] if k != "loading"]
     rows += [(f"loading {k}", *[report[c]["loading"][k] for c in columns]) for k in report["recipe"]["loading"]]
     print_table(("what", *columns), rows)
-    say(f"{report['device']}, {report['threads']} threads, matrix products reach {report['matmul_gflops']} GFLOP/s here")
+    say(
+        f"{report['device']}, {report['threads']} threads, matrix products reach {report['matmul_gflops']} GFLOP/s here"
+    )
     if "ratio" in report:
         say("against / recipe: " + ", ".join(f"{k} {v}" for k, v in report["ratio"].items()))

@@ -49,13 +49,15 @@ def scan(
         write_rows(found.rows, out)
     summary = found.summary()
     if as_json:
-        print_json({**summary, "out": str(out) if out else None,
-                    "bad_files": [b._asdict() for b in found.bad]})
+        print_json({**summary, "out": str(out) if out else None, "bad_files": [b._asdict() for b in found.bad]})
     else:
         _print_summary(summary)
         if found.bad:
-            print_table(("what", "file", "reason"), [(b.what, _short(b.path), _reason(b)) for b in found.bad],
-                        title=f"{len(found.bad)} problems")
+            print_table(
+                ("what", "file", "reason"),
+                [(b.what, _short(b.path), _reason(b)) for b in found.bad],
+                title=f"{len(found.bad)} problems",
+            )
     if not found.rows:
         raise DataError(f"{data}: none of its {len(rows)} items can be used", fix="see the reasons above")
 
@@ -90,8 +92,11 @@ def check_(
     if as_json:
         print_json({"items": len(rows), "grave": grave, "problems": [asdict(p) for p in problems]})
     else:
-        print_table(("", "kind", "what"), [("!" if p.grave else "", p.kind, p.message) for p in problems],
-                    title=f"{len(rows)} items, {grave} grave problems, {len(problems) - grave} others")
+        print_table(
+            ("", "kind", "what"),
+            [("!" if p.grave else "", p.kind, p.message) for p in problems],
+            title=f"{len(rows)} items, {grave} grave problems, {len(problems) - grave} others",
+        )
     if grave:
         raise typer.Exit(int(Exit.DATA))
 
@@ -128,8 +133,10 @@ def split(
     if as_json:
         print_json({"out": str(out), "items": dict(sorted(places.items())), "seed": seed})
     else:
-        print_table(("fold" if folds else "split", "items", "share"),
-                    [(p, n, f"{n / len(divided):.3f}") for p, n in sorted(places.items())])
+        print_table(
+            ("fold" if folds else "split", "items", "share"),
+            [(p, n, f"{n / len(divided):.3f}") for p, n in sorted(places.items())],
+        )
 
 
 @app.command()
@@ -149,10 +156,21 @@ def show(
         print_json({**summary, "rows": [unstructure(r) for r in rows[:count]]})
         return
     _print_summary(summary)
-    print_table(("id", "labels", "split", "group", "parts"), [
-        (r.id, "; ".join(r.labels), r.split, r.group,
-         ", ".join(f"{m}={_short(s if isinstance(s, str) else f'{s[0]} (+{len(s) - 1})')}" for m, s in r.parts.items()))
-        for r in rows[:count]])
+    print_table(
+        ("id", "labels", "split", "group", "parts"),
+        [
+            (
+                r.id,
+                "; ".join(r.labels),
+                r.split,
+                r.group,
+                ", ".join(
+                    f"{m}={_short(s if isinstance(s, str) else f'{s[0]} (+{len(s) - 1})')}" for m, s in r.parts.items()
+                ),
+            )
+            for r in rows[:count]
+        ],
+    )
 
 
 @app.command()
@@ -195,7 +213,9 @@ def prepare(
     rate: Annotated[int, Option(help="Hz of the prepared sound.")] = 16_000,
     frames: Annotated[int, Option(help="Pictures of each video.")] = 10,
     size: Annotated[int, Option(help="Their short side; never scaled up.")] = 224,
-    square: Annotated[bool, Option("--square", help="Keep only their centred square: smaller, faster to read.")] = False,
+    square: Annotated[
+        bool, Option("--square", help="Keep only their centred square: smaller, faster to read.")
+    ] = False,
     quality: Annotated[int, Option(help="JPEG quality.")] = 90,
     format: Annotated[str, Option(help="wav, or the smaller and slower flac; both 16 bit.")] = "wav",
     workers: Workers = None,
@@ -230,8 +250,11 @@ def _workers(given: int | None, items: int) -> int:
 
 def _fresh(out: Path | None) -> None:
     if out is not None:
-        check(out.suffix.lower() in (".csv", ".jsonl", ".parquet"), f"{out}: manifests are .csv, .jsonl or .parquet",
-              fix="change the suffix")
+        check(
+            out.suffix.lower() in (".csv", ".jsonl", ".parquet"),
+            f"{out}: manifests are .csv, .jsonl or .parquet",
+            fix="change the suffix",
+        )
         check(out.parent.is_dir(), f"{out}: the folder {out.parent} does not exist", fix=f"mkdir -p {out.parent}")
 
 
@@ -268,9 +291,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
         return ", ".join(f"{k}: {n}" for k, n in shown[:12]) + (f" ... ({len(shown)})" if len(shown) > 12 else "")
 
     seconds = summary["seconds"]
-    lines = [("items", summary["items"]), ("bad", summary["bad"]), ("modalities", joined(summary["modalities"])),
-             ("length", f"{summary['hours']:.2f} h; {seconds['min']:.2f}-{seconds['max']:.2f} s, median "
-                        f"{seconds['median']:.2f} s" if seconds else "")]
+    lines = [
+        ("items", summary["items"]),
+        ("bad", summary["bad"]),
+        ("modalities", joined(summary["modalities"])),
+        (
+            "length",
+            f"{summary['hours']:.2f} h; {seconds['min']:.2f}-{seconds['max']:.2f} s, median {seconds['median']:.2f} s"
+            if seconds
+            else "",
+        ),
+    ]
     counted = ("rates", "channels", "sizes", "codecs", "notes", "labels", "splits", "folds")
     lines += [(k, joined(summary[k])) for k in counted]
     lines += [("unlabelled", summary["unlabelled"] if summary["labels"] else ""), ("groups", summary["groups"] or "")]

@@ -17,8 +17,12 @@ plugins_app = typer.Typer(help="Installed plugins and what they bring.", invoke_
 def recipes(
     action: Annotated[str, Argument(help="`list`, `show`, or `schema`.")] = "list",
     name: Annotated[str | None, Argument(help="A recipe to show.", autocompletion=lambda: complete("recipe"))] = None,
-    overrides: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Show it with this change.")] = None,
-    source: Annotated[bool, Option("--source", help="Show the file with its comments and sources, not the resolved tree.")] = False,
+    overrides: Annotated[
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Show it with this change.")
+    ] = None,
+    source: Annotated[
+        bool, Option("--source", help="Show the file with its comments and sources, not the resolved tree.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List recipes, or show one: fully resolved, or its file with the source of each number."""
@@ -37,7 +41,9 @@ def recipes(
         if as_json:
             print_json(listing("recipe"))
         else:
-            print_table(("recipe", "stage", "summary"), [(r.name, r.stage, r.summary) for r in registry().all("recipe")])
+            print_table(
+                ("recipe", "stage", "summary"), [(r.name, r.stage, r.summary) for r in registry().all("recipe")]
+            )
 
 
 def _show_recipe(name: str, overrides: list[str], source: bool, as_json: bool) -> None:
@@ -78,7 +84,10 @@ def backbones(
     if as_json:
         print_json([{**e, "losses": reg.fitting_losses(e["name"])} for e in listing("backbone")])
         return
-    rows = [(b.name, ", ".join(sorted(b.modalities)), ", ".join(reg.fitting_losses(b.name)), b.summary) for b in reg.all("backbone")]
+    rows = [
+        (b.name, ", ".join(sorted(b.modalities)), ", ".join(reg.fitting_losses(b.name)), b.summary)
+        for b in reg.all("backbone")
+    ]
     print_table(("backbone", "reads", "losses that fit", "summary"), rows)
 
 
@@ -90,8 +99,10 @@ def losses(as_json: AsJson = False) -> None:
     if as_json:
         print_json([{**e, "backbones_that_fit": reg.fitting_backbones(e["name"])} for e in listing("loss")])
         return
-    rows = [(x.name, "fine-tuning" if x.supervised else "pretraining", ", ".join(reg.fitting_backbones(x.name)), x.summary)
-            for x in reg.all("loss")]
+    rows = [
+        (x.name, "fine-tuning" if x.supervised else "pretraining", ", ".join(reg.fitting_backbones(x.name)), x.summary)
+        for x in reg.all("loss")
+    ]
     print_table(("loss", "for", "backbones that fit", "summary"), rows)
 
 

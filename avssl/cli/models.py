@@ -16,7 +16,9 @@ def import_(
     checkpoint: Annotated[Path | None, Argument(help="A published checkpoint: a file or folder.")] = None,
     out: Annotated[Path | None, Option(help="Model directory to write; must not exist.")] = None,
     format: Annotated[str, Option(help="A format from --list; default: recognised from the file.")] = "",
-    option: Annotated[list[str] | None, Option("--option", metavar="KEY=VALUE", help="What the file does not say, e.g. heads=12.")] = None,
+    option: Annotated[
+        list[str] | None, Option("--option", metavar="KEY=VALUE", help="What the file does not say, e.g. heads=12.")
+    ] = None,
     list_formats: Annotated[bool, Option("--list", help="List the formats.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -27,11 +29,17 @@ def import_(
         if as_json:
             print_json(listing("format"))
         else:
-            rows = [(f.name, "in" * bool(f.read) + ("/" if f.read and f.write else "") + "out" * bool(f.write), f.summary)
-                    for f in registry().all("format")]
+            rows = [
+                (f.name, "in" * bool(f.read) + ("/" if f.read and f.write else "") + "out" * bool(f.write), f.summary)
+                for f in registry().all("format")
+            ]
             print_table(("format", "goes", "summary"), rows)
         return
-    check(checkpoint is not None and out is not None, "import needs a checkpoint and --out", fix="avssl import FILE --out MODEL")
+    check(
+        checkpoint is not None and out is not None,
+        "import needs a checkpoint and --out",
+        fix="avssl import FILE --out MODEL",
+    )
     assert checkpoint is not None and out is not None
     check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
     from avssl.imports import import_checkpoint

@@ -34,8 +34,20 @@ def reproduce(
     if as_json:
         print_json(result)
     else:
-        print_table(("metric", "expected", "got", ""), [(k, v["expected"], f"{v['got']:.4f}" if v["got"] is not None else "not measured",
-                                                         "ok" if v["ok"] else "BELOW") for k, v in result["metrics"].items()])
+        print_table(
+            ("metric", "expected", "got", ""),
+            [
+                (
+                    k,
+                    v["expected"],
+                    f"{v['got']:.4f}" if v["got"] is not None else "not measured",
+                    "ok" if v["ok"] else "BELOW",
+                )
+                for k, v in result["metrics"].items()
+            ],
+        )
     short = [k for k, v in result["metrics"].items() if not v["ok"]]
     if short:
-        raise GateError(f"{', '.join(short)} below what {recipe} states", fix=f"compare {out}/report.json with the recipe's source")
+        raise GateError(
+            f"{', '.join(short)} below what {recipe} states", fix=f"compare {out}/report.json with the recipe's source"
+        )

@@ -11,15 +11,21 @@ from avssl.cli.listing import AsJson, complete
 from avssl.cli.output import print_json, say
 from avssl.errors import check
 
-RecipeName = Annotated[str, Argument(help="A name from `avssl recipes`, or a .toml file.", autocompletion=lambda: complete("recipe"))]
+RecipeName = Annotated[
+    str, Argument(help="A name from `avssl recipes`, or a .toml file.", autocompletion=lambda: complete("recipe"))
+]
 Data = Annotated[str, Option(help="A folder of media, a manifest, or a known layout.")]
 Out = Annotated[Path, Option(help="Run directory; must not exist, unless --resume.")]
-Overrides = Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. optim.lr=1e-4.")]
+Overrides = Annotated[
+    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. optim.lr=1e-4.")
+]
 Resume = Annotated[bool, Option("--resume", help="Go on with the run in --out (or start it).")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16; default: the recipe's.")]
 Workers = Annotated[int | None, Option(help="Data-loading processes; default: chosen from the cores.")]
-DryRun = Annotated[bool, Option("--dry-run", help="Build everything, run one step, print shapes, memory and time, stop.")]
+DryRun = Annotated[
+    bool, Option("--dry-run", help="Build everything, run one step, print shapes, memory and time, stop.")
+]
 TrackerNames = Annotated[list[str] | None, Option("--tracker", help="Also log to wandb or mlflow.")]
 
 
@@ -28,7 +34,9 @@ def pretrain(
     data: Data,
     out: Out,
     overrides: Overrides = None,
-    init: Annotated[str | None, Option(help="Start from this model: a run, an imported model, or a checkpoint file.")] = None,
+    init: Annotated[
+        str | None, Option(help="Start from this model: a run, an imported model, or a checkpoint file.")
+    ] = None,
     format: Annotated[str, Option(help="Format of a published checkpoint given to --init.")] = "",
     resume: Resume = False,
     device: Device = "auto",
@@ -54,7 +62,9 @@ def pretrain(
     else:
         from avssl.training.run import pretrain as run
 
-        report = run(loaded, data, out, resume=resume, init=init, init_format=format, machine=machine, trackers=tracker or ())
+        report = run(
+            loaded, data, out, resume=resume, init=init, init_format=format, machine=machine, trackers=tracker or ()
+        )
     _summary(report, out, as_json)
 
 
@@ -62,11 +72,15 @@ def finetune(
     recipe: RecipeName,
     data: Data,
     out: Out,
-    source: Annotated[str | None, Option("--from", help="The pretrained model; without it, training starts from scratch.")] = None,
+    source: Annotated[
+        str | None, Option("--from", help="The pretrained model; without it, training starts from scratch.")
+    ] = None,
     format: Annotated[str, Option(help="Format of a published checkpoint given to --from.")] = "",
     overrides: Overrides = None,
     fold: Annotated[int | None, Option(help="Validate on this fold of the data, train on the others.")] = None,
-    kfold: Annotated[bool, Option("--kfold", help="One run for each fold, and their mean and standard deviation.")] = False,
+    kfold: Annotated[
+        bool, Option("--kfold", help="One run for each fold, and their mean and standard deviation.")
+    ] = False,
     resume: Resume = False,
     device: Device = "auto",
     precision: Precision = "",
@@ -81,12 +95,24 @@ def finetune(
     if kfold:
         from avssl.training.pipeline import run_folds
 
-        report = run_folds(recipe, source, data, out, overrides=overrides or [], source_format=format, resume=resume, machine=machine)
+        report = run_folds(
+            recipe, source, data, out, overrides=overrides or [], source_format=format, resume=resume, machine=machine
+        )
     else:
         from avssl.training.run import finetune as run
 
-        report = run(recipe, source, data, out, overrides=overrides or [], source_format=format, resume=resume, fold=fold,
-                     machine=machine, trackers=tracker or ())
+        report = run(
+            recipe,
+            source,
+            data,
+            out,
+            overrides=overrides or [],
+            source_format=format,
+            resume=resume,
+            fold=fold,
+            machine=machine,
+            trackers=tracker or (),
+        )
     _summary(report, out, as_json)
 
 
@@ -98,11 +124,21 @@ def _summary(report: dict[str, Any], out: Path, as_json: bool) -> None:
     from avssl.training.progress import clock
 
     final = report.get("final", {})
-    numbers = {**final.get("terms", {}), **final.get("metrics", {}), **report.get("validation", {}), **report.get("folds", {})}
-    say(f"done in {clock(report.get('seconds', 0))}: " + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items() if v is not None))
+    numbers = {
+        **final.get("terms", {}),
+        **final.get("metrics", {}),
+        **report.get("validation", {}),
+        **report.get("folds", {}),
+    }
+    say(
+        f"done in {clock(report.get('seconds', 0))}: "
+        + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items() if v is not None)
+    )
     if report.get("bad_items"):
         say(f"{report['bad_items']} items could not be used: {out / 'bad_files.csv'}")
-    say(f"the model is {out}; next: `avssl report {out}`, `avssl evaluate --model {out} ...`, `avssl embed --model {out} ...`")
+    say(
+        f"the model is {out}; next: `avssl report {out}`, `avssl evaluate --model {out} ...`, `avssl embed --model {out} ...`"
+    )
 
 
 def _dry_run(recipe: Any, data: str, init: str | None, format: str, machine: Any, as_json: bool) -> None:

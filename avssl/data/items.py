@@ -21,8 +21,9 @@ RESERVES = 20  # replacements tried for one bad item before the run stops
 Packed = tuple[Any, ...]
 
 
-def decode_clip(row: Row, request: Request, limits: Limits, codec: Codec | None = None, seed: int = 0, *,
-                some: bool = False) -> Clip:
+def decode_clip(
+    row: Row, request: Request, limits: Limits, codec: Codec | None = None, seed: int = 0, *, some: bool = False
+) -> Clip:
     """Decode what the request asks for. Raises DataError naming the file and the reason.
 
     some: a part that is absent (no sound in this window) is left out as long as another part is there.
@@ -46,8 +47,10 @@ def decode_clip(row: Row, request: Request, limits: Limits, codec: Codec | None 
         except AvsslError:
             raise
         except Exception as error:  # a decoder is a stranger: whatever it raises, this item is bad and no other
-            raise DataError(f"{path_of(row) or row.id}: the {modality} decoder failed: {type(error).__name__}: {error}",
-                            fix="mend or remove the file") from error
+            raise DataError(
+                f"{path_of(row) or row.id}: the {modality} decoder failed: {type(error).__name__}: {error}",
+                fix="mend or remove the file",
+            ) from error
     if absent is not None and not parts:
         raise absent
     target = codec.encode(row) if codec is not None else None
@@ -74,6 +77,7 @@ class Made:
 def _pack(batch: Batch) -> Packed:
     def arrays(s: Stream) -> Packed:
         return s.x.numpy(), None if s.pad is None else s.pad.numpy()
+
     streams = {name: arrays(s) for name, s in batch.streams.items()}
     return batch.ids, batch.seeds.numpy(), streams, None if batch.targets is None else arrays(batch.targets)
 
@@ -83,9 +87,14 @@ def _unpack(packed: Packed) -> Batch:
 
     def stream(arrays: Packed) -> Stream:
         return Stream(torch.from_numpy(arrays[0]), None if arrays[1] is None else torch.from_numpy(arrays[1]))
+
     ids, seeds, streams, targets = packed
-    return Batch(ids, torch.from_numpy(seeds), {n: stream(s) for n, s in streams.items()},
-                 None if targets is None else stream(targets))
+    return Batch(
+        ids,
+        torch.from_numpy(seeds),
+        {n: stream(s) for n, s in streams.items()},
+        None if targets is None else stream(targets),
+    )
 
 
 @dataclass
@@ -106,7 +115,9 @@ class TrainingItems:
         batches = [self._one(key, lost, bad, hold) for key in keys]
         return Made(Batch.cat(batches, self.frontend.pad_values), [k.index for k in keys], [""] * len(keys), bad)
 
-    def _one(self, key: Key, lost: dict[int, tuple[str, str]], bad: list[BadItem], hold: Callable[[int], None]) -> Batch:
+    def _one(
+        self, key: Key, lost: dict[int, tuple[str, str]], bad: list[BadItem], hold: Callable[[int], None]
+    ) -> Batch:
         """One item, or what stands for it. The outcome depends on which rows are bad, not on when that was found out:
         whoever meets a row in `lost` goes the way of whoever tried it and failed."""
         seed = item_seed(self.seed, key)
@@ -118,14 +129,20 @@ class TrainingItems:
             except _Unusable as error:
                 row = self.rows[error.index]
                 if self.on_bad == "fail":
-                    raise DataError(error.reason if error.what in ("bad", "missing") else f"{path_of(row) or row.id}: {error.reason}",
-                                    fix="mend or remove the file; data.on_bad=skip goes on without it") from None
+                    raise DataError(
+                        error.reason
+                        if error.what in ("bad", "missing")
+                        else f"{path_of(row) or row.id}: {error.reason}",
+                        fix="mend or remove the file; data.on_bad=skip goes on without it",
+                    ) from None
                 bad.append(BadItem(row.id, path_of(row), error.what, error.reason))
                 lost[error.index] = (error.what, error.reason)
                 if error.index == index:
                     index = int(reserve.integers(len(self.rows)))
-        raise DataError(f"{self.rows[key.index].id}: it and {RESERVES - 1} replacements are unreadable",
-                        fix="see bad_files.csv; `avssl data scan` lists what can be read")
+        raise DataError(
+            f"{self.rows[key.index].id}: it and {RESERVES - 1} replacements are unreadable",
+            fix="see bad_files.csv; `avssl data scan` lists what can be read",
+        )
 
     def _make(self, index: int, seed: int, lost: Mapping[int, tuple[str, str]], hold: Callable[[int], None]) -> Batch:
         rng = np.random.default_rng(seed)
@@ -145,13 +162,21 @@ class TrainingItems:
         except DataError as error:
             raise _Unusable(index, "bad", error.message) from None
 
-    def _decoded(self, index: int, rng: np.random.Generator, seed: int, lost: Mapping[int, tuple[str, str]],
-                 hold: Callable[[int], None]) -> tuple[Request, Clip]:
+    def _decoded(
+        self,
+        index: int,
+        rng: np.random.Generator,
+        seed: int,
+        lost: Mapping[int, tuple[str, str]],
+        hold: Callable[[int], None],
+    ) -> tuple[Request, Clip]:
         hold(index)
         if index in lost:
             raise _Unusable(index, *lost[index])
         row = self.rows[index]
-        row = replace(row, parts={m: s for m, s in row.parts.items() if m in self.modalities})  # nothing is decoded in vain
+        row = replace(
+            row, parts={m: s for m, s in row.parts.items() if m in self.modalities}
+        )  # nothing is decoded in vain
         try:
             request = self.frontend.plan(row, rng)
             return request, decode_clip(row, request, self.limits, self.codec, seed)
@@ -239,8 +264,10 @@ def usable(rows: Sequence[Row], needed: Collection[str]) -> tuple[list[Row], lis
         else:
             good.append(row)
     if not good:
-        raise DataError(f"none of the {len(rows)} items has {' and '.join(sorted(needed))}",
-                        fix="`avssl data scan` shows what they have; choose a backbone that reads it")
+        raise DataError(
+            f"none of the {len(rows)} items has {' and '.join(sorted(needed))}",
+            fix="`avssl data scan` shows what they have; choose a backbone that reads it",
+        )
     return good, lacking
 
 

@@ -22,7 +22,9 @@ class Key(NamedTuple):
 
 def item_seed(seed: int, key: Key, salt: int = 0) -> int:
     """63-bit seed of everything random about one draw of one item."""
-    state = np.random.SeedSequence([seed & 0xFFFFFFFF, key.epoch, key.index, key.occurrence, salt]).generate_state(1, np.uint64)
+    state = np.random.SeedSequence([seed & 0xFFFFFFFF, key.epoch, key.index, key.occurrence, salt]).generate_state(
+        1, np.uint64
+    )
     return int(state[0] >> np.uint64(1))
 
 

@@ -39,8 +39,12 @@ class Codec:
         if not row.labels:
             raise DataError(f"{row.id}: no label", fix="add a label column, or leave unlabelled rows out")
         if self.kind == "index":
-            check(len(row.labels) == 1, f"{row.id}: {len(row.labels)} labels where one class is expected",
-                  fix="--set data.target=multi_hot", error=DataError)
+            check(
+                len(row.labels) == 1,
+                f"{row.id}: {len(row.labels)} labels where one class is expected",
+                fix="--set data.target=multi_hot",
+                error=DataError,
+            )
             return np.int64(self._of(row.labels[0], row))
         if self.kind == "multi_hot":
             out = np.zeros(len(self.classes), dtype=np.float32)
@@ -50,7 +54,9 @@ class Codec:
             try:
                 return np.float32(row.labels[0])
             except ValueError:
-                raise DataError(f"{row.id}: label {row.labels[0]!r} is no number", fix="give numbers, or data.target=index") from None
+                raise DataError(
+                    f"{row.id}: label {row.labels[0]!r} is no number", fix="give numbers, or data.target=index"
+                ) from None
         return np.array([self._of(c, row) for c in row.labels[0]], dtype=np.int64)
 
     def _of(self, label: str, row: Row) -> int:
@@ -58,8 +64,10 @@ class Codec:
             return self._index[label]  # type: ignore[attr-defined]
         except KeyError:
             what = "symbol" if self.kind == "characters" else "label"
-            raise DataError(f"{row.id}: {what} {label!r} is not among the {len(self.classes)} known ones",
-                            fix=nearest(label, set(self.classes)) if len(self.classes) < 1000 else "check the labels") from None
+            raise DataError(
+                f"{row.id}: {what} {label!r} is not among the {len(self.classes)} known ones",
+                fix=nearest(label, set(self.classes)) if len(self.classes) < 1000 else "check the labels",
+            ) from None
 
     def state(self) -> dict[str, Any]:
         """JSON-able; `Codec.load(state)` gives the codec back."""
@@ -80,8 +88,12 @@ def fit_codec(rows: Sequence[Row], kind: str, classes: Sequence[str] | None = No
     if kind not in ("index", "multi_hot", "float", "characters"):
         raise UsageError(f"data.target = {kind!r}", fix="one of none, index, multi_hot, float, characters")
     labelled = [row for row in rows if row.labels]
-    check(bool(labelled), f"none of the {len(rows)} rows has a label", fix="give a manifest with a label column, or class folders",
-          error=DataError)
+    check(
+        bool(labelled),
+        f"none of the {len(rows)} rows has a label",
+        fix="give a manifest with a label column, or class folders",
+        error=DataError,
+    )
     if kind == "float":
         return Codec("float")
     if classes is None:

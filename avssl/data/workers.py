@@ -5,6 +5,7 @@ torch's DataLoader ends the whole run when a worker dies, and cannot say which f
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -44,8 +45,15 @@ class WorkerPool(Generic[K, R]):
     an item. timeout: seconds one item may take. known: the blames to begin with for a task. The pool must be closed.
     """
 
-    def __init__(self, work: Callable[[Sequence[K], Sequence[Blame], Callable[[int], None]], R], workers: int, *,
-                 timeout: float = 120.0, ahead: int = 2, known: Callable[[Sequence[K]], Iterable[Blame]] = lambda keys: ()) -> None:
+    def __init__(
+        self,
+        work: Callable[[Sequence[K], Sequence[Blame], Callable[[int], None]], R],
+        workers: int,
+        *,
+        timeout: float = 120.0,
+        ahead: int = 2,
+        known: Callable[[Sequence[K]], Iterable[Blame]] = lambda keys: (),
+    ) -> None:
         self.work, self.timeout, self.ahead, self.known = work, timeout, ahead, known
         self._workers = [_Worker(work) for _ in range(workers)]
 
@@ -105,14 +113,19 @@ class WorkerPool(Generic[K, R]):
                 if how == "SIGKILL" and not hung and held not in task.suspects:
                     task.suspects.add(held)  # the system's out-of-memory killer takes whoever is there: try once more
                 else:
-                    reason = (f"the decoder did not finish within {self.timeout:g} s" if hung
-                              else f"the decoder killed its process ({how})")
+                    reason = (
+                        f"the decoder did not finish within {self.timeout:g} s"
+                        if hung
+                        else f"the decoder killed its process ({how})"
+                    )
                     task.blamed.append(Blame(held, "hung" if hung else "crashed", reason))
             elif held < 0:
                 task.deaths += 1
             if task.deaths > 2:
-                done[task.number] = AvsslError(f"data workers keep dying outside of any item ({how})",
-                                               fix="is there enough memory? --workers 0 shows more")
+                done[task.number] = AvsslError(
+                    f"data workers keep dying outside of any item ({how})",
+                    fix="is there enough memory? --workers 0 shows more",
+                )
             else:
                 fresh.give(task)
 
@@ -153,10 +166,8 @@ class _Worker:
 
     def give(self, task: _Task) -> None:
         self.tasks.append(task)
-        try:
+        with contextlib.suppress(OSError):  # it is dead: the next look finds out
             self.conn.send_bytes(pickle.dumps((task.number, task.keys, task.blamed), protocol=5))
-        except OSError:
-            pass  # it is dead: the next look finds out
 
     def held_for(self) -> float:
         return time.monotonic() - self.since.value

@@ -58,9 +58,11 @@ def save(folder: Path, state: Saved, keep_last: int = 2, best: bool = False) -> 
         previous = [p.name for p in steps(folder)]
         why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
         kept = f"the last good one is {previous[-1]}" if previous else "there is no earlier one"
-        raise CheckpointError(f"cannot save {target}: {why}; {kept}", fix="free some space, then resume with --resume") from None
+        raise CheckpointError(
+            f"cannot save {target}: {why}; {kept}", fix="free some space, then resume with --resume"
+        ) from None
     past = [p for p in steps(folder) if p.name <= target.name]  # later ones were damaged when this run was resumed
-    keep = {p.name for p in past[-max(1, keep_last):]} | {best_name(folder)}
+    keep = {p.name for p in past[-max(1, keep_last) :]} | {best_name(folder)}
     for old in [*steps(folder), *folder.glob(".step-*.tmp")]:
         if old.name not in keep:
             shutil.rmtree(old, ignore_errors=True)
@@ -100,7 +102,11 @@ def name_of(updates: int) -> str:
 
 def steps(folder: Path) -> list[Path]:
     """Complete checkpoint directories, oldest first."""
-    return sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=lambda p: p.name) if folder.is_dir() else []
+    return (
+        sorted((p for p in folder.glob("step-*") if _NAME.search(p.name)), key=lambda p: p.name)
+        if folder.is_dir()
+        else []
+    )
 
 
 def mark_best(folder: Path, name: str) -> None:
@@ -124,7 +130,9 @@ def read(path: Path) -> Saved:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: incomplete or damaged ({error})", fix=OLDER) from None
     if not isinstance(sums, dict) or not isinstance(meta, dict) or "state.json" not in sums:
-        raise CheckpointError(f"{path}: incomplete or damaged (checksums.json and state.json do not belong together)", fix=OLDER)
+        raise CheckpointError(
+            f"{path}: incomplete or damaged (checksums.json and state.json do not belong together)", fix=OLDER
+        )
     if isinstance(meta.get("format"), int) and meta["format"] > FORMAT:
         raise CheckpointError(f"{path} has format {meta['format']}, this avssl reads up to {FORMAT}", fix=UPGRADE)
     for name, wanted in sums.items():
@@ -169,7 +177,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tenso
         for name, parameter in zip(group["names"], group["params"], strict=True):
             if name in slots:  # the step counter of the unfused kernels lives on the CPU
                 optimizer.state[parameter] = {
-                    slot: v.clone() if v.ndim == 0 and not group.get("fused") else _like(parameter, v.to(parameter.device, copy=True))
+                    slot: v.clone()
+                    if v.ndim == 0 and not group.get("fused")
+                    else _like(parameter, v.to(parameter.device, copy=True))
                     for slot, v in slots[name].items()
                 }
 

@@ -99,12 +99,18 @@ def member_of_world(device: torch.device) -> Iterator[World]:
     try:
         yield world
     except BaseException as error:
-        lost = world.ranks > 1 and isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        lost = (
+            world.ranks > 1
+            and isinstance(error, RuntimeError)
+            and (isinstance(error, dist.DistError) or "gloo" in str(error))
+        )
         leave_world(world, clean=False)
         if lost:
             reason = str(error).strip().splitlines()[0].rpartition("] ")[2][:160]
-            raise PeerLost(f"process {world.rank} of {world.ranks} lost another one: {reason}",
-                           fix="that one's message says why; --resume goes on from the last checkpoint") from error
+            raise PeerLost(
+                f"process {world.rank} of {world.ranks} lost another one: {reason}",
+                fix="that one's message says why; --resume goes on from the last checkpoint",
+            ) from error
         raise
     leave_world(world)
 
@@ -146,7 +152,9 @@ def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
     """
     if world.ranks == 1:
         return
-    wanted = [p for p in parameters if p.requires_grad and not hasattr(p, "full_tensor")]  # sharded ones are summed already
+    wanted = [
+        p for p in parameters if p.requires_grad and not hasattr(p, "full_tensor")
+    ]  # sharded ones are summed already
     if not wanted:
         return
     present = torch.tensor([p.grad is not None for p in wanted], dtype=torch.float32, device=wanted[0].device)

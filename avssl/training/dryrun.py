@@ -24,7 +24,9 @@ def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machi
     rows, unusable = look(rows, machine)
     plan, lacking = plan_data(recipe, rows)
     with tempfile.TemporaryDirectory() as folder:
-        run = build_run(recipe, plan, Path(folder), World(), device, machine, read_initial(init, init_format) if init else None)
+        run = build_run(
+            recipe, plan, Path(folder), World(), device, machine, read_initial(init, init_format) if init else None
+        )
         run.loss.train()
         run.frontend.train()
         began = time.monotonic()
@@ -46,11 +48,22 @@ def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machi
     trained = sum(p.numel() for p in run.parameters)
     clips = sum(map(len, micros))
     return {
-        "items": len(plan.train), "items that cannot be read": len(unusable), "items that lack a modality": len(lacking), "validation items": len(plan.validation),
-        "updates": run.total, "updates per epoch": run.per_epoch, "clips per update": clips, "micro-batches": len(micros), **shapes,
-        "parameters of the backbone": f"{backbone:,}", "parameters that train": f"{trained:,}",
+        "items": len(plan.train),
+        "items that cannot be read": len(unusable),
+        "items that lack a modality": len(lacking),
+        "validation items": len(plan.validation),
+        "updates": run.total,
+        "updates per epoch": run.per_epoch,
+        "clips per update": clips,
+        "micro-batches": len(micros),
+        **shapes,
+        "parameters of the backbone": f"{backbone:,}",
+        "parameters that train": f"{trained:,}",
         "loss terms": ", ".join(f"{k} {float(s / c):.4f}" for k, (_, s, c) in out.terms.items()),
-        "seconds for the first batch": round(loading, 2), "seconds per update": round(step, 3),
-        "clips per second": round(clips / step, 1), "peak memory, GiB": round(memory(device), 2),
-        "time for the run": clock(step * run.total), "device": str(device),
+        "seconds for the first batch": round(loading, 2),
+        "seconds per update": round(step, 3),
+        "clips per second": round(clips / step, 1),
+        "peak memory, GiB": round(memory(device), 2),
+        "time for the run": clock(step * run.total),
+        "device": str(device),
     }

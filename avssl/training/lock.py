@@ -39,12 +39,16 @@ class RunLock:
                 except PermissionError:  # a file system without hard links
                     os.replace(own, self.path)
         except FileExistsError:
-            raise UsageError(f"{self.path}: another process is just taking the lock", fix="is the same command running twice?") from None
+            raise UsageError(
+                f"{self.path}: another process is just taking the lock", fix="is the same command running twice?"
+            ) from None
         finally:
             own.unlink(missing_ok=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.path.unlink(missing_ok=True)
 
     def _refuse_if_alive(self) -> None:
@@ -54,14 +58,19 @@ class RunLock:
         except (OSError, ValueError, KeyError, TypeError):
             return  # written by a process that died in the act
         if host != socket.gethostname():
-            raise UsageError(f"{self.path.parent} is in use by process {pid} on {host}",
-                             fix=f"if that run is dead, delete {self.path}")
+            raise UsageError(
+                f"{self.path.parent} is in use by process {pid} on {host}",
+                fix=f"if that run is dead, delete {self.path}",
+            )
         try:
             alive = abs(psutil.Process(pid).create_time() - started) < 2.0  # a recycled pid is another process
         except psutil.NoSuchProcess:
             return
         if alive:
-            raise UsageError(f"{self.path.parent} is in use by process {pid} on this machine", fix="wait for it, or choose another --out")
+            raise UsageError(
+                f"{self.path.parent} is in use by process {pid} on this machine",
+                fix="wait for it, or choose another --out",
+            )
 
 
 @contextmanager

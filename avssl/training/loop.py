@@ -90,12 +90,20 @@ class Run:
                 watched = self._watch(micros) if self.monitor.due(self.done) else {}
                 worked += time.monotonic() - began
                 if self.done % cfg.log_every == 0 or last:
-                    record = {"kind": "train", "update": self.done, "epoch": round(self.done / self.per_epoch, 4),
-                              "lr": self.rate(self.done - 1), **self.meter.take()}
+                    record = {
+                        "kind": "train",
+                        "update": self.done,
+                        "epoch": round(self.done / self.per_epoch, 4),
+                        "lr": self.rate(self.done - 1),
+                        **self.meter.take(),
+                    }
                     if watched:
                         record["spread"] = watched
-                    record["timing"] = {"clips_per_s": clips / max(worked, 1e-9), "data_wait": waited / max(worked, 1e-9),
-                                        "memory_gib": memory(self.device)}
+                    record["timing"] = {
+                        "clips_per_s": clips / max(worked, 1e-9),
+                        "data_wait": waited / max(worked, 1e-9),
+                        "memory_gib": memory(self.device),
+                    }
                     if journal:
                         journal.write(record)
                     progress.report(record)
@@ -111,8 +119,11 @@ class Run:
                 if self.done % save_every == 0 or last or stopping or improved:
                     self.save(journal, improved)
                 if stopping and not last:
-                    raise Stopped(f"stopped by {stop.name or 'another process'} after update {self.done}/{self.total}, saved in "
-                                  f"{self.folder}", fix="the same command with --resume goes on")
+                    raise Stopped(
+                        f"stopped by {stop.name or 'another process'} after update {self.done}/{self.total}, saved in "
+                        f"{self.folder}",
+                        fix="the same command with --resume goes on",
+                    )
         finally:
             progress.close()
             if journal:
@@ -122,7 +133,9 @@ class Run:
         """What the monitor sees; the first process decides for all whether this is a collapse."""
         found, problem = self.monitor.look(self.loss, [self.frontend(b.to(self.device)) for b in micros], self.done)
         if problem := self.world.broadcast(problem):
-            raise Collapsed(problem, fix="lower optim.lr or raise the loss's variance terms; monitor.every=0 switches the watch off")
+            raise Collapsed(
+                problem, fix="lower optim.lr or raise the loss's variance terms; monitor.every=0 switches the watch off"
+            )
         return found
 
     def _prepare(self, micros: list[Batch]) -> None:
@@ -130,8 +143,11 @@ class Run:
         if self.prepared:
             return
         if type(self.loss).prepare is not Loss.prepare:
-            check(not (self.recipe.train.shard and self.world.ranks > 1), f"{self.recipe.loss.name} prepares itself from the first batch, "
-                  "which sharded parameters do not allow", fix="--set train.shard=false")
+            check(
+                not (self.recipe.train.shard and self.world.ranks > 1),
+                f"{self.recipe.loss.name} prepares itself from the first batch, which sharded parameters do not allow",
+                fix="--set train.shard=false",
+            )
             with torch.no_grad():
                 batch = Batch.cat([self.frontend(b.to(self.device)) for b in micros], self.frontend.pad_values)
                 if self.world.first:
@@ -153,7 +169,9 @@ class Run:
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = clip(self.parameters, self.recipe.optim.grad_clip)
-        finite = torch.stack([s for _, s, _ in out.terms.values()]).sum().isfinite() if out.terms else torch.tensor(True)
+        finite = (
+            torch.stack([s for _, s, _ in out.terms.values()]).sum().isfinite() if out.terms else torch.tensor(True)
+        )
         overflow = scaler is not None and not bool(norm.isfinite())  # fp16: the scaler halves its scale and goes on
         bad = self.world.any(not bool(finite) or (not overflow and not bool(norm.isfinite())), self.device)
         if bad:
@@ -190,8 +208,10 @@ class Run:
         self.skipped += 1
         clips = ", ".join(out.ids[:4]) + (", ..." if len(out.ids) > 4 else "")
         if policy != "skip" or self.skipped > int(allowed or 0):
-            raise NonFinite(f"update {update}: {what}; clips {clips}", fix=f"`avssl debug replay {folder}` reproduces it; "
-                            "train.on_nonfinite=skip-10 passes over a few")
+            raise NonFinite(
+                f"update {update}: {what}; clips {clips}",
+                fix=f"`avssl debug replay {folder}` reproduces it; train.on_nonfinite=skip-10 passes over a few",
+            )
 
     def _validate(self, journal: Journal | None, progress: Progress) -> bool:
         """Metrics of the validation split; whether the recipe's selecting one is the best so far."""
@@ -203,7 +223,12 @@ class Run:
         self.loss.train()
         self.frontend.train()
         metrics = self.world.broadcast(metrics)
-        record = {"kind": "validation", "update": self.done, "epoch": round(self.done / self.per_epoch, 4), "validation": metrics}
+        record = {
+            "kind": "validation",
+            "update": self.done,
+            "epoch": round(self.done / self.per_epoch, 4),
+            "validation": metrics,
+        }
         if journal:
             journal.write(record)
         progress.say(f"update {self.done}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
@@ -222,16 +247,25 @@ class Run:
         tensors = {"loss": full_state(self.loss, self.world), "optimizer": checkpoint.optimizer_tensors(self.optimizer)}
         tensors.update(self.averages.tensors())
         meta = {
-            "meters": self.world.gather_objects(self.meter.state()), "monitor": self.monitor.state(), "skipped": self.skipped, "prepared": self.prepared,
-            "averages": self.averages.state(), "best": self.best, "offset": journal.offset() if journal else self.offset,
+            "meters": self.world.gather_objects(self.meter.state()),
+            "monitor": self.monitor.state(),
+            "skipped": self.skipped,
+            "prepared": self.prepared,
+            "averages": self.averages.state(),
+            "best": self.best,
+            "offset": journal.offset() if journal else self.offset,
             "ranks": self.world.ranks,
             "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
         }
         failure = None
         if self.world.first:
             try:
-                checkpoint.save(self.folder / "checkpoints", checkpoint.Saved(self.done, tensors, meta),
-                                self.recipe.train.keep_last, best)
+                checkpoint.save(
+                    self.folder / "checkpoints",
+                    checkpoint.Saved(self.done, tensors, meta),
+                    self.recipe.train.keep_last,
+                    best,
+                )
             except CheckpointError as error:
                 failure = error
         if failure := self.world.broadcast(failure):
@@ -251,8 +285,10 @@ class Run:
         if self.stepper.scaler is not None and saved.meta["scaler"]:
             self.stepper.scaler.load_state_dict(saved.meta["scaler"])
         if self.done > self.total:
-            raise CheckpointError(f"{self.folder} is at update {self.done}, the recipe ends at {self.total}",
-                                  fix="raise train.updates or train.epochs, or use the recipe that it was started with")
+            raise CheckpointError(
+                f"{self.folder} is at update {self.done}, the recipe ends at {self.total}",
+                fix="raise train.updates or train.epochs, or use the recipe that it was started with",
+            )
 
 
 def memory(device: torch.device) -> float:

@@ -37,7 +37,9 @@ class Meter:
     def take(self) -> dict[str, Any]:
         """{"loss", "terms", "metrics", "grad_norm"} over all processes since the last call; starts anew."""
         names = sorted(self.sums)
-        flat = torch.tensor([[float(self.sums[n][1]), float(self.sums[n][2])] for n in names] or [[0.0, 0.0]], dtype=torch.float64)
+        flat = torch.tensor(
+            [[float(self.sums[n][1]), float(self.sums[n][2])] for n in names] or [[0.0, 0.0]], dtype=torch.float64
+        )
         flat = self.world.sum(flat.to(self.device if self.device.type == "cuda" else "cpu")).cpu()
         means = {n: (a / b if b else math.nan) for n, (a, b) in zip(names, flat.tolist(), strict=False)}
         out = {
@@ -51,8 +53,11 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """JSON-able; floats survive exactly."""
-        return {"sums": {k: [w, float(a), float(b)] for k, (w, a, b) in self.sums.items()},
-                "grad_norm": float(self.grad_norm), "steps": self.steps}
+        return {
+            "sums": {k: [w, float(a), float(b)] for k, (w, a, b) in self.sums.items()},
+            "grad_norm": float(self.grad_norm),
+            "steps": self.steps,
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.sums = {k: tuple(v) for k, v in state["sums"].items()}
@@ -64,7 +69,9 @@ def shared_out(states: Sequence[Mapping[str, Any]], ranks: int) -> list[Mapping[
     if len(states) == ranks:
         return list(states)
     names = {k: v[0] for s in states for k, v in s["sums"].items()}
-    total = {k: [w, *(sum(s["sums"].get(k, (w, 0.0, 0.0))[i] for s in states) for i in (1, 2))] for k, w in names.items()}
+    total = {
+        k: [w, *(sum(s["sums"].get(k, (w, 0.0, 0.0))[i] for s in states) for i in (1, 2))] for k, w in names.items()
+    }
     nothing = {k: [w, 0.0, 0.0] for k, w in names.items()}
     return [{**states[0], "sums": total if rank == 0 else nothing} for rank in range(ranks)]
 
@@ -78,7 +85,9 @@ class Journal:
         self.path = folder / "metrics.jsonl"
         self.path.touch()
         os.truncate(self.path, min(offset, self.path.stat().st_size))
-        self.events = SummaryWriter(str(folder / "events"), purge_step=update + 1)  # what was logged after the checkpoint is void
+        self.events = SummaryWriter(
+            str(folder / "events"), purge_step=update + 1
+        )  # what was logged after the checkpoint is void
         self.trackers = trackers
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -106,7 +115,11 @@ class Journal:
 
 def _flat(prefix: str, value: Any) -> dict[str, float]:
     if isinstance(value, Mapping):
-        return {k: v for key, part in value.items() for k, v in _flat(f"{prefix}/{key}" if prefix else str(key), part).items()}
+        return {
+            k: v
+            for key, part in value.items()
+            for k, v in _flat(f"{prefix}/{key}" if prefix else str(key), part).items()
+        }
     return {prefix: float(value)} if isinstance(value, (int, float)) and not isinstance(value, bool) else {}
 
 

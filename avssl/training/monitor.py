@@ -70,8 +70,10 @@ class Monitor:
             bad = found["std"] < self.cfg.min_std or found["rank"] < min(self.cfg.min_rank, (len(x) + 1) / 2)
             self.low[stream] = self.low.get(stream, 0) + 1 if bad else 0
             if self.low[stream] >= self.cfg.patience:
-                problem = (f"update {update}: the {stream} representations collapsed (std {found['std']:.2g}, effective rank "
-                           f"{found['rank']:.2f} over {len(x)} clips, {self.low[stream]} looks in a row)")
+                problem = (
+                    f"update {update}: the {stream} representations collapsed (std {found['std']:.2g}, effective rank "
+                    f"{found['rank']:.2f} over {len(x)} clips, {self.low[stream]} looks in a row)"
+                )
         return out, problem
 
     def state(self) -> Mapping[str, int]:

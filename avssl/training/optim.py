@@ -91,8 +91,13 @@ def schedule(cfg: ScheduleConfig, total: int, per_epoch: int) -> Callable[[int],
 @torch.no_grad()
 def clip(parameters: list[Tensor], limit: float) -> Tensor:
     """() the global L2 norm of the gradients, scaled down to `limit` where it exceeds it."""
-    kinds = [[p for p in parameters if p.grad is not None and hasattr(p, "full_tensor") == sharded] for sharded in (False, True)]
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds if kind]  # the two kinds do not mix
+    kinds = [
+        [p for p in parameters if p.grad is not None and hasattr(p, "full_tensor") == sharded]
+        for sharded in (False, True)
+    ]
+    norms = [
+        whole(nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds if kind
+    ]  # the two kinds do not mix
     if not norms:
         return torch.zeros(())
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()

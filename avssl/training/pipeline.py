@@ -26,16 +26,27 @@ from avssl.training.signals import StopRequest
 STATE = "pipeline.json"
 
 
-def run_pipeline(pipeline: Pipeline, data: str | Path | Sequence[Row], out: str | Path, *, resume: bool = False,
-                 machine: Machine | None = None, init: str | Path | None = None, init_format: str = "") -> dict[str, Any]:
+def run_pipeline(
+    pipeline: Pipeline,
+    data: str | Path | Sequence[Row],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    machine: Machine | None = None,
+    init: str | Path | None = None,
+    init_format: str = "",
+) -> dict[str, Any]:
     """Run the stages in order. A stage's `inputs` map "init", "from" or a dotted recipe key to an earlier stage.
 
     init: model that the first stage with no "init" of its own starts from. Raises what the stages raise; a finished stage
     is kept.
     """
     out = Path(out).resolve()  # stages name each other by path: another spelling is no other recipe
-    check(resume or not out.exists() or not any(out.iterdir()), f"--out {out} exists already",
-          fix="add --resume to go on with it, or choose another directory")
+    check(
+        resume or not out.exists() or not any(out.iterdir()),
+        f"--out {out} exists already",
+        fix="add --resume to go on with it, or choose another directory",
+    )
     names = [s.name for s in pipeline.stages]
     check(len(set(names)) == len(names), f"{pipeline.name}: two stages have one name", fix="rename one")
     out.mkdir(parents=True, exist_ok=True)
@@ -46,8 +57,11 @@ def run_pipeline(pipeline: Pipeline, data: str | Path | Sequence[Row], out: str 
             folder = out / "stages" / stage.name
             inputs = {}
             for key, source in stage.inputs.items():
-                check(source in reports, f"stage {stage.name}: input {key} names {source!r}, which is no earlier stage",
-                      fix=f"one of {', '.join(reports) or 'none: it is the first'}")
+                check(
+                    source in reports,
+                    f"stage {stage.name}: input {key} names {source!r}, which is no earlier stage",
+                    fix=f"one of {', '.join(reports) or 'none: it is the first'}",
+                )
                 inputs[key] = out / "stages" / source
             overrides = [f"{k}={_toml(v)}" for k, v in stage.overrides.items()]
             overrides += [f"{k}={_toml(str(p))}" for k, p in inputs.items() if k not in ("init", "from")]
@@ -61,20 +75,47 @@ def run_pipeline(pipeline: Pipeline, data: str | Path | Sequence[Row], out: str 
             if recipe.stage == "finetune":
                 report = finetune(recipe, start or outside, data, folder, resume=resume, machine=machine)
             else:
-                report = pretrain(recipe, data, folder, resume=resume, init=start or outside, init_format="" if start else init_format, machine=machine)
-            reports[stage.name] = {"recipe": stage.recipe, "report": report,
-                                   "inputs": {k: {"stage": p.name, "sha256": sha256(p / WEIGHTS)} for k, p in inputs.items()}}
+                report = pretrain(
+                    recipe,
+                    data,
+                    folder,
+                    resume=resume,
+                    init=start or outside,
+                    init_format="" if start else init_format,
+                    machine=machine,
+                )
+            reports[stage.name] = {
+                "recipe": stage.recipe,
+                "report": report,
+                "inputs": {k: {"stage": p.name, "sha256": sha256(p / WEIGHTS)} for k, p in inputs.items()},
+            }
             write_json(out / STATE, {"recipe": pipeline.name, "stages": reports})
-    return {"kind": "pipeline", "recipe": pipeline.name, "stages": reports,
-            "seconds": sum(r["report"].get("seconds", 0) for r in reports.values())}
+    return {
+        "kind": "pipeline",
+        "recipe": pipeline.name,
+        "stages": reports,
+        "seconds": sum(r["report"].get("seconds", 0) for r in reports.values()),
+    }
 
 
-def run_folds(recipe: str, source: str | Path | None, data: str | Path | Sequence[Row], out: str | Path, *,
-              overrides: Sequence[str] = (), source_format: str = "", resume: bool = False, machine: Machine | None = None) -> dict[str, Any]:
+def run_folds(
+    recipe: str,
+    source: str | Path | None,
+    data: str | Path | Sequence[Row],
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    source_format: str = "",
+    resume: bool = False,
+    machine: Machine | None = None,
+) -> dict[str, Any]:
     """Fine-tune once for each fold, validating on it; metrics with mean and standard deviation over the folds."""
     out = Path(out)
-    check(resume or not out.exists() or not any(out.iterdir()), f"--out {out} exists already",
-          fix="add --resume to go on with it, or choose another directory")
+    check(
+        resume or not out.exists() or not any(out.iterdir()),
+        f"--out {out} exists already",
+        fix="add --resume to go on with it, or choose another directory",
+    )
     base = read_initial(source, source_format).tables if source is not None else None
     loaded = load_recipe(recipe, overrides, base=base)
     if not isinstance(loaded, Recipe):
@@ -87,8 +128,16 @@ def run_folds(recipe: str, source: str | Path | None, data: str | Path | Sequenc
         for fold in folds:
             stop.check(f"before fold {fold}")
             print(f"== fold {fold} of {len(folds)}", file=sys.stderr)
-            reports[fold] = finetune(loaded, source, rows, out / f"fold-{fold}", source_format=source_format, resume=resume, fold=fold,
-                                     machine=machine)
+            reports[fold] = finetune(
+                loaded,
+                source,
+                rows,
+                out / f"fold-{fold}",
+                source_format=source_format,
+                resume=resume,
+                fold=fold,
+                machine=machine,
+            )
     metrics = {name for r in reports.values() for name in r["validation"]}
     summary = {}
     for name in sorted(metrics):
@@ -97,8 +146,14 @@ def run_folds(recipe: str, source: str | Path | None, data: str | Path | Sequenc
             continue
         summary[name] = statistics.fmean(values)
         summary[f"{name}.std"] = statistics.stdev(values) if len(values) > 1 else 0.0
-    report = {"kind": "kfold", "recipe": loaded.name, "folds": summary, "validation": {},
-              "per_fold": {str(f): r["validation"] for f, r in reports.items()}, "seconds": sum(r["seconds"] for r in reports.values())}
+    report = {
+        "kind": "kfold",
+        "recipe": loaded.name,
+        "folds": summary,
+        "validation": {},
+        "per_fold": {str(f): r["validation"] for f, r in reports.items()},
+        "seconds": sum(r["seconds"] for r in reports.values()),
+    }
     write_json(out / "report.json", report)
     return report
 

@@ -20,8 +20,14 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(),
-                            TextColumn("{task.fields[terms]}"), TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar = Bar(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[terms]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             self._bar.start()
             self._task = self._bar.add_task("updates", total=total, completed=done, terms="")
 
@@ -59,7 +65,9 @@ class Progress:
 def describe(record: Mapping[str, Any]) -> str:
     """One line of a metrics record."""
     parts = [f"loss {record['loss']:.4f}"] if record.get("loss") is not None else []
-    parts += [f"{k} {v:.4f}" for k, v in {**record.get("terms", {}), **record.get("metrics", {})}.items() if v is not None]
+    parts += [
+        f"{k} {v:.4f}" for k, v in {**record.get("terms", {}), **record.get("metrics", {})}.items() if v is not None
+    ]
     timing = record.get("timing", {})
     if timing:
         parts.append(f"{timing['clips_per_s']:.1f} clips/s, {timing['data_wait']:.0%} waiting for data")

@@ -39,9 +39,18 @@ def capture(run: Run, update: int, micros: list[Batch]) -> Path:
                 tensors[f"{m}/{name}/pad"] = stream.pad
         items.append(list(batch.ids))
     save_tensors(folder / f"batch-{rank}.safetensors", tensors)
-    write_json(folder / f"batch-{rank}.json", {
-        "update": update, "finished": run.done - run.skipped, "total": run.total, "rank": rank, "ranks": run.world.ranks,
-        "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.stepper.dtype], "ids": items})
+    write_json(
+        folder / f"batch-{rank}.json",
+        {
+            "update": update,
+            "finished": run.done - run.skipped,
+            "total": run.total,
+            "rank": rank,
+            "ranks": run.world.ranks,
+            "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.stepper.dtype],
+            "ids": items,
+        },
+    )
     return folder
 
 
@@ -91,5 +100,11 @@ def replay(folder: Path, rank: int = 0) -> dict[str, Any]:
                 if not all(bool(s.isfinite()) for _, s, _ in alone.terms.values()):
                     guilty.append(name)
     terms = {k: float(s / c) for k, (_, s, c) in out.terms.items()}
-    return {"update": update, "reproduced": bool(gradients) or not all(map(math.isfinite, terms.values())), "terms": terms,
-            "gradients_not_finite": gradients, "clips_not_finite_alone": guilty, "clips": [i for b in micros for i in b.ids]}
+    return {
+        "update": update,
+        "reproduced": bool(gradients) or not all(map(math.isfinite, terms.values())),
+        "terms": terms,
+        "gradients_not_finite": gradients,
+        "clips_not_finite_alone": guilty,
+        "clips": [i for b in micros for i in b.ids],
+    }

@@ -45,9 +45,18 @@ MANIFEST = "manifest.parquet"
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-def pretrain(recipe: str | Recipe, data: str | Path | Sequence[Row], out: str | Path, *, overrides: Sequence[str] = (),
-             resume: bool = False, init: str | Path | None = None, init_format: str = "", machine: Machine | None = None,
-             trackers: Sequence[str] = ()) -> dict[str, Any]:
+def pretrain(
+    recipe: str | Recipe,
+    data: str | Path | Sequence[Row],
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    init: str | Path | None = None,
+    init_format: str = "",
+    machine: Machine | None = None,
+    trackers: Sequence[str] = (),
+) -> dict[str, Any]:
     """Train a recipe on data into the run directory `out`; the run's report.
 
     recipe: a name, a .toml file or a Recipe. data: whatever `avssl.data.manifest.read_rows` reads, or rows. init: a model
@@ -55,16 +64,30 @@ def pretrain(recipe: str | Recipe, data: str | Path | Sequence[Row], out: str | 
     """
     if not isinstance(recipe, Recipe):
         loaded = load_recipe(str(recipe), overrides)
-        check(isinstance(loaded, Recipe), f"{recipe} is a pipeline of stages", fix="run it with avssl.training.pipeline.run_pipeline")
+        check(
+            isinstance(loaded, Recipe),
+            f"{recipe} is a pipeline of stages",
+            fix="run it with avssl.training.pipeline.run_pipeline",
+        )
         assert isinstance(loaded, Recipe)
         recipe = loaded
     initial = read_initial(init, init_format) if init is not None else None
     return _execute(recipe, data, Path(out), resume, initial, machine or Machine(), trackers)
 
 
-def finetune(recipe: str | Recipe, source: str | Path | None, data: str | Path | Sequence[Row], out: str | Path, *,
-             overrides: Sequence[str] = (), source_format: str = "", resume: bool = False, fold: int | None = None,
-             machine: Machine | None = None, trackers: Sequence[str] = ()) -> dict[str, Any]:
+def finetune(
+    recipe: str | Recipe,
+    source: str | Path | None,
+    data: str | Path | Sequence[Row],
+    out: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    source_format: str = "",
+    resume: bool = False,
+    fold: int | None = None,
+    machine: Machine | None = None,
+    trackers: Sequence[str] = (),
+) -> dict[str, Any]:
     """Supervised training of a pretrained model (`source`; None: from scratch) into `out`; the run's report.
 
     Backbone and frontend keys that the recipe leaves open are the source's. fold: the items of that fold validate, the
@@ -73,7 +96,11 @@ def finetune(recipe: str | Recipe, source: str | Path | None, data: str | Path |
     initial = read_initial(source, source_format) if source is not None else None
     if not isinstance(recipe, Recipe):
         loaded = load_recipe(str(recipe), overrides, base=initial.tables if initial is not None else None)
-        check(isinstance(loaded, Recipe), f"{recipe} is a pipeline of stages", fix="run it with avssl.training.pipeline.run_pipeline")
+        check(
+            isinstance(loaded, Recipe),
+            f"{recipe} is a pipeline of stages",
+            fix="run it with avssl.training.pipeline.run_pipeline",
+        )
         assert isinstance(loaded, Recipe)
         recipe = loaded
     if fold is not None:
@@ -95,8 +122,15 @@ def _rows(data: str | Path | Sequence[Row], recipe: Recipe) -> list[Row]:
     return list(data)
 
 
-def _execute(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, init: Initial | None, machine: Machine,
-             trackers: Sequence[str]) -> dict[str, Any]:
+def _execute(
+    recipe: Recipe,
+    data: str | Path | Sequence[Row],
+    out: Path,
+    resume: bool,
+    init: Initial | None,
+    machine: Machine,
+    trackers: Sequence[str],
+) -> dict[str, Any]:
     device = pick_device(machine.device)
     with StopRequest() as stop, member_of_world(device) as world:
         if world.first:
@@ -110,7 +144,9 @@ def _execute(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume
         except OSError as error:
             if error.errno not in DISK:
                 raise
-            raise CheckpointError(f"cannot write to {out}: {error.strerror}", fix="free some space, then resume with --resume") from None
+            raise CheckpointError(
+                f"cannot write to {out}: {error.strerror}", fix="free some space, then resume with --resume"
+            ) from None
 
 
 def _check_directory(out: Path, resume: bool) -> None:
@@ -120,7 +156,9 @@ def _check_directory(out: Path, resume: bool) -> None:
         except OSError as error:
             raise UsageError(f"--out {out}: {error.strerror}", fix="choose a directory that can be written") from None
         return
-    raise UsageError(f"--out {out} exists already", fix="add --resume to go on with that run, or choose another directory")
+    raise UsageError(
+        f"--out {out} exists already", fix="add --resume to go on with that run, or choose another directory"
+    )
 
 
 def _finished(out: Path, world: World) -> dict[str, Any]:
@@ -129,8 +167,18 @@ def _finished(out: Path, world: World) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
-def _train(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, init: Initial | None, machine: Machine,
-           device: Any, world: World, trackers: Sequence[str], stop: StopRequest) -> dict[str, Any]:
+def _train(
+    recipe: Recipe,
+    data: str | Path | Sequence[Row],
+    out: Path,
+    resume: bool,
+    init: Initial | None,
+    machine: Machine,
+    device: Any,
+    world: World,
+    trackers: Sequence[str],
+    stop: StopRequest,
+) -> dict[str, Any]:
     plan = _plan(recipe, data, out, resume, machine, world, init)
     run = build_run(recipe, plan, out, world, device, machine, init, validator(plan.validation))
     if world.first:
@@ -150,13 +198,22 @@ def _newest(folder: Path, world: World) -> checkpoint.Saved | None:
     """The checkpoint to go on from. The first process chooses: all must read the same one."""
     saved, notes = checkpoint.newest(folder) if world.first else (None, [])
     for note in notes:
-        print(f"note: {note}; using {'an older checkpoint' if saved else 'none: the run starts again'}", file=sys.stderr)
+        print(
+            f"note: {note}; using {'an older checkpoint' if saved else 'none: the run starts again'}", file=sys.stderr
+        )
     name = world.broadcast(checkpoint.name_of(saved.updates) if saved else "")
     return checkpoint.read(folder / name) if name and not world.first else saved
 
 
-def _plan(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: bool, machine: Machine, world: World,
-          init: Initial | None) -> DataPlan:
+def _plan(
+    recipe: Recipe,
+    data: str | Path | Sequence[Row],
+    out: Path,
+    resume: bool,
+    machine: Machine,
+    world: World,
+    init: Initial | None,
+) -> DataPlan:
     """The rows of the run, frozen in its manifest when it first starts: a resumed run sees what the first one saw."""
     manifest = out / MANIFEST
     if world.first and not (resume and manifest.is_file()):
@@ -165,15 +222,22 @@ def _plan(recipe: Recipe, data: str | Path | Sequence[Row], out: Path, resume: b
         if rejected and recipe.data.on_bad == "fail":
             raise DataError(f"{rejected[0].path}: {rejected[0].reason}", fix="data.on_bad=skip goes on without it")
         BadFiles(out / "bad_files.csv", budget=math.ceil(recipe.data.max_bad * len(rows))).add(unusable)
-        check(bool(rows), f"none of the {len(unusable)} items can be used", fix=f"see {out / 'bad_files.csv'}", error=DataError)
+        check(
+            bool(rows),
+            f"none of the {len(unusable)} items can be used",
+            fix=f"see {out / 'bad_files.csv'}",
+            error=DataError,
+        )
         write_rows(rows, manifest)
     world.barrier()
     rows = read_rows(str(manifest), modalities=None)
     plan, lacking = plan_data(recipe, rows, _classes_of(init, recipe))
     if world.first and lacking:
         BadFiles(out / "bad_files.csv").add(lacking)
-        print(f"note: {len(lacking)} of {len(rows)} items lack a modality and are left out; see {out / 'bad_files.csv'}",
-              file=sys.stderr)
+        print(
+            f"note: {len(lacking)} of {len(rows)} items lack a modality and are left out; see {out / 'bad_files.csv'}",
+            file=sys.stderr,
+        )
     return plan
 
 
@@ -192,7 +256,9 @@ def look(rows: list[Row], machine: Machine) -> tuple[list[Row], list[BadItem]]:
     if not fresh:
         return rows, []
     if len(fresh) > 10_000:
-        print(f"note: looking at {len(fresh)} files; `avssl data scan` writes a manifest that saves this", file=sys.stderr)
+        print(
+            f"note: looking at {len(fresh)} files; `avssl data scan` writes a manifest that saves this", file=sys.stderr
+        )
     workers = default_workers() if machine.workers is None else machine.workers
     seen = scan(fresh, depth="headers", workers=workers, timeout=machine.timeout)
     usable = {r.id: r for r in seen.rows}
@@ -221,13 +287,18 @@ def _same_recipe(run: Run, out: Path) -> None:
     for tables in (old, new):
         tables["frontend"] = {k: v for k, v in tables.get("frontend", {}).items() if k not in moved}
     changed = sorted(_differences("", old, new))
-    check(not changed, f"{out} was started with another recipe: {', '.join(changed[:4])}",
-          fix="resume with the same recipe and --set options, or start a new run with --init")
+    check(
+        not changed,
+        f"{out} was started with another recipe: {', '.join(changed[:4])}",
+        fix="resume with the same recipe and --set options, or start a new run with --init",
+    )
 
 
 def _differences(prefix: str, a: Any, b: Any) -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        return [d for k in a.keys() | b.keys() for d in _differences(f"{prefix}.{k}" if prefix else k, a.get(k), b.get(k))]
+        return [
+            d for k in a.keys() | b.keys() for d in _differences(f"{prefix}.{k}" if prefix else k, a.get(k), b.get(k))
+        ]
     return [] if a == b else [f"{prefix} {a!r} -> {b!r}"]
 
 
@@ -249,13 +320,21 @@ def _finish(run: Run, plan: DataPlan, seconds: float) -> dict[str, Any]:
     train = [r for r in records if r["kind"] == "train"]
     validation = [r for r in records if r["kind"] == "validation"]
     report = {
-        "kind": run.recipe.stage, "recipe": run.recipe.name, "backbone": run.recipe.backbone.name, "loss": run.recipe.loss.name,
-        "updates": run.done, "skipped_updates": run.skipped, "items": len(plan.train), "validation_items": len(plan.validation),
+        "kind": run.recipe.stage,
+        "recipe": run.recipe.name,
+        "backbone": run.recipe.backbone.name,
+        "loss": run.recipe.loss.name,
+        "updates": run.done,
+        "skipped_updates": run.skipped,
+        "items": len(plan.train),
+        "validation_items": len(plan.validation),
         "parameters": sum(p.numel() for p in run.loss.backbone.parameters()),
         "final": {k: train[-1][k] for k in ("loss", "terms", "metrics")} if train else {},
         "validation": validation[-1]["validation"] if validation else {},
         "best": {run.recipe.train.best: run.best} if run.best is not None else {},
-        "bad_items": len(bad), "seconds": round(seconds, 1), "memory_gib": round(memory(run.device), 2),
+        "bad_items": len(bad),
+        "seconds": round(seconds, 1),
+        "memory_gib": round(memory(run.device), 2),
         "environment": environment(run.device),
     }
     write_json(run.folder / "report.json", report)

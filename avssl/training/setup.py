@@ -67,12 +67,20 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"--device {name!r} is no device", fix="cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        check((device.index or 0) < count, f"--device {name}: this machine has {count} CUDA devices", fix="--device cpu; see `avssl doctor`")
+        check(
+            (device.index or 0) < count,
+            f"--device {name}: this machine has {count} CUDA devices",
+            fix="--device cpu; see `avssl doctor`",
+        )
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, count))
         torch.cuda.set_device(device)
     elif device.type == "mps":
-        check(torch.backends.mps.is_available(), "--device mps: this machine has none", fix="--device cpu; see `avssl doctor`")
+        check(
+            torch.backends.mps.is_available(),
+            "--device mps: this machine has none",
+            fix="--device cpu; see `avssl doctor`",
+        )
     else:
         check(device.type == "cpu", f"--device {name} is not supported", fix="cpu, cuda or mps")
     return device
@@ -93,16 +101,34 @@ def plan_data(recipe: Recipe, rows: Sequence[Row], classes: Sequence[str] | None
     splits = {r.split for r in rows}
     name = cfg.split or ("train" if "train" in splits else "")
     if cfg.split:
-        check(cfg.split in splits, f"no row has the split {cfg.split!r}", fix=f"the splits are {sorted(splits)}", error=DataError)
-    train = [r for r in rows if r.split == name] if name else [r for r in rows if r.split not in (*VALIDATION, "test", "eval")]
+        check(
+            cfg.split in splits,
+            f"no row has the split {cfg.split!r}",
+            fix=f"the splits are {sorted(splits)}",
+            error=DataError,
+        )
+    train = (
+        [r for r in rows if r.split == name]
+        if name
+        else [r for r in rows if r.split not in (*VALIDATION, "test", "eval")]
+    )
     validation = [r for r in rows if r.split in VALIDATION and name not in VALIDATION]
     needed = needed_modalities(recipe)
-    check(bool(train), "there is nothing to train on", fix="give rows of split 'train', or without a split", error=DataError)
+    check(
+        bool(train),
+        "there is nothing to train on",
+        fix="give rows of split 'train', or without a split",
+        error=DataError,
+    )
     train, lacking = usable(train, needed)
     if cfg.target != "none":
         unlabelled = [r for r in train if not r.labels]
-        check(not unlabelled, f"{unlabelled[0].id if unlabelled else ''}: no label ({len(unlabelled)} of {len(train)} rows have none)",
-              fix="label them, or leave them out of the manifest", error=DataError)
+        check(
+            not unlabelled,
+            f"{unlabelled[0].id if unlabelled else ''}: no label ({len(unlabelled)} of {len(train)} rows have none)",
+            fix="label them, or leave them out of the manifest",
+            error=DataError,
+        )
     train = train[: cfg.limit] if cfg.limit else train
     if validation:
         validation = [r for r in validation if needed <= set(r.parts) and (cfg.target == "none" or r.labels)]
@@ -125,8 +151,16 @@ def needed_modalities(recipe: Recipe) -> frozenset[str]:
     return (backbone.modalities - backbone.optional) or backbone.modalities
 
 
-def build_run(recipe: Recipe, plan: DataPlan, folder: Path, world: World, device: torch.device, machine: Machine,
-              init: Initial | None = None, validator: Callable[[Run], Callable[[int], Mapping[str, float]]] | None = None) -> Run:
+def build_run(
+    recipe: Recipe,
+    plan: DataPlan,
+    folder: Path,
+    world: World,
+    device: torch.device,
+    machine: Machine,
+    init: Initial | None = None,
+    validator: Callable[[Run], Callable[[int], Mapping[str, float]]] | None = None,
+) -> Run:
     """Everything built and wired; nothing is trained or saved yet. The same on every process."""
     cfg = recipe.train
     recipe = with_classes(recipe, plan.codec)
@@ -145,9 +179,13 @@ def build_run(recipe: Recipe, plan: DataPlan, folder: Path, world: World, device
     micro = min(cfg.micro_batch or per_rank, per_rank)
     sampler = build_sampler(recipe, plan.train, batch)
     limits = Limits(max_seconds=recipe.data.max_seconds, max_pixels=recipe.data.max_pixels)
-    items = TrainingItems(plan.train, frontend, plan.codec, needed_modalities(recipe), cfg.seed, limits, recipe.data.on_bad)
-    bad = BadFiles(folder / ("bad_files.csv" if world.first else f"bad_files-{world.rank}.csv"),
-                   budget=math.ceil(recipe.data.max_bad * len(plan.train)))
+    items = TrainingItems(
+        plan.train, frontend, plan.codec, needed_modalities(recipe), cfg.seed, limits, recipe.data.on_bad
+    )
+    bad = BadFiles(
+        folder / ("bad_files.csv" if world.first else f"bad_files-{world.rank}.csv"),
+        budget=math.ceil(recipe.data.max_bad * len(plan.train)),
+    )
     workers = default_workers() if machine.workers is None else machine.workers
     loader = TrainingLoader(items, sampler, bad, workers, micro, world.rank, world.ranks, machine.timeout)
     per_epoch = len(sampler)
@@ -163,14 +201,32 @@ def build_run(recipe: Recipe, plan: DataPlan, folder: Path, world: World, device
     dtype = autocast_dtype(precision, device)
     factor = schedule(recipe.schedule, total, per_epoch)
     scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
-    check(cfg.negatives in ("global", "rank") or cfg.negatives.isdigit(), f"train.negatives = {cfg.negatives!r}",
-          fix='"global", "rank" or a number of items')
-    check(cfg.on_nonfinite == "stop" or cfg.on_nonfinite.removeprefix("skip-").isdigit(),
-          f"train.on_nonfinite = {cfg.on_nonfinite!r}", fix='"stop" or "skip-10"')
+    check(
+        cfg.negatives in ("global", "rank") or cfg.negatives.isdigit(),
+        f"train.negatives = {cfg.negatives!r}",
+        fix='"global", "rank" or a number of items',
+    )
+    check(
+        cfg.on_nonfinite == "stop" or cfg.on_nonfinite.removeprefix("skip-").isdigit(),
+        f"train.on_nonfinite = {cfg.on_nonfinite!r}",
+        fix='"stop" or "skip-10"',
+    )
     stepper = Stepper(loss, frontend, device, world, cfg.seed, dtype, cfg.negatives, scaler)
-    run = Run(recipe=recipe, folder=folder, loss=loss, frontend=frontend, loader=loader, optimizer=build_optimizer(loss, recipe.optim),
-              rate=lambda update: recipe.optim.lr * factor(update), stepper=stepper, world=world, device=device, total=total,
-              per_epoch=per_epoch, averages=Averages(cfg.weight_average, cfg.ema))
+    run = Run(
+        recipe=recipe,
+        folder=folder,
+        loss=loss,
+        frontend=frontend,
+        loader=loader,
+        optimizer=build_optimizer(loss, recipe.optim),
+        rate=lambda update: recipe.optim.lr * factor(update),
+        stepper=stepper,
+        world=world,
+        device=device,
+        total=total,
+        per_epoch=per_epoch,
+        averages=Averages(cfg.weight_average, cfg.ema),
+    )
     if validator is not None and plan.validation:
         run.validate = validator(run)
     check(bool(run.parameters), "nothing is left to train", fix="see optim.freeze and optim.frozen")
@@ -182,8 +238,12 @@ def with_classes(recipe: Recipe, codec: Codec | None) -> Recipe:
     config = recipe.loss.config
     if codec is None or not hasattr(config, "classes"):
         return recipe
-    check(config.classes in (0, codec.size), f"loss.classes is {config.classes}, the labels have {codec.size} classes",
-          fix="leave loss.classes at 0", error=DataError)
+    check(
+        config.classes in (0, codec.size),
+        f"loss.classes is {config.classes}, the labels have {codec.size} classes",
+        fix="leave loss.classes at 0",
+        error=DataError,
+    )
     config = dataclasses.replace(config, classes=codec.size)
     return dataclasses.replace(recipe, loss=Component(name=recipe.loss.name, config=config))
 
@@ -191,15 +251,23 @@ def with_classes(recipe: Recipe, codec: Codec | None) -> Recipe:
 def fitted_batch(recipe: Recipe, items: int, world: World) -> int:
     """Items per update: the recipe's, or what a smaller data set has (said aloud), a multiple of the processes."""
     size = recipe.data.batch_size
-    check(items >= world.ranks, f"{items} items cannot be shared by {world.ranks} processes", fix="use fewer processes", error=DataError)
+    check(
+        items >= world.ranks,
+        f"{items} items cannot be shared by {world.ranks} processes",
+        fix="use fewer processes",
+        error=DataError,
+    )
     if items < size:
         size = items - items % world.ranks
         if world.first:
             import sys
 
             print(f"note: only {items} items: batches of {size} instead of {recipe.data.batch_size}", file=sys.stderr)
-    check(size % world.ranks == 0, f"data.batch_size {size} is not a multiple of the {world.ranks} processes",
-          fix=f"--set data.batch_size={size // world.ranks * world.ranks or world.ranks}")
+    check(
+        size % world.ranks == 0,
+        f"data.batch_size {size} is not a multiple of the {world.ranks} processes",
+        fix=f"--set data.batch_size={size // world.ranks * world.ranks or world.ranks}",
+    )
     return size
 
 
@@ -233,11 +301,25 @@ def environment(device: torch.device) -> dict[str, Any]:
 
     packages = ("torch", "torchaudio", "torchvision", "av", "soundfile", "numpy")
     return {
-        "avssl": __version__, "python": platform.python_version(), "system": platform.platform(),
+        "avssl": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
         "packages": {p: importlib.metadata.version(p) for p in packages},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
-        "cores": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
 
 
-__all__ = ["DataPlan", "Machine", "autocast_dtype", "build_run", "pick_device", "plan_data", "read_initial", "write_run_head"]
+__all__ = [
+    "DataPlan",
+    "Machine",
+    "autocast_dtype",
+    "build_run",
+    "pick_device",
+    "plan_data",
+    "read_initial",
+    "write_run_head",
+]

@@ -31,7 +31,10 @@ class StepOutput:
 
     def add(self, out: LossOutput, device: torch.device) -> None:
         for name, term in out.terms.items():
-            self.terms[name] = (term.weight, *_plus(self.terms.get(name, (0, None, None))[1:], (term.sum, term.count), device))
+            self.terms[name] = (
+                term.weight,
+                *_plus(self.terms.get(name, (0, None, None))[1:], (term.sum, term.count), device),
+            )
         for name, pair in out.metrics.items():
             self.metrics[name] = _plus(self.metrics.get(name, (None, None)), pair, device)
 
@@ -90,7 +93,9 @@ class Stepper:
             else:
                 counts = self._counts(outs)
         else:
-            counts = self._counts([LossOutput({k: Term(1.0, torch.zeros(()), v) for k, v in (one or {}).items()}) for one in known])
+            counts = self._counts(
+                [LossOutput({k: Term(1.0, torch.zeros(()), v) for k, v in (one or {}).items()}) for one in known]
+            )
         row = 0
         for m, (batch, draw) in enumerate(zip(batches, draws, strict=True)):
             out, representations = self._local(batch, draw, update, m)
@@ -123,24 +128,45 @@ class Stepper:
             else:
                 out = self._grouped(everyone, int(self.negatives))
         share = 1.0 / self.world.ranks
-        return LossOutput({k: Term(t.weight, t.sum * share, t.count * share) for k, t in out.terms.items()},
-                          {k: (a * share, b * share) for k, (a, b) in out.metrics.items()}, out.watch)
+        return LossOutput(
+            {k: Term(t.weight, t.sum * share, t.count * share) for k, t in out.terms.items()},
+            {k: (a * share, b * share) for k, (a, b) in out.metrics.items()},
+        )
 
     def _grouped(self, everyone: Mapping[str, Tensor], size: int) -> LossOutput:
         n = len(next(iter(everyone.values())))
         if n % size:
-            raise UsageError(f"train.negatives = {size} does not divide the batch of {n}", fix="choose data.batch_size accordingly")
+            raise UsageError(
+                f"train.negatives = {size} does not divide the batch of {n}", fix="choose data.batch_size accordingly"
+            )
         outs = [self.loss.joint({k: x[i : i + size] for k, x in everyone.items()}) for i in range(0, n, size)]
-        terms = {k: Term(t.weight, torch.stack([o.terms[k].sum for o in outs]).sum(), sum(o.terms[k].count for o in outs))
-                 for k, t in outs[0].terms.items()}
+        terms = {
+            k: Term(t.weight, torch.stack([o.terms[k].sum for o in outs]).sum(), sum(o.terms[k].count for o in outs))
+            for k, t in outs[0].terms.items()
+        }
         metrics = {k: (sum(o.metrics[k][0] for o in outs), sum(o.metrics[k][1] for o in outs)) for k in outs[0].metrics}
-        return LossOutput(terms, metrics, outs[0].watch)  # type: ignore[arg-type]
+        return LossOutput(terms, metrics)  # type: ignore[arg-type]
 
     def _counts(self, outs: list[LossOutput]) -> dict[str, Tensor]:
         """term -> () its count over the given outputs of all processes."""
         names = sorted({n for out in outs for n in out.terms})
-        counts = torch.stack([sum((torch.as_tensor(out.terms[n].count, device=self.device).double() for out in outs if n in out.terms),
-                                  torch.zeros((), dtype=torch.float64, device=self.device)) for n in names]) if names else torch.zeros(0)
+        counts = (
+            torch.stack(
+                [
+                    sum(
+                        (
+                            torch.as_tensor(out.terms[n].count, device=self.device).double()
+                            for out in outs
+                            if n in out.terms
+                        ),
+                        torch.zeros((), dtype=torch.float64, device=self.device),
+                    )
+                    for n in names
+                ]
+            )
+            if names
+            else torch.zeros(0)
+        )
         return dict(zip(names, self.world.sum(counts), strict=True))
 
     def _scaled(self, total: Tensor) -> Tensor:

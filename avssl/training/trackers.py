@@ -20,8 +20,14 @@ class _Wandb:
     def __init__(self, run: Run) -> None:
         import wandb
 
-        self.run = wandb.init(project="avssl", name=run.folder.name, dir=str(run.folder), config=run.recipe.plain(), resume="allow",
-                              id=run.folder.name)
+        self.run = wandb.init(
+            project="avssl",
+            name=run.folder.name,
+            dir=str(run.folder),
+            config=run.recipe.plain(),
+            resume="allow",
+            id=run.folder.name,
+        )
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
         self.run.log(dict(scalars), step=step)
@@ -58,5 +64,7 @@ def open_trackers(names: Sequence[str], run: Run) -> tuple[Tracker, ...]:
         try:
             out.append(_KNOWN[name](run))
         except ImportError:
-            raise UsageError(f"--tracker {name}: the package is not installed", fix=f"pip install 'avssl[{name}]'") from None
+            raise UsageError(
+                f"--tracker {name}: the package is not installed", fix=f"pip install 'avssl[{name}]'"
+            ) from None
     return tuple(out)

@@ -16,13 +16,13 @@ from avssl.loss import to_device
 from avssl.training.loop import Run
 from avssl.training.step import StepOutput, seed_everything
 
-
 KNN_ROWS = 2000  # training rows that a k-NN look compares with
 
 
 def validator(rows: Sequence[Row]) -> Callable[[Run], Callable[[int], Mapping[str, float]]]:
     """What `build_run` takes: metrics of a supervised run, else the objective itself with draws that are always the same;
     every `monitor.knn_every` epochs also k-NN accuracy of the features, where rows are labelled."""
+
     def bound(run: Run) -> Callable[[int], Mapping[str, float]]:
         codec = run.loader.items.codec
         supervised = "head" in run.loss.exports() and codec is not None and codec.kind != "characters"
@@ -31,7 +31,9 @@ def validator(rows: Sequence[Row]) -> Callable[[Run], Callable[[int], Mapping[st
         def look(update: int) -> Mapping[str, float]:
             found = (supervised_metrics if supervised else objective)(run, rows)
             return {**found, **neighbours(run, rows)} if every and update % every == 0 else found
+
         return look
+
     return bound
 
 
@@ -60,7 +62,11 @@ def neighbours(run: Run, rows: Sequence[Row]) -> dict[str, float]:
     metric = "map" if truth.multi else "accuracy"
     if truth.numbers:
         return {}
-    return {f"knn.{k}.{metric}": classification(scores(x[k], known, z[k], 20, 0.07), truth.y)[0][metric] for k in z if k in x}
+    return {
+        f"knn.{k}.{metric}": classification(scores(x[k], known, z[k], 20, 0.07), truth.y)[0][metric]
+        for k in z
+        if k in x
+    }
 
 
 @torch.no_grad()
@@ -76,8 +82,11 @@ def objective(run: Run, rows: Sequence[Row]) -> dict[str, float]:
         with run.stepper.autocast():
             out.add(run.loss.compute(batch, to_device(run.loss.sample(batch), run.device)), run.device)
     terms = {k: (w, float(s / c)) for k, (w, s, c) in out.terms.items()}
-    return {"loss": sum(w * v for w, v in terms.values()), **{k: v for k, (_, v) in terms.items()},
-            **{k: float(s / c) for k, (s, c) in out.metrics.items()}}
+    return {
+        "loss": sum(w * v for w, v in terms.values()),
+        **{k: v for k, (_, v) in terms.items()},
+        **{k: float(s / c) for k, (s, c) in out.metrics.items()},
+    }
 
 
 @torch.no_grad()
@@ -108,6 +117,16 @@ def supervised_metrics(run: Run, rows: Sequence[Row]) -> dict[str, float]:
 
 def _batches(run: Run, rows: Sequence[Row], labels: bool = True, mixed: bool = False) -> Any:
     items = run.loader.items
-    return evaluation_batches(rows, run.frontend, batch_size=run.loader.micro, workers=run.loader.workers, views=False,
-                              modalities=items.modalities, codec=items.codec if labels else None, limits=items.limits, bad=run.loader.bad, mixed=mixed,
-                              timeout=run.loader.timeout)
+    return evaluation_batches(
+        rows,
+        run.frontend,
+        batch_size=run.loader.micro,
+        workers=run.loader.workers,
+        views=False,
+        modalities=items.modalities,
+        codec=items.codec if labels else None,
+        limits=items.limits,
+        bad=run.loader.bad,
+        mixed=mixed,
+        timeout=run.loader.timeout,
+    )

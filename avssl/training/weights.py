@@ -19,7 +19,11 @@ def shard(loss: Loss) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     scalars = {p for p in loss.parameters() if p.ndim == 0}  # a temperature cannot be cut: each process keeps it whole
-    for module in (*loss.backbone.blocks, *loss.exports().values(), loss):  # what is also called by itself, then the rest
+    for module in (
+        *loss.backbone.blocks,
+        *loss.exports().values(),
+        loss,
+    ):  # what is also called by itself, then the rest
         fully_shard(module, ignored_params=scalars)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # losses are divided by global counts: gradients add up
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # with plain sums, which every backend has
@@ -107,5 +111,7 @@ def _floats(loss: Loss) -> dict[str, Tensor]:
 
 def mean_of(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Arithmetic mean of state dicts, entry by entry (weight averaging of published fine-tuning runs)."""
-    return {k: torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype) if v.is_floating_point() else states[-1][k]
-            for k, v in states[0].items()}
+    return {
+        k: torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype) if v.is_floating_point() else states[-1][k]
+        for k, v in states[0].items()
+    }

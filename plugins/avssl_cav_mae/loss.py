@@ -73,8 +73,7 @@ class CavMaeLoss(Loss[CavMae]):
                 if self.contrast_on in ("cls", "both"):
                     assert cls is not None
                     representations[f"{m}.cls"] = cls.float()
-        watch = {m: x.detach() for m, x in representations.items()}
-        return LossOutput(out.terms, out.metrics, watch), representations
+        return out, representations
 
     def joint(self, representations: Mapping[str, Tensor]) -> LossOutput:
         kinds = [k for k in ("mean", "cls") if f"audio.{k}" in representations]

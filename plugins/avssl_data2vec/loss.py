@@ -156,7 +156,6 @@ class Data2Vec(Loss[Backbone]):
         target, student = self._features(batch, hide, draw)
         terms: dict[str, Term] = {}
         metrics: dict[str, tuple[Tensor, float]] = {}
-        watch: dict[str, Tensor] = {}
         for name, mask in hide.items():
             prefix = student.grid[name].prefix
             predicted = self.heads[name](student.tokens[name][:, prefix:][mask])  # (M, D), item by item
@@ -166,9 +165,8 @@ class Data2Vec(Loss[Backbone]):
             spread = {"target": mean_std(wanted), "prediction": mean_std(predicted.detach())}
             guard(spread["target"], spread["prediction"], int(self.updates), self.config.guard, name)
             metrics |= {f"{what}_std{suffix}": (value, 1) for what, value in spread.items()}
-            watch[name] = predicted.detach()
         metrics["teacher_decay"] = (torch.tensor(decay_at(int(self.updates), self.config.teacher)), 1)
-        return LossOutput(terms, metrics, watch)
+        return LossOutput(terms, metrics)
 
     def _features(self, batch: Batch, hide: Mapping[str, Tensor], draw: Hidden) -> tuple[Features, Features]:
         """The teacher's view of the clean batch and the student's of the hidden one."""

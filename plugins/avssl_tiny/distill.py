@@ -133,7 +133,7 @@ class DistillEmbedding(Loss[Backbone]):
             features = self.teacher.model.backbone(self.teacher.batch(batch), only={self.config.stream})
         wanted = features.pooled[self.config.stream]
         error = 1 - F.cosine_similarity(self.projection(pooled).float(), wanted.float(), dim=1)
-        return LossOutput({"imitation": Term(1.0, error.sum(), len(batch))}, watch={"audio": pooled.detach()})
+        return LossOutput({"imitation": Term(1.0, error.sum(), len(batch))})
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -53,9 +53,7 @@ class MaskedFrames(Loss[Tiny]):
         tokens = features.tokens["audio"][:, self.backbone.prefix :]
         guess = self.decoder(tokens).unflatten(-1, (self.backbone.config.stack, -1)).flatten(1, 2)  # (B, >= T, F)
         error = (guess[:, : frames.shape[1]] - frames)[mask].abs()  # (M, F)
-        return LossOutput(
-            {"frames": Term(1.0, error.sum(), error.numel())}, watch={"audio": features.pooled["audio"].detach()}
-        )
+        return LossOutput({"frames": Term(1.0, error.sum(), error.numel())})
 
     def reconstruct(self, batch: Batch, draw: Hidden) -> dict[str, dict[str, Tensor]]:
         stream = batch.need("audio")

@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", dest="overrides", action="append", default=[], help="for every variant, e.g. train.epochs=10")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], help="for every variant, e.g. train.epochs=10"
+    )
     parser.add_argument("--only", action="append", default=[], help="a variant; default: all")
     options = parser.parse_args()
     results: dict[str, dict[str, list[float]]] = {}

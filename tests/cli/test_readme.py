@@ -28,7 +28,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     (home / "videos").mkdir()
     for i in range(9):
-        make_clip(home / "videos" / ("surf.mp4" if i == 0 else f"clip {i}.mp4"), CLASSES[i % len(CLASSES)], np.random.default_rng(i))
+        make_clip(
+            home / "videos" / ("surf.mp4" if i == 0 else f"clip {i}.mp4"),
+            CLASSES[i % len(CLASSES)],
+            np.random.default_rng(i),
+        )
     with (home / "sounds.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["audio", "label", "fold"])
@@ -48,10 +52,22 @@ def test_every_command_of_the_readme_does_what_it_says(home: Path) -> None:
     for command in COMMANDS:
         words = [str(home / w[2:]) if w.startswith("~/") else w for w in shlex.split(command)]
         assert words[0] == "avssl"
-        done = subprocess.run([sys.executable, "-c", "from avssl.cli import main; main()", *words[1:]], cwd=home, env=environment,
-                              capture_output=True, text=True, timeout=400)
+        done = subprocess.run(
+            [sys.executable, "-c", "from avssl.cli import main; main()", *words[1:]],
+            cwd=home,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-    for made in ("clips.parquet", "runs/mine/report.html", "runs/mine/README.md", "vectors.parquet", "runs/sounds/report.json"):
+    for made in (
+        "clips.parquet",
+        "runs/mine/report.html",
+        "runs/mine/README.md",
+        "vectors.parquet",
+        "runs/sounds/report.json",
+    ):
         assert (home / made).is_file(), made
 
 

@@ -32,9 +32,14 @@ def imported(path: Path) -> set[str]:
 def code_words(path: Path) -> str:
     """Names and strings that the program acts on; docstrings and comments may tell where an idea comes from."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    docs = {id(n.body[0].value) for n in ast.walk(tree)
-            if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and n.body
-            and isinstance(n.body[0], ast.Expr) and isinstance(n.body[0].value, ast.Constant)}
+    docs = {
+        id(n.body[0].value)
+        for n in ast.walk(tree)
+        if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        and n.body
+        and isinstance(n.body[0], ast.Expr)
+        and isinstance(n.body[0].value, ast.Constant)
+    }
     words = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -47,7 +52,9 @@ def code_words(path: Path) -> str:
 
 
 def test_the_core_names_no_system() -> None:
-    found = {str(p.relative_to(ROOT)): m.group() for p in sources(ROOT / "avssl") if (m := SYSTEMS.search(code_words(p)))}
+    found = {
+        str(p.relative_to(ROOT)): m.group() for p in sources(ROOT / "avssl") if (m := SYSTEMS.search(code_words(p)))
+    }
     assert not found
 
 
@@ -62,13 +69,26 @@ def test_the_core_imports_no_plugin() -> None:
     assert not {str(p) for p in sources(ROOT / "avssl") if imported(p) & set(PLUGINS)}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["backbones", "--json"], ["losses"], ["recipes"], ["plugins"], ["pretrain", "--help"],
-                                       ["recipes", "show", "tiny/masked"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["backbones", "--json"],
+        ["losses"],
+        ["recipes"],
+        ["plugins"],
+        ["pretrain", "--help"],
+        ["recipes", "show", "tiny/masked"],
+    ],
+    ids=" ".join,
+)
 def test_listing_imports_no_torch(arguments: list[str]) -> None:
-    code = ("import sys; from avssl.cli import main\n"
-            f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
-            "heavy = {'torch', 'torchaudio', 'sklearn', 'pyarrow', 'av', 'soundfile', 'scipy'} & set(sys.modules)\n"
-            "assert not heavy, heavy")
+    code = (
+        "import sys; from avssl.cli import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code, e.code\n"
+        "heavy = {'torch', 'torchaudio', 'sklearn', 'pyarrow', 'av', 'soundfile', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
@@ -79,5 +99,7 @@ def test_configs_import_no_torch(plugin: str) -> None:
     assert configs, "a plugin has a config module"
     code = f"import sys; import {plugin}, {', '.join(f'{plugin}.{p.stem}' for p in configs)}; assert 'torch' not in sys.modules"
     path = f"{ROOT}:{ROOT / 'plugins'}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"}
+    )
     assert done.returncode == 0, done.stderr

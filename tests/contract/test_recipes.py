@@ -48,16 +48,19 @@ def test_a_shipped_recipe_says_where_its_numbers_come_from(name: str) -> None:
     assert recipe.source, "a recipe states its source, be it our own choice"
 
 
-@pytest.mark.parametrize(("override", "message"), [
-    ("optim.lrr=1", "unknown key optim.lrr (did you mean 'lr'?)"),
-    ("optim.lr=fast", "optim.lr = 'fast': Input should be a valid number (see `avssl recipes show`)"),
-    ("optim.lr=-1", "optim.lr is -1.0 (give a positive number, e.g. --set optim.lr=1e-4)"),
-    ("optm.lr=1", "unknown key optm (did you mean 'optim'?)"),
-    ("backbone.nam=x", "unknown key backbone.nam"),
-    ("data.batch_size=0", "data.batch_size is 0 (give at least 1)"),
-    ("nonsense", "--set 'nonsense' is no KEY=VALUE (e.g. --set optim.lr=1e-4)"),
-    ("train.epochs.x=1", "--set train.epochs.x: epochs is no table (see `avssl recipes show`)"),
-])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "unknown key optim.lrr (did you mean 'lr'?)"),
+        ("optim.lr=fast", "optim.lr = 'fast': Input should be a valid number (see `avssl recipes show`)"),
+        ("optim.lr=-1", "optim.lr is -1.0 (give a positive number, e.g. --set optim.lr=1e-4)"),
+        ("optm.lr=1", "unknown key optm (did you mean 'optim'?)"),
+        ("backbone.nam=x", "unknown key backbone.nam"),
+        ("data.batch_size=0", "data.batch_size is 0 (give at least 1)"),
+        ("nonsense", "--set 'nonsense' is no KEY=VALUE (e.g. --set optim.lr=1e-4)"),
+        ("train.epochs.x=1", "--set train.epochs.x: epochs is no table (see `avssl recipes show`)"),
+    ],
+)
 def test_a_wrong_key_or_value_is_named(recipe_file: Path, override: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe(str(recipe_file), [override])
@@ -72,7 +75,9 @@ def test_an_unknown_backbone_names_the_nearest(recipe_file: Path) -> None:
 def test_a_loss_that_does_not_fit_is_refused_with_what_would(recipe_file: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe(str(recipe_file), ["loss.name=contrastive"])
-    assert "loss 'contrastive' cannot train backbone 'tiny': it needs 2 modalities, the backbone reads 1" in str(caught.value)
+    assert "loss 'contrastive' cannot train backbone 'tiny': it needs 2 modalities, the backbone reads 1" in str(
+        caught.value
+    )
     assert "losses for tiny: " in str(caught.value)
 
 
@@ -102,7 +107,9 @@ def test_extends_merges_tables_and_goes_one_level(tmp_path: Path, recipe_file: P
 
 def test_merge_replaces_a_component_of_another_name() -> None:
     assert merge({"loss": {"name": "a", "x": 1}}, {"loss": {"name": "b"}}) == {"loss": {"name": "b"}}
-    assert merge({"loss": {"name": "a", "x": 1}}, {"loss": {"name": "a", "y": 2}}) == {"loss": {"name": "a", "x": 1, "y": 2}}
+    assert merge({"loss": {"name": "a", "x": 1}}, {"loss": {"name": "a", "y": 2}}) == {
+        "loss": {"name": "a", "x": 1, "y": 2}
+    }
 
 
 def test_a_pretrained_model_fills_what_the_recipe_leaves_open(recipe_file: Path) -> None:
@@ -114,8 +121,11 @@ def test_a_pretrained_model_fills_what_the_recipe_leaves_open(recipe_file: Path)
 
 def test_stages_make_a_pipeline(tmp_path: Path) -> None:
     path = tmp_path / "p.toml"
-    path.write_text('summary = "two"\n[[stages]]\nname = "a"\nrecipe = "tiny/masked"\n[[stages]]\nname = "b"\nrecipe = "tiny/6k-esc10"\n'
-                    'inputs = { from = "a" }\n', encoding="utf-8")
+    path.write_text(
+        'summary = "two"\n[[stages]]\nname = "a"\nrecipe = "tiny/masked"\n[[stages]]\nname = "b"\nrecipe = "tiny/6k-esc10"\n'
+        'inputs = { from = "a" }\n',
+        encoding="utf-8",
+    )
     pipeline = load_recipe(str(path))
     assert isinstance(pipeline, Pipeline)
     assert [s.name for s in pipeline.stages] == ["a", "b"]

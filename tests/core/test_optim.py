@@ -46,8 +46,16 @@ def test_biases_and_norms_do_not_decay() -> None:
 
 def test_layer_decay_grows_toward_the_top() -> None:
     found = groups(layer_decay=0.5)
-    scales = [found[n]["scale"] for n in ("backbone.embed.weight", "backbone.layers.0.weight", "backbone.layers.2.weight",
-                                          "backbone.norm.weight", "head.weight")]
+    scales = [
+        found[n]["scale"]
+        for n in (
+            "backbone.embed.weight",
+            "backbone.layers.0.weight",
+            "backbone.layers.2.weight",
+            "backbone.norm.weight",
+            "head.weight",
+        )
+    ]
     assert scales == [0.5**4, 0.5**3, 0.5, 1.0, 1.0]
 
 
@@ -64,7 +72,9 @@ def test_set_rate_keeps_the_ratios() -> None:
 
 
 def test_step_schedule_is_the_published_milestones() -> None:
-    rate = schedule(ScheduleConfig(name="step", milestones_start=10, milestones_every=5, gamma=0.5), total=250, per_epoch=10)
+    rate = schedule(
+        ScheduleConfig(name="step", milestones_start=10, milestones_every=5, gamma=0.5), total=250, per_epoch=10
+    )
     weights = nn.Linear(1, 1)
     reference = torch.optim.SGD(weights.parameters(), lr=1.0)
     steps = torch.optim.lr_scheduler.MultiStepLR(reference, milestones=list(range(10, 25, 5)), gamma=0.5)

@@ -128,7 +128,7 @@ class Both(Contrastive):
     """A contrast beside a term of its own, as CAV-MAE's: gathered and local parts in one step."""
 
     def local(self, batch: Batch, draw: None) -> tuple[LossOutput, dict[str, Tensor]]:
-        out, representations = super().local(batch, draw)
+        _, representations = super().local(batch, draw)
         tokens = self.backbone(batch, only=("audio",)).tokens["audio"]
         return LossOutput(
             {
@@ -136,7 +136,6 @@ class Both(Contrastive):
                     0.1, tokens[1 if len(batch) > 1 else 0].square().sum() * 0 + tokens.square().sum(), tokens.numel()
                 )
             },
-            watch=out.watch,
         ), representations
 
 

@@ -16,8 +16,8 @@ from avssl.embedding.encode import EmbedOptions
 from avssl.embedding.files import Part, merge, read_index, write_part
 from avssl.embedding.job import embed
 from avssl.errors import CheckpointError, DataError, UsageError
-from avssl.search.index import cache_of, open_index, prepare, search
 from avssl.search.gallery import write_gallery
+from avssl.search.index import cache_of, open_index, prepare, search
 
 
 @pytest.fixture(scope="module")

@@ -55,8 +55,11 @@ class Case:
 
     def outputs(self, of: str | None = None, **qualifiers: Any) -> list[dict[str, Any]]:
         """Output records, filtered by `of` and other fields."""
-        return [o for o in self.spec["outputs"] if (of is None or o["of"] == of)
-                and all(o.get(k) == v for k, v in qualifiers.items())]
+        return [
+            o
+            for o in self.spec["outputs"]
+            if (of is None or o["of"] == of) and all(o.get(k) == v for k, v in qualifiers.items())
+        ]
 
     @property
     def required(self) -> set[str]:
@@ -91,7 +94,11 @@ class Case:
         if a.size == 0:
             return
         error = np.where(np.isnan(a) & np.isnan(b), 0.0, np.abs(a - b))
-        bound = rule.get("atol", 0.0) + rule.get("rtol", 0.0) * np.abs(b) + rule.get("rel_to_max", 0.0) * np.nanmax(np.abs(b))
+        bound = (
+            rule.get("atol", 0.0)
+            + rule.get("rtol", 0.0) * np.abs(b)
+            + rule.get("rel_to_max", 0.0) * np.nanmax(np.abs(b))
+        )
         if "where" in rule:
             threshold = rule["where"]["own_grad_abs_gt"]
             assert own_grad is not None, f"{self} {name}: the rule needs our own gradient"
@@ -102,9 +109,12 @@ class Case:
         worst = np.unravel_index(np.nanargmax(excess), excess.shape) if excess.ndim else ()
         assert not np.isnan(excess).any() and (excess <= 0).all(), (
             f"{self} {name}: off by {error[worst]:.3g} at {worst} (allowed {np.broadcast_to(bound, error.shape)[worst]:.3g}), "
-            f"official {b[worst]:.6g}, ours {a[worst]:.6g}; {(excess > 0).mean():.2%} of the elements are outside")
+            f"official {b[worst]:.6g}, ours {a[worst]:.6g}; {(excess > 0).mean():.2%} of the elements are outside"
+        )
         if "mean_abs" in rule:
-            assert error.mean() <= rule["mean_abs"], f"{self} {name}: mean error {error.mean():.3g} > {rule['mean_abs']}"
+            assert error.mean() <= rule["mean_abs"], (
+                f"{self} {name}: mean error {error.mean():.3g} > {rule['mean_abs']}"
+            )
 
     def _selected(self, rule: Mapping[str, Any], shape: tuple[int, ...]) -> Any:
         only = rule.get("only_where")
@@ -128,7 +138,9 @@ class Case:
             want = self.io[f"grad.{key}"]
             got = grads[key]
             if got is None:
-                assert spec.get("missing_in_official_are_zero") or key in spec.get("all_zero", ()), f"{self}: {key} got no gradient"
+                assert spec.get("missing_in_official_are_zero") or key in spec.get("all_zero", ()), (
+                    f"{self}: {key} got no gradient"
+                )
                 got = torch.zeros_like(want)
             self.check(f"grad.{key}", got, tolerance, own_grad=got)
 
@@ -153,12 +165,19 @@ def cases(system: str, *tests: str) -> list[Any]:
             case = Case(path.parent, spec)
             found.append(pytest.param(case, id=str(case)))
     if not found:
-        reason = f"no {system} cases of kind {tests} in {ROOT}" if ROOT.is_dir() else f"no parity cases at {ROOT}; set AVSSL_PARITY_ROOT"
+        reason = (
+            f"no {system} cases of kind {tests} in {ROOT}"
+            if ROOT.is_dir()
+            else f"no parity cases at {ROOT}; set AVSSL_PARITY_ROOT"
+        )
         return [pytest.param(None, id=f"{system}/none", marks=pytest.mark.skip(reason=reason))]
     return found
 
 
 def known_tests(system: str) -> set[str]:
     """The kinds of test that the folder holds for a system: a new kind must not pass by being unknown."""
-    return {json.loads(p.read_text(encoding="utf-8"))["test"] for p in ROOT.glob("*/*/case.json")
-            if json.loads(p.read_text(encoding="utf-8"))["system"].replace("-", "_") == system.replace("-", "_")}
+    return {
+        json.loads(p.read_text(encoding="utf-8"))["test"]
+        for p in ROOT.glob("*/*/case.json")
+        if json.loads(p.read_text(encoding="utf-8"))["system"].replace("-", "_") == system.replace("-", "_")
+    }

@@ -54,7 +54,9 @@ def test_balanced_sampling_evens_out_the_classes() -> None:
     skewed = [Row(id=str(i), parts={}, labels=("rare",) if i < 10 else ("common",)) for i in range(1000)]
     weights = balanced_weights(skewed)
     assert np.isclose(weights[0], 1000 / 10.01) and np.isclose(weights[-1], 1000 / 990.01)
-    drawn = Counter(skewed[k.index].labels[0] for b in ShuffledSampler(skewed, 100, 0, 20_000, balance=True).epoch(0) for k in b)
+    drawn = Counter(
+        skewed[k.index].labels[0] for b in ShuffledSampler(skewed, 100, 0, 20_000, balance=True).epoch(0) for k in b
+    )
     assert abs(drawn["rare"] / 20_000 - 0.5) < 0.02
 
 
