@@ -140,7 +140,7 @@ class Data2Vec2(Loss[Multi2]):
         metrics: dict[str, Any] = {f"{what}_std": (value, 1) for what, value in spread.items()}
         metrics["teacher_decay"] = (torch.tensor(decay_at(int(self.updates), c.teacher)), 1)
         metrics["masked_share"] = (torch.tensor(1 - draw.keep.shape[1] / draw.restore.shape[1]), 1)
-        return LossOutput(terms, metrics, {name: predicted.detach()})
+        return LossOutput(terms, metrics)
 
     @torch.no_grad()
     def _target(self, batch: Batch, local: Tensor, pad: Tensor | None) -> Tensor:
