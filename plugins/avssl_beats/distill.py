@@ -154,7 +154,7 @@ class TokenizerDistillation(Loss[Beats]):
                 self.standard.collect(target, where)
             book.collect(out.quantised, None if self.config.padded_take_part else valid)
             self.usage.collect(out.quantised.indices, valid)
-        return LossOutput(out.terms, self.usage.metrics(), {"audio": pooled(encoded.detach(), pad)})
+        return LossOutput(out.terms, self.usage.metrics())
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """(B, N, D) vectors before normalisation, and the padding mask (B, N)."""

@@ -127,8 +127,7 @@ class MaskedLabels(Loss[Beats]):
             "distinct_labels": ((histogram(labels, logits.shape[-1], valid) > 0).sum(), 1),
             "distinct_guesses": ((histogram(guesses, logits.shape[-1], draw.masked) > 0).sum(), 1),
         }
-        return LossOutput({"labels": term}, {**metrics, **self.usage.metrics()},
-                          {"audio": features.pooled["audio"].detach()})
+        return LossOutput({"labels": term}, {**metrics, **self.usage.metrics()})
 
     def counts(self, batch: Batch, draw: Hidden) -> dict[str, Tensor]:
         return {"labels": draw.masked.sum()}
