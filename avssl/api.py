@@ -54,7 +54,7 @@ def pretrain(
 
 def evaluate(
     model: str | Path,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     task: str,
     *,
     train: str | Path | None = None,
@@ -68,7 +68,7 @@ def evaluate(
 
     return run(
         str(model),
-        [str(data)],
+        [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)],
         task,
         train=[str(train)] if train is not None else None,
         format=format,

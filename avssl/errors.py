@@ -84,6 +84,9 @@ def check(ok: bool, message: str, *, fix: str = "", error: type[AvsslError] = Us
         raise error(message, fix=fix)
 
 
+NAMES = 10  # that a message lists
+
+
 def nearest(word: str, known: list[str] | tuple[str, ...] | set[str] | frozenset[str]) -> str:
     """`did you mean 'x'?` for the known word closest to a typo, else the list of what there is."""
     import difflib
@@ -91,4 +94,8 @@ def nearest(word: str, known: list[str] | tuple[str, ...] | set[str] | frozenset
     match = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
     if match:
         return f"did you mean {match[0]!r}?"
-    return f"known: {', '.join(sorted(known))}" if known else "there is none"
+    if not known:
+        return "there is none"
+    names = sorted(known)
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return f"known: {', '.join(names[:NAMES])}{more}"

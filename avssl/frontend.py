@@ -25,6 +25,9 @@ class Frontend(nn.Module):
     """
 
     modalities: ClassVar[frozenset[str]] = frozenset()
+    # modalities whose items `batch` brings to one shape, with the same numbers whatever they were padded with: loaders
+    # may then put items of unequal lengths into one evaluation batch
+    fixed: ClassVar[frozenset[str]] = frozenset()
     pad_values: ClassVar[Mapping[str, float]] = {}  # what unequal items are padded with, per modality
 
     def __init__(self, config: Any) -> None:

@@ -30,7 +30,7 @@ RECIPE, WEIGHTS, TRAINING, CHECKSUMS = "recipe.toml", "weights.safetensors", "tr
 TARGETS = "assets/targets.json"
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Model:
     """What is deployed: frontend -> backbone [-> head], in evaluation mode."""
 
@@ -42,6 +42,11 @@ class Model:
     path: Path
     licence: str = ""
     source: str = ""
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.backbone.parameters())
+        head = f", {len(self.codec.classes)} classes" if self.head is not None and self.codec is not None else ""
+        return f"<avssl model {self.path}: {self.recipe['backbone']['name']}, {parameters:,} parameters{head}>"
 
     @property
     def device(self) -> torch.device:

@@ -67,7 +67,7 @@ class Registry:
             note = "".join(f"; plugin {p.name!r} ({p.label}) did not load: {p.error}" for p in broken)
             note += f"; switched off: {', '.join(off)}" if off else ""
             raise UsageError(f"no {kind} is called {name!r}{note}",
-                             fix=nearest(name, set(self.entries[kind])) + f" See `avssl {plural(kind)}`") from None
+                             fix=nearest(name, set(self.entries[kind])) + LISTINGS.get(kind, "")) from None
 
     def fitting_losses(self, backbone: str, supervised: bool | None = None) -> list[str]:
         """Names of the losses that can train a backbone."""
@@ -81,8 +81,10 @@ class Registry:
         return [b.name for b in self.all("backbone") if not unfit(b, entry)]
 
 
-def plural(kind: str) -> str:
-    return {"loss": "losses", "modality": "modalities"}.get(kind, kind + "s")
+LISTINGS = {  # where to see what there is
+    "backbone": " See `avssl backbones`", "loss": " See `avssl losses`", "recipe": " See `avssl recipes`",
+    "format": " See `avssl import --list`",
+}  # fmt: skip
 
 
 @cache
@@ -176,7 +178,7 @@ def load(kind: str, name: str, attribute: str = "cls") -> Any:
     entry = registry().get(kind, name)
     target = getattr(entry, attribute)
     if not target:
-        raise UsageError(f"{kind} {name!r} has no {attribute}", fix=f"see `avssl {plural(kind)}`")
+        raise UsageError(f"{kind} {name!r} has no {attribute}", fix=LISTINGS.get(kind, "").strip() or f"registered by {entry.origin}")
     try:
         return resolve(target)
     except PluginError as error:

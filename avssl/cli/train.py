@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from avssl.cli.listing import AsJson, complete
 from avssl.cli.output import print_json, say
-from avssl.errors import check
+from avssl.errors import UsageError, check
 
 RecipeName = Annotated[
     str, Argument(help="A name from `avssl recipes`, or a .toml file.", autocompletion=lambda: complete("recipe"))
@@ -52,6 +52,7 @@ def pretrain(
 
     machine = Machine(device=device, precision=precision, workers=workers)
     loaded = load_recipe(recipe, overrides or [])
+    _check_verb(recipe, loaded, supervised=False)
     if dry_run:
         check(not isinstance(loaded, Pipeline), f"{recipe} is a pipeline", fix="dry-run its stages one by one")
         return _dry_run(loaded, data, init, format, machine, as_json)
@@ -136,9 +137,8 @@ def _summary(report: dict[str, Any], out: Path, as_json: bool) -> None:
     )
     if report.get("bad_items"):
         say(f"{report['bad_items']} items could not be used: {out / 'bad_files.csv'}")
-    say(
-        f"the model is {out}; next: `avssl report {out}`, `avssl evaluate --model {out} ...`, `avssl embed --model {out} ...`"
-    )
+    use = f"`avssl predict FILES --model {out}`" if report.get("kind") == "finetune" else f"`avssl embed FILES --model {out}`"
+    say(f"the model is {out}; next: `avssl report {out}`, `avssl evaluate --model {out} --task ...`, {use}")
 
 
 def _dry_run(recipe: Any, data: str, init: str | None, format: str, machine: Any, as_json: bool) -> None:
@@ -149,4 +149,23 @@ def _dry_run(recipe: Any, data: str, init: str | None, format: str, machine: Any
     if as_json:
         print_json(report)
     else:
-        print_table(("what", "value"), [(k, v) for k, v in report.items()])
+        print_table(("what", "value"), [(k.replace("_", " "), _shown(v)) for k, v in report.items()])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_shown(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " x ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _check_verb(name: str, recipe: Any, supervised: bool) -> None:
+    """A pretraining recipe is no fine-tuning, and the other way round."""
+    from avssl.recipe import Recipe
+    from avssl.registry import registry
+
+    if not isinstance(recipe, Recipe) or registry().get("loss", recipe.loss.name).supervised == supervised:
+        return
+    verb, other = ("pretrains", "pretrain") if supervised else ("trains on labels", "finetune")
+    raise UsageError(f"{name} {verb}: its loss is {recipe.loss.name!r}", fix=f"use `avssl {other} {name}`")

@@ -111,20 +111,21 @@ def evaluation_batches(
                         raise DataError(f"{item.path or item.id}: {item.reason}", fix="on_bad=skip goes on without it")
                 if one.batch is None:
                     continue
-                bucket = waiting.setdefault(_signature(one.batch, mixed), [])
+                bucket = waiting.setdefault(_signature(one.batch, mixed, frontend.fixed), [])
                 bucket.append(one)
                 if len(bucket) == batch_size:
-                    yield _joined(waiting.pop(_signature(one.batch, mixed)), frontend)
+                    yield _joined(waiting.pop(_signature(one.batch, mixed, frontend.fixed)), frontend)
             while sum(map(len, waiting.values())) > BUFFER:
                 yield _joined(waiting.pop(max(waiting, key=lambda k: len(waiting[k]))), frontend)
     for bucket in waiting.values():
         yield _joined(bucket, frontend)
 
 
-def _signature(batch: Batch, mixed: bool) -> tuple:
+def _signature(batch: Batch, mixed: bool, fixed: frozenset[str]) -> tuple:
     if mixed:
         return tuple(sorted(batch.streams))
-    return tuple((name, *stream.x.shape[1:]) for name, stream in sorted(batch.streams.items()))
+    shapes = {name: () if name in fixed else tuple(stream.x.shape[1:]) for name, stream in batch.streams.items()}
+    return tuple(sorted(shapes.items()))
 
 
 def _joined(made: Iterable[Made], frontend: Frontend) -> tuple[list[int], list[str], Batch]:

@@ -12,7 +12,6 @@ from avssl.model import read_initial
 from avssl.recipe import Recipe
 from avssl.training.distributed import World
 from avssl.training.loop import memory
-from avssl.training.progress import clock
 from avssl.training.run import look
 from avssl.training.setup import Machine, build_run, needed_modalities, pick_device, plan_data
 
@@ -32,12 +31,9 @@ def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machi
         began = time.monotonic()
         micros = next(iter(run.loader.updates(0, 2)))
         loading = time.monotonic() - began
-        shapes = {}
         raw = micros[0]
-        for name, stream in raw.streams.items():
-            shapes[f"{name} from the workers"] = str(tuple(stream.x.shape))
-        for name, stream in run.frontend(raw.to(device)).streams.items():
-            shapes[f"{name} to the network"] = str(tuple(stream.x.shape))
+        from_workers = {name: list(stream.x.shape) for name, stream in raw.streams.items()}
+        to_network = {name: list(stream.x.shape) for name, stream in run.frontend(raw.to(device)).streams.items()}
         run._prepare(micros)
         run._step(micros)  # the first step warms up
         began = time.monotonic()
@@ -49,21 +45,22 @@ def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machi
     clips = sum(map(len, micros))
     return {
         "items": len(plan.train),
-        "items that cannot be read": len(unusable),
-        "items that lack a modality": len(lacking),
-        "validation items": len(plan.validation),
+        "unreadable_items": len(unusable),
+        "items_lacking_a_modality": len(lacking),
+        "validation_items": len(plan.validation),
         "updates": run.total,
-        "updates per epoch": run.per_epoch,
-        "clips per update": clips,
-        "micro-batches": len(micros),
-        **shapes,
-        "parameters of the backbone": f"{backbone:,}",
-        "parameters that train": f"{trained:,}",
-        "loss terms": ", ".join(f"{k} {float(s / c):.4f}" for k, (_, s, c) in out.terms.items()),
-        "seconds for the first batch": round(loading, 2),
-        "seconds per update": round(step, 3),
-        "clips per second": round(clips / step, 1),
-        "peak memory, GiB": round(memory(device), 2),
-        "time for the run": clock(step * run.total),
+        "updates_per_epoch": run.per_epoch,
+        "clips_per_update": clips,
+        "micro_batches": len(micros),
+        "shapes_from_workers": from_workers,
+        "shapes_to_network": to_network,
+        "backbone_parameters": backbone,
+        "trained_parameters": trained,
+        "loss_terms": {k: round(float(s / c), 4) for k, (_, s, c) in out.terms.items()},
+        "first_batch_seconds": round(loading, 2),
+        "update_seconds": round(step, 3),
+        "clips_per_second": round(clips / step, 1),
+        "peak_memory_gib": round(memory(device), 2),
+        "run_seconds": round(step * run.total, 1),
         "device": str(device),
     }

@@ -59,7 +59,8 @@ def load_batches(folder: Path, rank: int = 0) -> tuple[dict[str, Any], list[Batc
     try:
         meta = json.loads((folder / f"batch-{rank}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no captured step ({error})", fix="give RUN/debug/update-N") from None
+        why = "no such folder" if not folder.is_dir() else "holds no captured step"
+        raise CheckpointError(f"{folder}: {why}", fix="give RUN/debug/update-N of a run that stopped on it") from None
     tensors = load_safetensors(folder / f"batch-{rank}.safetensors")
     micros = []
     for m, ids in enumerate(meta["ids"]):

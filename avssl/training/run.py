@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ from avssl.training.setup import (
 from avssl.training.signals import StopRequest
 from avssl.training.validation import validator
 
-MANIFEST = "manifest.parquet"
+MANIFEST, DATA = "manifest.parquet", "data.json"
+LEFTOVERS = {"bad_files.csv", "run.lock"}  # of an attempt that ended before anything was decided
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -137,7 +139,7 @@ def _execute(
             _check_directory(out, resume)
         world.barrier()
         if resume and (out / CHECKSUMS).is_file():  # the last file of a finished run
-            return _finished(out, world)
+            return _finished(recipe, out, world)
         try:
             with RunLock(out) if world.first else nullcontext():
                 return _train(recipe, data, out, resume, init, machine, device, world, trackers, stop)
@@ -150,7 +152,7 @@ def _execute(
 
 
 def _check_directory(out: Path, resume: bool) -> None:
-    if resume or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if resume or not out.exists() or (out.is_dir() and not {p.name for p in out.iterdir()} - LEFTOVERS):
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -161,7 +163,8 @@ def _check_directory(out: Path, resume: bool) -> None:
     )
 
 
-def _finished(out: Path, world: World) -> dict[str, Any]:
+def _finished(recipe: Recipe, out: Path, world: World) -> dict[str, Any]:
+    _refuse_changes(recipe, out)
     if world.first:
         print(f"{out} is finished already", file=sys.stderr)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -216,8 +219,11 @@ def _plan(
 ) -> DataPlan:
     """The rows of the run, frozen in its manifest when it first starts: a resumed run sees what the first one saw."""
     manifest = out / MANIFEST
-    if world.first and not (resume and manifest.is_file()):
+    if world.first and resume and manifest.is_file():
+        _refuse_other_data(data, out)
+    elif world.first:
         rows, unusable = look(_rows(data, recipe), machine)
+        (out / "bad_files.csv").unlink(missing_ok=True)  # of an attempt that never began
         rejected = [b for b in unusable if b.what != "missing"]
         if rejected and recipe.data.on_bad == "fail":
             raise DataError(f"{rejected[0].path}: {rejected[0].reason}", fix="data.on_bad=skip goes on without it")
@@ -228,7 +234,9 @@ def _plan(
             fix=f"see {out / 'bad_files.csv'}",
             error=DataError,
         )
+        plan_data(recipe, rows, _classes_of(init, recipe))  # what is wrong with them is said before they are frozen
         write_rows(rows, manifest)
+        write_json(out / DATA, {"data": _name_of(data)})
     world.barrier()
     rows = read_rows(str(manifest), modalities=None)
     plan, lacking = plan_data(recipe, rows, _classes_of(init, recipe))
@@ -239,6 +247,22 @@ def _plan(
             file=sys.stderr,
         )
     return plan
+
+
+def _name_of(data: str | Path | Sequence[Row]) -> str:
+    return os.path.abspath(data) if isinstance(data, (str, Path)) else f"{len(data)} rows"
+
+
+def _refuse_other_data(data: str | Path | Sequence[Row], out: Path) -> None:
+    """A run goes on with the rows that it began with: other data are a mistake, not a change."""
+    if not (out / DATA).is_file():
+        return
+    began = json.loads((out / DATA).read_text(encoding="utf-8"))["data"]
+    check(
+        began == _name_of(data),
+        f"{out} was started on {began}, --data is {_name_of(data)}",
+        fix="resume with the same data, or start a new run with --init",
+    )
 
 
 def look(rows: list[Row], machine: Machine) -> tuple[list[Row], list[BadItem]]:
@@ -279,9 +303,15 @@ def _same_recipe(run: Run, out: Path) -> None:
     if not (out / RECIPE).is_file():
         write_run_head(run)
         return
+    _refuse_changes(run.recipe, out)
+
+
+def _refuse_changes(recipe: Recipe, out: Path) -> None:
     import tomllib
 
-    old, new = read_tables(out), tomllib.loads(show(run.recipe))
+    old, new = read_tables(out), tomllib.loads(show(recipe))
+    if not new["loss"].get("classes"):  # open in a recipe, filled in from the labels
+        new["loss"]["classes"] = old["loss"].get("classes")
     old.pop("avssl_version", None)  # the model files may be written already: they add this, and move files into assets/
     moved = {k for k, v in old.get("frontend", {}).items() if isinstance(v, str) and v.startswith("assets/")}
     for tables in (old, new):

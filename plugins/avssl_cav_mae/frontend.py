@@ -41,6 +41,7 @@ class CavMaeFrontend(Frontend):
     """
 
     modalities = frozenset({"audio", "vision"})
+    fixed = frozenset({"audio"})  # every spectrogram has `frames` frames
     config: CavMaeFrontendConfig
 
     def __init__(self, config: CavMaeFrontendConfig) -> None:

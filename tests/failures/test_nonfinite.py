@@ -46,8 +46,8 @@ def test_replay_reproduces_it(broken: tuple[Path, str], tmp_path: Path) -> None:
     table = avssl(tmp_path, "debug", "replay", str(folder))
     assert table.last == "it is reproduced"
     wrong = avssl(tmp_path, "debug", "replay", str(run))
-    assert wrong.code == 4 and wrong.last.startswith(f"error: {run}: no captured step (")
-    assert wrong.last.endswith("(give RUN/debug/update-N)")
+    fix = "give RUN/debug/update-N of a run that stopped on it"
+    assert (wrong.code, wrong.last) == (4, f"error: {run}: holds no captured step ({fix})")
 
 
 def test_a_few_may_be_skipped(sounds: Path, tmp_path: Path) -> None:
