@@ -1,0 +1,80 @@
+"""bench, reproduce and trackers, through the real entry points."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from avssl.cli import main
+from avssl.errors import Exit, UsageError
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    with (tmp_path / "sounds.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["audio", "label", "split"])
+        for i in range(12):
+            wave = np.sin(np.arange(8000) * (0.1 if i % 2 else 0.4)) * 0.3
+            soundfile.write(tmp_path / f"{i}.wav", wave + np.random.default_rng(i).normal(0, 0.01, 8000), 16_000)
+            table.writerow([f"{i}.wav", "low" if i % 2 else "high", "test" if i >= 8 else "train"])
+    return tmp_path / "sounds.csv"
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    return int(stop.value.code or 0)
+
+
+def test_bench_gives_times_flops_and_a_ratio(capsys: pytest.CaptureFixture) -> None:
+    small = ["--set", "data.batch_size=4", "--workers", "0", "--steps", "1", "--json"]
+    assert run("bench", "tiny/masked", "--against", "tiny/masked", *small) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["recipe"]["clips_per_update"] == 4 and report["recipe"]["update_s"] > 0
+    assert report["recipe"]["gflop_per_update"] > 0 and 0 < report["recipe"]["mfu"] < 2
+    assert set(report["ratio"]) == {"update_s", "update_cpu_s", "forward_s", "seconds_per_clip"}
+
+
+@pytest.mark.parametrize(("wanted", "code"), [(0.0, Exit.OK), (2.0, Exit.GATE)])
+def test_reproduce_compares_with_what_the_recipe_states(sounds: Path, wanted: float, code: Exit,
+                                                        capsys: pytest.CaptureFixture) -> None:  # fmt: skip
+    recipe = sounds.parent / "mine.toml"
+    recipe.write_text(f'extends = "tiny/masked"\n[train]\nupdates = 2\n[data]\nbatch_size = 4\n[expected]\n'
+                      f'"knn.audio.accuracy" = {wanted}\n', encoding="utf-8")  # fmt: skip
+    out = sounds.parent / "run"
+    assert run("reproduce", str(recipe), "--data", str(sounds), "--out", str(out), "--workers", "0", "--json") == code
+    result = json.loads(capsys.readouterr().out)
+    assert result["ok"] == (code == Exit.OK)
+    assert 0 <= result["metrics"]["knn.audio.accuracy"]["got"] <= 1
+    assert json.loads((out / "reproduction.json").read_text()) == result
+
+
+def test_a_tracker_gets_every_number(sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[tuple[dict, int]] = []
+    finished: list[bool] = []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **options: types.SimpleNamespace(  # type: ignore[attr-defined]
+        log=lambda scalars, step: logged.append((scalars, step)), finish=lambda: finished.append(True)
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    short = ["--set", "train.updates=2", "--set", "train.log_every=1", "--set", "data.batch_size=4", "--workers", "0"]
+    assert run("pretrain", "tiny/masked", "--data", str(sounds), "--out", str(sounds.parent / "run"), "--tracker", "wandb", *short) == 0
+    assert [step for _, step in logged] == [1, 2] and finished == [True]
+    assert {"loss", "lr", "terms/frames"} <= set(logged[0][0])
+
+
+def test_a_missing_tracker_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from avssl.training.trackers import open_trackers
+
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(UsageError) as caught:
+        open_trackers(["mlflow"], None)  # type: ignore[arg-type]
+    assert str(caught.value) == "--tracker mlflow: the package is not installed (pip install 'avssl[mlflow]')"
