@@ -58,7 +58,7 @@ def load_batches(folder: Path, rank: int = 0) -> tuple[dict[str, Any], list[Batc
     """What `capture` kept: its facts and the micro-batches."""
     try:
         meta = json.loads((folder / f"batch-{rank}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
         why = "no such folder" if not folder.is_dir() else "holds no captured step"
         raise CheckpointError(f"{folder}: {why}", fix="give RUN/debug/update-N of a run that stopped on it") from None
     tensors = load_safetensors(folder / f"batch-{rank}.safetensors")

@@ -66,7 +66,20 @@ def test_a_tracker_gets_every_number(sounds: Path, monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
     short = ["--set", "train.updates=2", "--set", "train.log_every=1", "--set", "data.batch_size=4", "--workers", "0"]
-    assert run("pretrain", "tiny/masked", "--data", str(sounds), "--out", str(sounds.parent / "run"), "--tracker", "wandb", *short) == 0
+    assert (
+        run(
+            "pretrain",
+            "tiny/masked",
+            "--data",
+            str(sounds),
+            "--out",
+            str(sounds.parent / "run"),
+            "--tracker",
+            "wandb",
+            *short,
+        )
+        == 0
+    )
     assert [step for _, step in logged] == [1, 2] and finished == [True]
     assert {"loss", "lr", "terms/frames"} <= set(logged[0][0])
 
