@@ -55,7 +55,11 @@ def _show_recipe(name: str, overrides: list[str], source: bool, as_json: bool) -
 
     if source:
         path = Path(name) if name.endswith(".toml") else registry().get("recipe", name).path
-        print(path.read_text(encoding="utf-8"), end="")
+        text = path.read_text(encoding="utf-8")
+        if as_json:
+            print_json({"path": str(path), "source": text})
+        else:
+            print(text, end="")
         return
     recipe = load_recipe(name, overrides)
     if as_json:
