@@ -29,8 +29,14 @@ class DataConfig:
     max_seconds: float = 600.0  # limits of one decoded part, checked before memory is taken
     max_pixels: int = 64_000_000
     limit: int | None = None  # only the first rows, for a trial
+    per_class: int | None = None  # only this many labelled items of each class, chosen by train.seed
 
     def __post_init__(self) -> None:
+        check(
+            self.per_class is None or self.per_class > 0,
+            f"data.per_class is {self.per_class}",
+            fix="give at least 1",
+        )
         check(self.batch_size > 0, f"data.batch_size is {self.batch_size}", fix="give at least 1")
         check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}", fix="give a share between 0 and 1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -67,6 +68,26 @@ def _assign(rows: Sequence[Row], shares: Mapping[str, float], seed: int,
         for i in bundles[b]:
             places[i] = name
     return places
+
+
+def few_rows(rows: Sequence[Row], per_class: int, *, seed: int = 0) -> list[Row]:
+    """At most `per_class` rows of each label, in their order; rows without a label are left out.
+
+    A row's rank in the draw depends on the seed and its id alone: the same items are chosen wherever the same ones are
+    offered, and choosing from what was chosen changes nothing. A row of several labels is taken while one of them lacks
+    items.
+    """
+    def rank(i: int) -> bytes:
+        return hashlib.blake2b(f"{seed}/{rows[i].id}".encode()).digest()
+
+    have: Counter[str] = Counter()
+    chosen = []
+    for i in sorted(range(len(rows)), key=rank):
+        labels = set(rows[i].labels)
+        if any(have[label] < per_class for label in labels):
+            have.update(labels)
+            chosen.append(i)
+    return [rows[i] for i in sorted(chosen)]
 
 
 def bundle(rows: Sequence[Row], prints: Sequence[Mapping[str, str]] | None = None) -> list[list[int]]:

@@ -56,10 +56,12 @@ class FeatureConfig(EvaluationConfig):
     layer: int | None = None  # output of an inner block, with `pooling`
     pooling: Literal["model", "mean", "cls", "max"] = "model"
     train_split: str = "train"
+    per_class: int | None = None  # only this many training items of each class, chosen by `seed`
     empty: Literal["skip", "zero"] = "skip"  # classes without positives in mAP and AUC
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.per_class is None or self.per_class > 0, f"per_class is {self.per_class}", fix="give at least 1")
         check(self.layer is None or self.pooling != "model", "an inner layer has no pooling of the model",
               fix="--set pooling=mean")
 

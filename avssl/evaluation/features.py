@@ -10,6 +10,7 @@ import numpy as np
 
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Row
+from avssl.data.split import few_rows
 from avssl.embedding.encode import EmbedOptions, Vectors, embed_rows
 from avssl.errors import DataError, UsageError, check, nearest
 from avssl.evaluation.configs import EvaluationConfig, FeatureConfig
@@ -81,6 +82,8 @@ def on_features(task: str, model: Model, splits: Splits, config: FeatureConfig, 
                         fix="give a manifest with a split column (`avssl data split`), --train DATA, or --task kfold")
     train = named_split(splits, config.train_split, config.limit)
     train, test = labelled(train), labelled(test)
+    if config.per_class is not None:
+        train = few_rows(train, config.per_class, seed=config.seed)
     names, single = probe_streams(model, config)
     codec = label_codec(train)
     report = Report(task, protocol=protocol(config, split=split, streams=names, target=codec.kind))

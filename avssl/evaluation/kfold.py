@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avssl.data.split import few_rows
 from avssl.errors import DataError, check
 from avssl.evaluation import metrics
 from avssl.evaluation.configs import KfoldConfig
@@ -48,12 +49,15 @@ def kfold(model: Model, splits: Splits, config: KfoldConfig) -> Report:
             held = own == fold
             check(held.any() and (~held).any(), f"fold {fold} of {name} is empty", error=DataError,
                   fix="check the fold column, and bad files")
-            train = encode([r for r, h in zip(chosen, held, strict=True) if not h], codec)
+            known = np.flatnonzero(~held)
+            if config.per_class is not None:
+                kept = {r.id for r in few_rows([chosen[i] for i in known], config.per_class, seed=config.seed)}
+                known = np.array([i for i in known if chosen[i].id in kept])
+            train = encode([chosen[i] for i in known], codec)
             if config.fit == "knn":
-                scores[held] = neighbours(x[~held], train, x[held], config.neighbours, config.temperature)
+                scores[held] = neighbours(x[known], train, x[held], config.neighbours, config.temperature)
             else:
-                groups = [r.group for r, h in zip(chosen, held, strict=True) if not h]
-                scores[held] = fit_probe(x[~held], train, x[held], config, groups)[0]
+                scores[held] = fit_probe(x[known], train, x[held], config, [chosen[i].group for i in known])[0]
             each[str(fold)] = fold_metrics(scores[held], labels.y[held], labels.numbers)
         score(report, f"kfold.{name}", scores, labels, config)
         report.add(f"kfold.{name}", summary(each))

@@ -21,6 +21,7 @@ from avssl.data.clip import Limits, Row
 from avssl.data.items import TrainingItems, usable
 from avssl.data.loader import TrainingLoader, default_workers
 from avssl.data.sampler import Sampler, ShuffledSampler
+from avssl.data.split import few_rows
 from avssl.data.targets import Codec, fit_codec
 from avssl.entries import resolve
 from avssl.errors import DataError, UsageError, check
@@ -130,6 +131,9 @@ def plan_data(recipe: Recipe, rows: Sequence[Row], classes: Sequence[str] | None
             error=DataError,
         )
     train = train[: cfg.limit] if cfg.limit else train
+    if cfg.per_class is not None:
+        train = few_rows(train, cfg.per_class, seed=recipe.train.seed)
+        check(bool(train), "data.per_class chooses by label, and no item has one", fix="label them", error=DataError)
     if validation:
         validation = [r for r in validation if needed <= set(r.parts) and (cfg.target == "none" or r.labels)]
     codec = fit_codec(train, cfg.target, classes)

@@ -13,7 +13,7 @@ from avssl.data.check import check_rows
 from avssl.data.clip import Row
 from avssl.data.fingerprint import fingerprint, fingerprints
 from avssl.data.manifest import read_rows
-from avssl.data.split import bundle, fold_rows, split_rows
+from avssl.data.split import bundle, few_rows, fold_rows, split_rows
 from avssl.errors import DataError
 
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
@@ -124,3 +124,24 @@ def test_a_picture_is_not_its_neighbour(tmp_path):
         write_image(tmp_path / f"{n}.png", picture(n * 5))
     prints = fingerprints(read_rows(tmp_path))
     assert len({p["vision"] for p in prints}) == 5
+
+
+def test_few_rows_are_the_same_number_of_each_class_and_the_same_ones_each_time():
+    rows = _rows()
+    few = few_rows(rows, 5, seed=1)
+    assert Counter(r.labels[0] for r in few) == {"common": 5, "usual": 5, "rare": 5}
+    assert few == [r for r in rows if r in few]  # in their order
+    assert few_rows(rows[::-1], 5, seed=1) == few[::-1]  # whatever the order they are offered in
+    assert few_rows(few, 5, seed=1) == few
+    assert {r.id for r in few} < {r.id for r in few_rows(rows, 8, seed=1)}  # more labels are more of the same
+    assert few_rows(rows, 5, seed=2) != few
+    assert few_rows(rows, 10**6) == rows
+
+
+def test_few_rows_of_several_labels_give_each_label_its_number_and_leave_out_what_has_none():
+    rows = [Row(str(i), {"audio": f"/{i}.wav"}, labels=labels)
+            for i, labels in enumerate([("a", "b"), ("a",), ("b",), (), ("c",), ("a", "c")] * 10)]
+    few = few_rows(rows, 3)
+    counts = Counter(label for r in few for label in r.labels)
+    assert min(counts[x] for x in "abc") >= 3 and all(r.labels for r in few) and len(few) < 10
+    assert few_rows(few, 3) == few

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import toy
 
+from avssl.data.split import few_rows
 from avssl.data.targets import Codec
 from avssl.embedding.encode import EmbedOptions, embed_rows
 from avssl.errors import CheckpointError, DataError, GateError, UsageError
@@ -20,8 +21,12 @@ from avssl.evaluation.kfold import summary
 from avssl.evaluation.knn import neighbours
 from avssl.evaluation.labels import Labels, splits_of
 from avssl.evaluation.probe import fit_probe, inner_split
+from avssl.recipe import recipe_from
 from avssl.registry import load
 from avssl.schema import structure
+from avssl.training.setup import plan_data
+
+RUN = {"name": "test", "stage": "finetune", "backbone": {"name": "toy"}, "loss": {"name": "classify"}, "optim": {"lr": 1e-3}}
 
 
 def evaluate(task, model, rows, **options):
@@ -100,6 +105,30 @@ def test_protocols_on_frozen_features_separate_what_is_separable(toy_model, rows
     assert np.trace(report.confusion[f"{task}.audio"]) == 10 == report.n["test"]
     assert sum(c["n"] for c in report.per_class[f"{task}.audio"].values()) == 10
     assert json.loads(json.dumps(report.plain()))["protocol"]["split"] == "test"
+
+
+@pytest.mark.parametrize("task", ["probe", "knn"])
+def test_few_labels_are_those_that_fine_tuning_with_the_seed_gets(toy_model, rows, task):
+    report = evaluate(task, toy_model, rows, streams=["audio"], per_class=3, seed=5)
+    assert report.n["train"] == 9
+    assert report.protocol["per_class"] == 3
+    few = few_rows([r for r in rows if r.split == "train"], 3, seed=5)
+    by_hand = evaluate(task, toy_model, few + [r for r in rows if r.split == "test"], streams=["audio"], seed=5)
+    assert by_hand.metrics == report.metrics
+    recipe = recipe_from({**RUN, "data": {"target": "index", "per_class": 3}, "train": {"updates": 1, "seed": 5}})
+    assert plan_data(recipe, rows)[0].train == few
+
+
+def test_k_fold_takes_few_labels_of_each_training_part(toy_model, rows):
+    report = evaluate("kfold", toy_model, rows, streams=["audio"], per_class=2, seed=1, c=[1.0])
+    y, folds = np.array([int(r.labels[0][-1]) for r in rows]), np.array([r.fold for r in rows])
+    x = embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), views="one"))["audio"]
+    codec = Codec("index", ("class 0", "class 1", "class 2"))
+    for fold in (0, 1, 2):
+        few = few_rows([r for r in rows if r.fold != fold], 2, seed=1)
+        known, held = np.array([rows.index(r) for r in few]), folds == fold
+        scores, _ = fit_probe(x[known], Labels(codec, y[known]), x[held], ProbeConfig(c=(1.0,)), [""] * len(known))
+        assert report.metrics[f"kfold.audio.accuracy.fold.{fold}"] == metrics.accuracy(scores, y[held])
 
 
 def test_the_probe_is_scikit_learns_logistic_regression_on_standardised_features():
