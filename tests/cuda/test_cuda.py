@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from avssl.bench import bench, generated
+from avssl.loss import to_device
 from avssl.nn.attention import attention
 from avssl.nn.mel import KaldiFbank
 from avssl.recipe import load_recipe
 from avssl.registry import registry
-from avssl.testing import subject
+from avssl.testing import loss_subject, subject
 from avssl.training.run import pretrain
 from avssl.training.setup import Machine
 
@@ -21,6 +24,14 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
 ]
 BACKBONES = [e.name for e in registry().all("backbone")]
+LOSSES = [e.name for e in registry().all("loss")]
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """TF32 would hide a wrong number behind a coarse one."""
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, False
+    yield
 
 
 def test_log_mel_on_the_device_is_that_of_the_cpu() -> None:
@@ -55,6 +66,29 @@ def test_features_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
         assert error < 2e-3, f"{stream}: off by {error:.1e} of the largest value"
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_gradients_are_those_of_the_cpu(name: str, tmp_path: Path) -> None:
+    loss, _, batch = loss_subject(registry().get("loss", name), tmp_path)
+    with torch.no_grad():
+        loss.prepare(batch)
+    loss.before_step(1, 10)
+    loss.eval()  # no dropout: its noise differs between devices
+    draw = loss.sample(batch)
+    results = []
+    for device in ("cpu", "cuda"):
+        loss.to(device).zero_grad()
+        total = loss(batch.to(device), to_device(draw, torch.device(device))).total()
+        total.backward()
+        results.append((float(total.detach()), {k: p.grad.cpu() for k, p in loss.named_parameters() if p.grad is not None}))
+    (cpu, cpu_gradients), (cuda, cuda_gradients) = results
+    assert cuda == pytest.approx(cpu, rel=1e-3)
+    assert cpu_gradients.keys() == cuda_gradients.keys()
+    largest = max(float(g.abs().max()) for g in cpu_gradients.values())
+    for key, gradient in cpu_gradients.items():
+        error = float((cuda_gradients[key] - gradient).abs().max()) / largest
+        assert error < 5e-3, f"the gradient of {key} is off by {error:.1e} of the largest value"
+
+
 @pytest.mark.parametrize("options", [["train.precision=fp32"], ["train.precision=bf16"], ["train.precision=fp16"],
                                      ["train.precision=bf16", "train.compile=true"]], ids=" ".join)  # fmt: skip
 def test_a_run_learns_in_every_precision(options: list[str], tmp_path: Path) -> None:
@@ -68,3 +102,24 @@ def test_a_run_learns_in_every_precision(options: list[str], tmp_path: Path) -> 
     pretrain(recipe, tmp_path, tmp_path / "run", machine=Machine(device="cuda", workers=0))
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_compiled_blocks_follow_the_same_curve(tmp_path: Path) -> None:
+    curves = []
+    for compile in ("false", "true"):
+        recipe = load_recipe("cav_mae/tiny", ["train.updates=20", "train.log_every=1", "train.precision=bf16",
+                                              "data.batch_size=8", f"train.compile={compile}"])  # fmt: skip
+        (tmp_path / compile).mkdir()
+        rows = generated(frozenset({"audio", "vision"}), tmp_path / compile, 16)
+        pretrain(recipe, rows, tmp_path / compile / "run", machine=Machine(device="cuda", workers=0))
+        lines = (tmp_path / compile / "run" / "metrics.jsonl").read_text().splitlines()
+        curves.append([json.loads(line)["loss"] for line in lines])
+    assert curves[1] == pytest.approx(curves[0], rel=0.05)
+
+
+def test_the_base_recipe_has_a_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Clips per second and MFU of the published model; the figures of the README come from `avssl bench cav_mae/base`."""
+    report = bench(load_recipe("cav_mae/base", ["train.precision=bf16"]), None, Machine(device="cuda", workers=2))
+    with capsys.disabled():
+        print(json.dumps(report, indent=1))
+    assert report["recipe"]["clips_per_s"] > 0 and 0 < report["recipe"]["mfu"] < 1
