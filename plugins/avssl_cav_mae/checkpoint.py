@@ -167,7 +167,7 @@ def _backbone_table(state: Mapping[str, Tensor], tensors: dict[str, Tensor], whe
     rows, side = mel_bins // PATCH, math.isqrt(tensors["backbone.positions.vision"].shape[0])
     columns, rest = divmod(tensors["backbone.positions.audio"].shape[0], rows)
     check(rest == 0, f"{where}: {columns * rows + rest} audio positions do not lie on {rows} rows of patches",
-          fix="give the mel_bins option", error=CheckpointError)
+          fix="import it with the authors' number: --option mel_bins=128", error=CheckpointError)
     table = {"name": "cav_mae", "image_size": side * PATCH, "audio_frames": columns * PATCH, "mel_bins": mel_bins,
              "dim": dim, "depth": _depth(state, "blocks_a"), "shared_depth": _depth(state, "blocks_u"),
              "heads": _heads(heads, dim, 64, "heads", where), "mlp_ratio": hidden / dim,
@@ -201,7 +201,7 @@ def _heads(given: int | None, dim: int, width: int, option: str, where: str) -> 
     """As told, or the official width of a head. A file does not show it, and a wrong guess loads without an error."""
     if given is None:
         check(dim % width == 0, f"{where}: a width of {dim} does not say how many heads there are",
-              fix=f"give the option {option}", error=CheckpointError)
+              fix=f"import it with the authors' number: --option {option}=12", error=CheckpointError)
         return dim // width
     check(given > 0 and dim % given == 0, f"{option}={given} does not divide the width {dim}",
           fix="give the authors' number")

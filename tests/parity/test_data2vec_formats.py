@@ -101,6 +101,18 @@ def test_a_missing_tensor_is_an_error(case: Case, tmp_path: Path):
         build(import_checkpoint(tmp_path / "odd.pt", format_of(case)[0]))
 
 
+@pytest.mark.parametrize("case", cases("data2vec", "vision_backbone"))
+def test_heads_that_the_file_does_not_say_are_asked_for_as_the_command_line_takes_them(case: Case, tmp_path: Path):
+    data = load_torch(case.file("checkpoint"))
+    data["model"] = {k: v for k, v in data["model"].items() if not k.startswith("rel_pos_bias")}
+    torch.save({"model": data["model"]}, tmp_path / "plain.pth")
+    with pytest.raises(CheckpointError) as error:
+        import_checkpoint(tmp_path / "plain.pth", "data2vec_vision")
+    assert "--option heads=" in error.value.fix
+    heads = case.spec["config"]["model"]["num_heads"]
+    assert import_checkpoint(tmp_path / "plain.pth", "data2vec_vision", heads=heads).backbone["heads"] == heads
+
+
 class Evil:
     def __reduce__(self):
         import os

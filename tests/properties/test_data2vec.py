@@ -15,7 +15,7 @@ from avssl.errors import UsageError
 from avssl.model import build_backbone, build_loss
 from avssl.recipe import read_recipe
 from avssl.registry import check_fit, registry
-from avssl.testing import check_plugin
+from avssl.testing import BATCH_TOLERANCE, check_plugin
 from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig, TeacherConfig
 from avssl_data2vec.convolution import conv_last
@@ -130,6 +130,38 @@ def test_what_lies_in_the_padding_is_never_read():
         outs.append(model(Batch(("a", "b"), torch.zeros(2), {"audio": Stream(x, pad)})))
     assert int((~outs[0].pad["audio"][0]).sum()) == model.extractor.frames(6000)
     torch.testing.assert_close(outs[0].pooled["audio"], outs[1].pooled["audio"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["audio", "audio2"])
+@pytest.mark.parametrize("extractor", ["layer_norm", "default"])
+def test_padding_reaches_an_item_where_the_authors_let_it_and_nowhere_else(name: str, extractor: str):
+    """The positional convolutions run over the padding, and a group norm over time counts it. Take both away, and an item
+    padded beside a longer one is what it is alone (`embed` and `evaluate` never pad: tests/contract/test_padding.py)."""
+    torch.manual_seed(0)
+    tables = getattr(example, name)(Path())
+    tables["backbone"]["extractor"] = extractor
+    model = build_backbone(tables).eval()
+    wave = sounds(2).need("audio").x
+    pad = torch.zeros(2, 8000, dtype=torch.bool)
+    pad[0, 6000:] = True
+
+    @torch.no_grad()
+    def leak() -> float:
+        padded = model(Batch(("a", "b"), torch.zeros(2), {"audio": Stream(wave.masked_fill(pad, 0), pad)}))
+        alone = model(Batch(("a",), torch.zeros(1), {"audio": Stream(wave[:1, :6000])})).pooled["audio"][0]
+        return float((padded.pooled["audio"][0] - alone).abs().max() / alone.abs().max())
+
+    assert leak() > 1e-3
+    model.positions = Zeros()
+    if extractor == "layer_norm":
+        assert leak() < BATCH_TOLERANCE
+    else:
+        assert leak() > 1e-3
+
+
+class Zeros(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
 
 
 def test_random_and_unchanged_tokens_are_seen_but_not_scored():

@@ -89,7 +89,7 @@ def read(
             **prefixed(teacher, "teacher."),
             "updates": torch.tensor(fairseq1.finished_updates(data)),
         },
-        ignored={f"modality_encoders.{o}": "another modality; import it with the option modality" for o in others},
+        ignored={f"modality_encoders.{o}": f"another modality: --option modality={_MODALITIES[o]}" for o in others},
         licence="MIT",
         source=fairseq1.FAIRSEQ,
     )
@@ -107,7 +107,7 @@ def _choose(tensors: Mapping[str, Tensor], modality: str, where: str) -> str:
     check(
         len(wanted) == 1,
         f"{where} holds {', '.join(_MODALITIES[k] for k in there)}",
-        fix="choose one with the option modality=",
+        fix=f"import one: --option modality={_MODALITIES[there[0]]}",
         error=CheckpointError,
     )
     return wanted[0]

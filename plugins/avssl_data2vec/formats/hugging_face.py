@@ -89,7 +89,7 @@ def _json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: {error}", fix="give the model's config.json with the option config=PATH"
+            f"{path}: {error}", fix="import it with the model's config.json: --option config=PATH"
         ) from None
 
 

@@ -137,7 +137,7 @@ def _backbone(ours: Mapping[str, Tensor], args: Mapping[str, Any], heads: int) -
     check(
         heads > 0,
         "the checkpoint does not say how many attention heads it has",
-        fix="give the option heads=12",
+        fix="import it with the authors' number: --option heads=12",
         error=CheckpointError,
     )
     scaled = "layers.0.gamma1" in ours
