@@ -272,6 +272,7 @@ class TargetConfig:
     indices: tuple[int, ...] = ()  # these layers instead of the last top_k
     per_layer: tuple[Norm, ...] = ("instance",)  # in this order
     mean: tuple[Norm, ...] = ()
+    count_padding: bool = True  # in statistics over tokens, as the official code does; False for unequal lengths
 
 
 @config

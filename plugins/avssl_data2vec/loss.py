@@ -188,7 +188,8 @@ class Data2Vec(Loss[Backbone]):
             return self.teacher(batch, layers=kind, only=only, local=local.detach(), pad=pad), student
 
     def _target(self, features: Features, name: str) -> Tensor:
-        return average_targets(features.layers[name], self.config.targets, features.grid[name].prefix)
+        prefix, pad = features.grid[name].prefix, features.pad.get(name)
+        return average_targets(features.layers[name], self.config.targets, prefix, pad)
 
     def _terms(self, predicted: Tensor, wanted: Tensor, suffix: str) -> dict[str, Term]:
         c: Data2VecConfig = self.config

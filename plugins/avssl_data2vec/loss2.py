@@ -149,9 +149,8 @@ class Data2Vec2(Loss[Multi2]):
             features = self.teacher(batch, layers=kind)
         else:
             features = self.teacher(batch, layers=kind, local=local.detach(), pad=pad)
-        return average_targets(
-            features.layers[self.backbone.modality], self.config.targets, self.backbone.config.extra_tokens
-        )
+        name, prefix = self.backbone.modality, self.backbone.config.extra_tokens
+        return average_targets(features.layers[name], self.config.targets, prefix, features.pad.get(name))
 
     def _decode(self, student: Features, draw: Clones) -> Tensor:
         """(B * M, N, D) predictions at every place."""

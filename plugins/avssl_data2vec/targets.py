@@ -11,7 +11,7 @@ from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig
 
 _OVER = {  # kind of normalisation -> the dimensions of (B, N, D) that share mean and variance
-    "instance": (1,),  # each channel of an item over its tokens, padding included, as the official code does
+    "instance": (1,),  # each channel of an item over its tokens
     "batch": (0, 1),  # each channel over all tokens of the batch
     "layer": (2,),  # each token over its channels
     "item": (1, 2),
@@ -20,28 +20,38 @@ _OVER = {  # kind of normalisation -> the dimensions of (B, N, D) that share mea
 }
 
 
-def normalise(x: Tensor, kind: str) -> Tensor:
-    """Zero mean and unit (biased) variance, eps 1e-5, without parameters. x: (B, N, D)."""
-    var, mean = torch.var_mean(x, dim=_OVER[kind], correction=0, keepdim=True)
+def normalise(x: Tensor, kind: str, real: Tensor | None = None) -> Tensor:
+    """Zero mean and unit (biased) variance, eps 1e-5, without parameters. x: (B, N, D); real: (B, N) bool, the tokens whose
+    mean and variance are taken, None = all."""
+    over = _OVER[kind]
+    if real is None or kind == "layer":  # a token's own channels hold no padding
+        var, mean = torch.var_mean(x, dim=over, correction=0, keepdim=True)
+        return (x - mean) * torch.rsqrt(var + 1e-5)
+    weight = real[..., None].to(x.dtype).expand_as(x)
+    count = weight.sum(over, keepdim=True).clamp_min(1)
+    mean = (x * weight).sum(over, keepdim=True) / count
+    var = ((x - mean).square() * weight).sum(over, keepdim=True) / count
     return (x - mean) * torch.rsqrt(var + 1e-5)
 
 
 @torch.no_grad()
-def average_targets(layers: Sequence[Tensor], cfg: TargetConfig, prefix: int = 0) -> Tensor:
+def average_targets(layers: Sequence[Tensor], cfg: TargetConfig, prefix: int = 0, pad: Tensor | None = None) -> Tensor:
     """(B, N, D) float32: the normalised mean of the teacher's chosen layers.
 
     layers: each (B, prefix + N, D), in order of depth; the first `prefix` tokens (class, registers) are left out.
+    pad: (B, prefix + N) bool, True = padding.
     """
+    real = None if pad is None or cfg.count_padding else ~pad[:, prefix:]
     chosen = [layers[i] for i in cfg.indices] if cfg.indices else layers[-cfg.top_k :]
     total = None
     for layer in chosen:
         x = layer[:, prefix:].float()
         for kind in cfg.per_layer:
-            x = normalise(x, kind)
+            x = normalise(x, kind, real)
         total = x if total is None else total + x
     mean = total / len(chosen)
     for kind in cfg.mean:
-        mean = normalise(mean, kind)
+        mean = normalise(mean, kind, real)
     return mean
 
 

@@ -198,6 +198,45 @@ def test_normalisations_are_torchs(kind: str, reference):
     torch.testing.assert_close(normalise(x, kind), reference(x))
 
 
+@pytest.mark.parametrize("kind", ["instance", "batch", "item"])
+def test_normalisation_without_padding_is_that_of_the_item_alone(kind: str):
+    x = torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    real = torch.ones(2, 7, dtype=torch.bool)
+    real[0, 4:] = False
+    if kind == "batch":
+        alone = normalise(x[real][None], kind)[0]
+        torch.testing.assert_close(normalise(x, kind, real)[real], alone)
+    else:
+        torch.testing.assert_close(normalise(x, kind, real)[:1, :4], normalise(x[:1, :4], kind))
+        torch.testing.assert_close(normalise(x, kind, real)[1:], normalise(x[1:], kind))
+
+
+@pytest.mark.parametrize("name", ["audio", "audio2"])
+def test_targets_that_leave_padding_out_do_not_depend_on_how_much_there_is(name: str):
+    """Counted, as the authors do, padding sets the mean that a short item's targets are measured from."""
+    torch.manual_seed(0)
+    table = {"name": "data2vec" if name == "audio" else "data2vec2"}
+    wave, pad = sounds(2).need("audio").x, torch.zeros(2, 8000, dtype=torch.bool)
+    pad[0, 4000:] = True
+    for counted in (True, False):
+        tables = getattr(example, name)(Path())
+        tables["loss"] = {**table, "targets": {"top_k": 2, "count_padding": counted}}
+        loss = build_loss(tables, build_backbone(tables))
+        loss.backbone.positions = loss.teacher.positions = Zeros()  # they leak, see above
+        padded = Batch(("a", "b"), torch.zeros(2, dtype=torch.int64), {"audio": Stream(wave.masked_fill(pad, 0), pad)})
+        alone = Batch(("a",), torch.zeros(1, dtype=torch.int64), {"audio": Stream(wave[:1, :4000])})
+        with torch.no_grad():
+            one, two = (targets_of(loss, b)[0] for b in (alone, padded))
+        off = float((two[: len(one)] - one).abs().max())
+        assert (off > 0.1) if counted else (off < 1e-3)
+
+
+def targets_of(loss: Data2Vec | Data2Vec2, batch: Batch) -> Tensor:
+    if isinstance(loss, Data2Vec2):
+        return loss._target(batch, loss.backbone.local(batch), loss.backbone.local_pad(batch))
+    return loss._target(loss.teacher(batch, layers="ffn"), "audio")
+
+
 def test_targets_average_the_chosen_layers_without_the_prefix():
     layers = [torch.full((2, 4, 3), float(i)) for i in range(5)]
     assert float(average_targets(layers, TargetConfig(top_k=2, per_layer=()), 1).mean()) == 3.5
