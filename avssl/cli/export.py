@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from avssl.model import Model
 
 
+MADE_UP = (
+    "compared on one made-up clip of faint noise, which says little: add --data CLIPS (and --fold N, to compare on that "
+    "fold and calibrate on the others) to measure agreement and, with labels, accuracy"
+)
+
+
 def export(
     model: Annotated[Path, Argument(help="A run or model directory.")],
     out: Annotated[Path, Option(help="Folder to write; must not exist.")],
@@ -45,6 +51,11 @@ def export(
     from avssl.model import open_model
     from avssl.registry import load, registry
 
+    check(
+        format not in TARGETS,
+        f"--format is the format of MODEL, and {format!r} is something to export to",
+        fix=f"--to {format}",
+    )
     targets = to or ["onnx"]
     check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
     opened = open_model(model, format)
@@ -55,7 +66,7 @@ def export(
     report: dict[str, Any] = {"files": []}
     if targets:
         calibration, held = _clips(opened, data, fold, calibrate, test)
-        example = calibration if calibration is not None else _silence(opened)
+        example = calibration if calibration is not None else _made_up(opened)
         report = export_model(
             opened,
             out,
@@ -63,7 +74,8 @@ def export(
             example=example,
             frontend=frontend,
             calibration=calibration,
-            test=held,
+            test=held if data is not None else example,
+            note="" if data is not None else MADE_UP,
             stream=stream,
             dynamic=dynamic,
             name=str(opened.recipe.get("name", model.name)),
@@ -126,8 +138,8 @@ def _batch(model: Model, rows: Sequence[Row], count: int) -> Batch:
     return Batch.cat(batches)
 
 
-def _silence(model: Model) -> Batch:
-    """An item to fix the shapes when there are no data: five seconds of faint noise, a grey picture, a word."""
+def _made_up(model: Model) -> Batch:
+    """An item to fix the shapes and to compare on when there are no data: five seconds of faint noise, a grey picture, a word."""
     import numpy as np
 
     from avssl.data.clip import Clip, Frames, Waveform

@@ -41,6 +41,7 @@ def export_model(
     stream: str = "",
     dynamic: bool = False,
     name: str = "model",
+    note: str = "",
 ) -> dict[str, Any]:
     """Write the targets into folder `out`, with `report.json`, `labels.txt` and (ONNX) `run_onnx.py`.
 
@@ -48,6 +49,7 @@ def export_model(
     one item is used, it fixes the shapes. calibration: for static int8 and C, at least 100 training clips are advised.
     test: clips the outputs are compared on; with targets, accuracy before and after. frontend: inside the ONNX graph.
     dynamic: leave dimension 1 (time) free in ONNX. stream: the embedding of a model without a head.
+    note: for the reader of the report, e.g. that `test` is made up.
     Returns the report. Raises UsageError for a target that this model or this installation cannot serve, before
     anything is written.
     """
@@ -75,7 +77,7 @@ def export_model(
     for step, make in steps.items():
         if any(t == step or t.startswith(step + "-") for t in targets):
             files += make()
-    report = report_of(context, files, plans, name)
+    report = report_of(context, files, plans, name) | {"note": note}
     write_text(out / "labels.txt", "".join(f"{label}\n" for label in context.labels))
     write_json(out / "report.json", report)
     return report

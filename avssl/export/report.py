@@ -131,4 +131,5 @@ def table(report: dict[str, Any]) -> str:
         )
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join([*lines, *sorted({n for f in report["files"] for n in f["notes"]})])
+    notes = sorted({n for f in report["files"] for n in f["notes"]})
+    return "\n".join([*lines, *notes, *([report["note"]] if report["note"] else [])])

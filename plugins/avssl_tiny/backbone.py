@@ -184,6 +184,8 @@ class Tiny(Backbone):
             )
         if self.config.input_norm:
             x = self.input_norm(x.transpose(1, 2)).transpose(1, 2)
+            if pad is not None:  # zeros again, as at the end of a clip on its own
+                x = x.masked_fill(pad[..., None], 0.0)
         k = self.config.stack
         if k == 1:
             return x, pad

@@ -24,7 +24,10 @@ class Block(nn.Sequential):
 
 
 class TinyCnn(Backbone):
-    """audio.x (B, T, F) coefficients -> pooled["audio"] (B, dense[-1]); tokens: (B, T/16, widths[-1]), time only."""
+    """audio.x (B, T, F) coefficients -> pooled["audio"] (B, dense[-1]); tokens: (B, T/16, widths[-1]), time only.
+
+    Padded frames are invisible to a clip, except in training, where BatchNorm counts them: train on one length.
+    """
 
     modalities = frozenset({"audio"})
     config: TinyCnnConfig
@@ -62,20 +65,21 @@ class TinyCnn(Backbone):
             x = self.input_norm(x.transpose(1, 2)).transpose(1, 2)
         x = x[:, None]  # (B, 1, T, F)
         for block in self.convolutions:
+            if pad is not None:  # what a convolution sees beyond the end of a clip on its own
+                x = x.masked_fill(pad[:, None, :, None], 0.0)
             x = block(x)
+            if pad is not None:  # pooling drops an incomplete pair of frames
+                pad = pad[:, : 2 * x.shape[2]].unflatten(1, (-1, 2)).any(-1)
         tokens = x.mean(-1).transpose(1, 2)  # (B, T', C)
-        small = None
         if pad is None:
             average = tokens.mean(1)
         else:
-            stride = 1 << len(self.convolutions)
-            small = pad[:, : tokens.shape[1] * stride].unflatten(1, (-1, stride)).all(-1)
-            seen = (~small)[..., None].to(x.dtype)
+            seen = (~pad)[..., None].to(x.dtype)
             average = (tokens * seen).sum(1) / seen.sum(1).clamp_min(1)
         return Features(
             tokens={"audio": tokens},
             pooled={"audio": self.dense(average)},
-            pad={} if small is None else {"audio": small},
+            pad={} if pad is None else {"audio": pad},
             grid=self.grid(batch),
         )
 

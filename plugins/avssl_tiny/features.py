@@ -43,14 +43,15 @@ class FrameFeatures(nn.Module):
             return (samples + c.segment - 1) // c.segment
         return 1 + samples // c.hop if c.center else (1 + (samples - c.n_fft) // c.hop).clamp(min=0)
 
-    def forward(self, wave: Tensor) -> Tensor:
+    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """lengths: (B,) samples of each sound in a padded batch, so that each is reflected at its own end."""
         c = self.config
         with torch.autocast(wave.device.type, enabled=False):  # half precision would ruin the logarithm of quiet frames
             wave = wave.float()
             if c.kind == "raw":
                 wave = F.pad(wave, (0, -wave.shape[-1] % c.segment))
                 return wave.reshape(wave.shape[0], -1, c.segment)
-            spectrum = torch.fft.rfft(self._cut(wave) * self.window)  # (B, T, n_fft/2 + 1)
+            spectrum = torch.fft.rfft(self._cut(wave, lengths) * self.window)  # (B, T, n_fft/2 + 1)
             power = spectrum.real.square() + spectrum.imag.square()
             if c.power != 2.0:
                 power = power.pow(c.power / 2)
@@ -58,17 +59,22 @@ class FrameFeatures(nn.Module):
             out = 10 * energy.clamp_min(c.floor).log10()
             return out @ self.dct if c.kind == "mfcc" else out
 
-    def _cut(self, wave: Tensor) -> Tensor:
+    def _cut(self, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
         """(B, L) -> (B, T, n_fft) overlapping frames."""
         c = self.config
         least = c.n_fft // 2 + 1 if c.center else c.n_fft
-        if wave.shape[-1] < least:
+        shortest = wave.shape[-1] if lengths is None else int(lengths.min())
+        if shortest < least:
             raise DataError(
-                f"a sound of {wave.shape[-1]} samples is shorter than one frame of {c.n_fft}",
+                f"a sound of {shortest} samples is shorter than one frame of {c.n_fft}",
                 fix=f"give at least {1000 * least / c.rate:.0f} ms, or set frontend.seconds",
             )
         if c.center:
             wave = F.pad(wave, (c.n_fft // 2, c.n_fft // 2), mode="reflect")
+            if lengths is not None:
+                last = (lengths + c.n_fft // 2 - 1)[:, None]  # each sound's last sample; what follows mirrors it
+                place = torch.arange(wave.shape[-1], device=wave.device)
+                wave = wave.gather(1, torch.where(place > last, 2 * last - place, place).clamp_min(0))
         if c.n_fft % c.hop:
             return wave.unfold(-1, c.n_fft, c.hop)
         # Equal to unfold; as reshapes it exports to ONNX without a table of one index per sample and frame.

@@ -89,10 +89,11 @@ class SoundFrontend(Frontend):
         return Batch(batch.ids, batch.seeds, {**streams, "audio": Stream(frames, pad)}, batch.targets)
 
     def _frames(self, stream: Stream) -> tuple[Tensor, Tensor | None]:
-        frames = self.extract(stream.x)  # (B, T, F)
+        lengths = None if stream.pad is None else stream.lengths
+        frames = self.extract(stream.x, lengths)  # (B, T, F)
         pad = None
-        if stream.pad is not None:
-            pad = torch.arange(frames.shape[1], device=frames.device) >= self.extract.frames(stream.lengths)[:, None]
+        if lengths is not None:
+            pad = torch.arange(frames.shape[1], device=frames.device) >= self.extract.frames(lengths)[:, None]
         return standardised(frames, self.config, pad), pad
 
     def edge_plan(self) -> SoundPlan:

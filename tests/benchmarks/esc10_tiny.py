@@ -7,10 +7,11 @@
 
 Every (variant, fold, seed) is one JSON file: what exists is not run again, and processes may share RESULTS. Test folds
 are used once, after a fixed number of epochs. `--inner` trains on three folds and tests on the next one after the test
-fold, whole folds only, so that settings can be chosen without looking at the test fold.
+fold, whole folds only; settings were chosen by its means, from equally many CANDIDATES for either network.
 
-Features are computed once. Augmentation therefore works on frames: the circular shift by whole frames, the gain as an
-offset in dB (nothing, where clips are standardised), mixup and masks as in the recipes. One thread per process.
+Log-mel frames are computed once. Augmentation therefore works on frames: the circular shift by whole frames, the gain
+as an offset in dB, mixup and masks as in the recipes. A teacher is heard beforehand, at TAUGHT_SHIFTS shifts of every
+clip. One thread per process; the CNN trains in bfloat16 (autocast) and is tested in float32.
 """
 
 from __future__ import annotations
@@ -19,13 +20,15 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from avssl.batch import Batch, Stream
 from avssl.data.clip import AudioRequest, Waveform
@@ -35,24 +38,32 @@ from avssl.data.resample import mono, resample
 from avssl.export.interpret import calibrate, forward_int8
 from avssl.export.plan import folded, plan_of
 from avssl.files import write_json
+from avssl.model import save_tensors
 from avssl.schema import structure
 from avssl_tiny.augment import spec_augment
 from avssl_tiny.backbone import Tiny
 from avssl_tiny.cnn import TinyCnn
-from avssl_tiny.config import ClassifyConfig, SoundConfig, TinyCnnConfig, TinyConfig
+from avssl_tiny.config import ClassifyConfig, MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
 from avssl_tiny.distill import divergence
 from avssl_tiny.features import standardised
 from avssl_tiny.frontend import SoundFrontend
-from avssl_tiny.loss import Classify
+from avssl_tiny.loss import Classify, supervised
+from avssl_tiny.masked import MaskedFrames
 
 FOLDS, SECONDS, RATE, BATCH = (1, 2, 3, 4, 5), 5.0, 16000, 32
-MEL = {"kind": "mel", "n_fft": 1024, "hop": 512}  # 157 frames
-MEL_COARSE = {"kind": "mel", "n_fft": 2048, "hop": 1024}  # 79 frames
-MEL_FINE = {"kind": "mel", "n_fft": 512, "hop": 256}  # 313 frames, the specification's
-MFCC = {"kind": "mfcc", "n_fft": 1024, "hop": 512, "n_mels": 128, "standardise": "none"}
-MFCC_COARSE = {**MFCC, "n_fft": 2048, "hop": 1024}
+TAUGHT_SHIFTS = 16
+FRAMES = {40: (2048, 2048), 79: (2048, 1024), 157: (1024, 512)}  # number of frames: (n_fft, hop)
 AUGMENTED = {"shift": 1.0, "gain_db": 6.0, "mixup": 0.2}
 MASKED = {**AUGMENTED, "time_masks": 2, "frequency_masks": 2}
+
+
+def mel(frames: int = 40, **rest: Any) -> dict[str, Any]:
+    n_fft, hop = FRAMES[frames]
+    return {"kind": "mel", "n_fft": n_fft, "hop": hop, **AUGMENTED, **rest}
+
+
+def mfcc(frames: int = 40, **rest: Any) -> dict[str, Any]:
+    return {**mel(frames), "kind": "mfcc", "n_mels": 128, "standardise": "none", **rest}
 
 
 @dataclass(frozen=True)
@@ -61,55 +72,31 @@ class Variant:
     sound: dict[str, Any]
     sizes: dict[str, Any] = field(default_factory=dict)
     epochs: int = 300
-    lr: float = 1e-3
-    teacher: str = ""
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    pretrain: int = 0  # epochs of masked frames on the training clips before
+    teacher: str = ""  # a variant; its seeds of the same fold teach together
     temperature: float = 3.0
     weight: float = 0.7  # of the imitation
 
 
-CNN = Variant("tiny_cnn", MFCC_COARSE, epochs=40)
-TINY = Variant("tiny", MEL)
-VARIANTS: dict[str, Variant] = {
+TINY = Variant("tiny", mel(), {"pooler": "mean"})
+CNN = Variant("tiny_cnn", mfcc(), epochs=40, lr=1e-3)
+CANDIDATES: dict[str, Variant] = {
     "tiny-6k": TINY,
-    "tiny-6k, augmented": replace(TINY, sound={**MEL, **AUGMENTED}),
-    "tiny-6k, 79 frames, augmented": replace(TINY, sound={**MEL_COARSE, **AUGMENTED}),
-    "tiny-6k, patches of 4, augmented": replace(TINY, sound={**MEL_FINE, **AUGMENTED}, sizes={"stack": 4}),
-    "tiny-6k, taught by the CNN": replace(
-        TINY, sound={**MEL_COARSE, "shift": 1.0, "gain_db": 6.0}, teacher="cnn-4m, augmented"
-    ),
-    "small-40k, augmented": replace(
-        TINY, sound={**MEL_COARSE, **MASKED}, sizes={"dim": 48, "heads": 4, "ff": 96, "dropout": 0.1}
-    ),
+    "tiny-6k, floor 1e-6": replace(TINY, sound=mel(floor=1e-6)),
+    "tiny-6k, floor 1e-4": replace(TINY, sound=mel(floor=1e-4)),
     "cnn-4m": CNN,
-    "cnn-4m, augmented": replace(CNN, sound={**MFCC_COARSE, **AUGMENTED}),
-    "cnn-4m, masks too": replace(CNN, sound={**MFCC_COARSE, **MASKED}),
+    "cnn-4m, floor 1e-6": replace(CNN, sound=mfcc(floor=1e-6)),
+    "cnn-4m, floor 1e-4": replace(CNN, sound=mfcc(floor=1e-4)),
 }
-COARSE = replace(TINY, sound={**MEL_COARSE, **AUGMENTED})
-ON_REQUEST: dict[str, Variant] = {  # candidates for --inner, and costly ones: name them with --variants
-    "tiny-6k, 79 frames, lr 3e-3": replace(COARSE, lr=3e-3),
-    "tiny-6k, 79 frames, lr 1e-2": replace(COARSE, lr=1e-2),
-    "tiny-6k, 79 frames, shift alone, lr 3e-3": replace(COARSE, lr=3e-3, sound={**MEL_COARSE, "shift": 1.0}),
-    "tiny-6k, 79 frames, mean pooling, lr 3e-3": replace(COARSE, lr=3e-3, sizes={"pooler": "mean"}),
-    "tiny-6k, 79 frames, mean pooling, lr 1e-2": replace(COARSE, lr=1e-2, sizes={"pooler": "mean"}),
-    "tiny-6k, 79 frames, mean pooling, shift alone, lr 1e-2": replace(
-        COARSE, lr=1e-2, sizes={"pooler": "mean"}, sound={**MEL_COARSE, "shift": 1.0}
-    ),
-    "tiny-6k, mean pooling, lr 3e-3": replace(TINY, lr=3e-3, sizes={"pooler": "mean"}, sound={**MEL, **AUGMENTED}),
-    "tiny-6k, 79 frames, 1000 epochs": replace(COARSE, epochs=1000),
-    "cnn-4m, lr 3e-4": replace(CNN, lr=3e-4, sound={**MFCC_COARSE, **AUGMENTED}),
-    "cnn-4m, 100 epochs": replace(CNN, epochs=100, sound={**MFCC_COARSE, **AUGMENTED}),
-    "tiny-6k, 313 frames, augmented": replace(TINY, sound={**MEL_FINE, **AUGMENTED}),
-    "cnn-4m, 157 frames, augmented": replace(CNN, sound={**MFCC, **AUGMENTED}),
-    "cnn-4m of convolutions, augmented": replace(
-        CNN, sound={**MFCC_COARSE, **AUGMENTED}, sizes={"widths": [96, 192, 384, 800], "dense": [512]}
-    ),
-}
+VARIANTS: dict[str, Variant] = {}
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Clips:
-    frames: Tensor  # (N, T, F), dB or coefficients, not standardised
+    mels: Tensor  # (N, T, M), dB, with the lowest floor
     labels: Tensor  # (N,)
     folds: Tensor  # (N,)
 
@@ -145,21 +132,32 @@ def sound_config(variant: Variant) -> SoundConfig:
 
 
 def clips_for(config: SoundConfig, data: str, out: Path, memory: dict[Any, Clips]) -> Clips:
-    key = (config.kind, config.n_fft, config.hop, config.n_mels)
+    key = (config.n_fft, config.hop, config.n_mels)
     if key not in memory:
         sound, labels, folds, _ = waves(data, out)
-        extract = SoundFrontend(config).extract
+        extract = SoundFrontend(replace(config, kind="mel", floor=1e-10)).extract
         with torch.inference_mode():
             frames = torch.cat([extract(torch.from_numpy(part)) for part in np.array_split(sound, 20)]).clone()
         memory[key] = Clips(frames, torch.from_numpy(labels), torch.from_numpy(folds))
     return memory[key]
 
 
-def gained(frames: Tensor, db: Tensor, config: SoundConfig) -> Tensor:
-    """A gain in dB: an offset of every band; of the first coefficient alone after an orthonormal DCT."""
-    if config.kind == "mfcc":
-        return torch.cat([frames[..., :1] + db[:, None, None] * math.sqrt(config.n_mels), frames[..., 1:]], -1)
-    return frames + db[:, None, None]
+class View:
+    """Rows of clips -> what the backbone reads (n, T, F): gain and shift as given, then floor, DCT, standardisation."""
+
+    def __init__(self, clips: Clips, config: SoundConfig) -> None:
+        self.clips, self.config = clips, config
+        self.dct = SoundFrontend(config).extract.dct if config.kind == "mfcc" else None
+
+    def __call__(self, rows: Tensor, shift: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+        """shift: (n,) shares of the clip; gain: (n,) dB."""
+        frames = self.clips.mels[rows]
+        if gain is not None:
+            frames = frames + gain[:, None, None]
+        if shift is not None:
+            frames = shifted(frames, shift)
+        frames = frames.clamp_min(10 * math.log10(self.config.floor))
+        return standardised(frames if self.dct is None else frames @ self.dct, self.config)
 
 
 def shifted(frames: Tensor, share: Tensor) -> Tensor:
@@ -178,63 +176,95 @@ def build(variant: Variant, config: SoundConfig, classes: int) -> Classify:
     return Classify(backbone, ClassifyConfig(classes=classes, label_smoothing=0.1))
 
 
-def as_batch(frames: Tensor, labels: Tensor, **streams: Stream) -> Batch:
+def as_batch(frames: Tensor, labels: Tensor | None = None, seeds: Tensor | None = None, **streams: Stream) -> Batch:
     n = len(frames)
-    return Batch(("",) * n, torch.zeros(n, dtype=torch.long), {"audio": Stream(frames), **streams}, Stream(labels))
+    seeds = torch.zeros(n, dtype=torch.long) if seeds is None else seeds
+    return Batch(("",) * n, seeds, {"audio": Stream(frames), **streams}, None if labels is None else Stream(labels))
 
 
-def train(
-    variant: Variant, clips: Clips, rows: Tensor, seed: int, teacher: tuple[Classify, Variant, Clips] | None
-) -> Classify:
-    config = sound_config(variant)
-    torch.manual_seed(seed)
-    loss = build(variant, config, int(clips.labels.max()) + 1).train()
-    decays = [p for p in loss.parameters() if p.ndim > 1]
-    others = [p for p in loss.parameters() if p.ndim <= 1]
-    groups = [{"params": decays, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=variant.lr)
+def logits_of(loss: Classify, frames: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([loss.head(loss.backbone(as_batch(part))) for part in frames.split(80)]).clone()
+
+
+def fit(
+    module: nn.Module,
+    variant: Variant,
+    rows: Tensor,
+    epochs: int,
+    rng: np.random.Generator,
+    objective: Callable[[Tensor], Tensor],
+) -> None:
+    """AdamW, 5 % warm-up, cosine to 0; `objective` maps the rows of a batch to what is minimised."""
+    module.train()
+    decays = [p for p in module.parameters() if p.ndim > 1]
+    others = [p for p in module.parameters() if p.ndim <= 1]
+    groups = [{"params": decays, "weight_decay": variant.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=variant.lr, fused=True)
     per_epoch = len(rows) // BATCH
-    total = variant.epochs * per_epoch
-    rng = np.random.default_rng([seed, 7])
-    step = 0
-    for _ in range(variant.epochs):
+    total, step = epochs * per_epoch, 0
+    for _ in range(epochs):
         for chosen in torch.from_numpy(rng.permutation(rows.numpy()))[: per_epoch * BATCH].split(BATCH):
             step += 1
             warm = 0.05 * total
             rate = step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
             for group in optimizer.param_groups:
                 group["lr"] = variant.lr * rate
-            shift = torch.from_numpy(rng.uniform(-config.shift, config.shift, len(chosen)))
-            gain = torch.from_numpy(rng.uniform(-config.gain_db, config.gain_db, len(chosen))).float()
-
-            def view(of: Clips, how: SoundConfig, index: Tensor, shift: Tensor = shift, gain: Tensor = gain) -> Tensor:
-                return standardised(shifted(gained(of.frames[index], gain, how), shift), how)
-
-            x = view(clips, config, chosen)
-            seeds = torch.from_numpy(rng.integers(0, 2**60, len(chosen)))
-            x = spec_augment(x, seeds, config)
-            streams = {}
-            if config.mixup:
-                other = chosen[torch.from_numpy(rng.permutation(len(chosen)))]
-                share = torch.from_numpy(rng.beta(config.mixup, config.mixup, len(chosen))).float()
-                share = torch.maximum(share, 1 - share)
-                x = share[:, None, None] * x + (1 - share)[:, None, None] * view(clips, config, other)
-                streams = {"share": Stream(share), "other": Stream(clips.labels[other])}
-            batch = as_batch(x, clips.labels[chosen], **streams)
-            objective = loss(batch).total()
-            if teacher is not None:
-                network, how, theirs = teacher
-                with torch.no_grad():
-                    wanted = network.head(
-                        network.backbone(as_batch(view(theirs, sound_config(how), chosen), batch.targets.x))
-                    )
-                logits = loss.head(loss.backbone(batch))
-                imitation = divergence(logits, wanted, variant.temperature) / len(chosen)
-                objective = (1 - variant.weight) * objective + variant.weight * imitation
-            objective.backward()
+            objective(chosen).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    return loss.eval()
+    module.eval()
+
+
+def draw(config: SoundConfig, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
+    """The augmentations that `View` applies."""
+    shift = rng.uniform(-config.shift, config.shift, count)
+    gain = rng.uniform(-config.gain_db, config.gain_db, count)
+    return {"shift": torch.from_numpy(shift), "gain": torch.from_numpy(gain).float()}
+
+
+def train(variant: Variant, view: View, rows: Tensor, seed: int, taught: Tensor | None) -> Classify:
+    """taught: (N, TAUGHT_SHIFTS, C) logits of the teacher."""
+    config, labels = view.config, view.clips.labels
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([seed, 7])
+    loss = build(variant, config, int(labels.max()) + 1)
+    if variant.pretrain:
+        masked = MaskedFrames(loss.backbone, MaskedConfig())
+
+        def reconstruction(chosen: Tensor) -> Tensor:
+            seeds = torch.from_numpy(rng.integers(0, 2**60, len(chosen)))
+            return masked(as_batch(view(chosen, **draw(config, len(chosen), rng)), None, seeds)).total()
+
+        fit(masked, variant, rows, variant.pretrain, rng, reconstruction)
+    bf16 = torch.autocast("cpu", torch.bfloat16, enabled=variant.backbone == "tiny_cnn")
+    if variant.backbone == "tiny_cnn":
+        loss.to(memory_format=torch.channels_last)
+
+    def classification(chosen: Tensor) -> Tensor:
+        how = draw(config, len(chosen), rng)
+        if taught is not None:
+            place = torch.from_numpy(rng.integers(TAUGHT_SHIFTS, size=len(chosen)))
+            how["shift"] = place / TAUGHT_SHIFTS
+        x = spec_augment(view(chosen, **how), torch.from_numpy(rng.integers(0, 2**60, len(chosen))), config)
+        streams = {}
+        if config.mixup:
+            other = chosen[torch.from_numpy(rng.permutation(len(chosen)))]
+            share = torch.from_numpy(rng.beta(config.mixup, config.mixup, len(chosen))).float()
+            share = torch.maximum(share, 1 - share)
+            x = share[:, None, None] * x + (1 - share)[:, None, None] * view(other, **how)
+            streams = {"share": Stream(share), "other": Stream(labels[other])}
+        batch = as_batch(x, labels[chosen], **streams)
+        with bf16:
+            logits = loss.head(loss.backbone(batch)).float()
+        objective = supervised(logits, batch, loss.config.label_smoothing).total()
+        if taught is None:
+            return objective
+        imitation = divergence(logits, taught[chosen, place], variant.temperature) / len(chosen)
+        return (1 - variant.weight) * objective + variant.weight * imitation
+
+    fit(loss, variant, rows, variant.epochs, rng, classification)
+    return loss
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------
@@ -247,53 +277,45 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {"accuracy": float((guess == labels).float().mean()), "macro_f1": float(np.mean(f1))}
 
 
-def int8_scores(
-    loss: Classify, config: SoundConfig, clips: Clips, train_rows: Tensor, test_rows: Tensor
-) -> dict[str, float]:
+def int8_scores(loss: Classify, view: View, train_rows: Tensor, test_rows: Tensor) -> dict[str, float]:
     """Accuracy of the int8 definition that the C code repeats, calibrated on 128 training clips."""
 
     class Model:
-        backbone, frontend, head = loss.backbone, SoundFrontend(config), loss.head
+        backbone, frontend, head = loss.backbone, SoundFrontend(view.config), loss.head
 
     original, sound = plan_of(Model)
     plan, _ = folded(original, sound)
-    quantised = calibrate(
-        plan, standardised(clips.frames[train_rows[:: max(1, len(train_rows) // 128)][:128]], config).split(32)
-    )
-    logits = forward_int8(quantised, standardised(clips.frames[test_rows], config))
-    return {f"int8_{k}": v for k, v in scores(logits, clips.labels[test_rows]).items()}
+    quantised = calibrate(plan, view(train_rows[:: max(1, len(train_rows) // 128)][:128]).split(32))
+    logits = forward_int8(quantised, view(test_rows))
+    return {f"int8_{k}": v for k, v in scores(logits, view.clips.labels[test_rows]).items()}
 
 
-def weights_file(out: Path, key: str) -> Path:
-    return out / f"{key}.safetensors"
+def key_of(name: str, fold: int, seed: int) -> str:
+    return f"{name.replace(', ', '--').replace(' ', '-')}--fold{fold}--seed{seed}"
 
 
-def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[Any, Clips]) -> Path:
-    """Train and test one variant on one fold; returns its result file."""
-    variant = {**VARIANTS, **ON_REQUEST}[name]
+def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[Any, Clips]) -> None:
+    """Train and test one variant on one fold, unless its result is there."""
+    variant = {**CANDIDATES, **VARIANTS}[name]
     out = args.out / ("inner" if args.inner else "outer")
-    key = f"{name.replace(', ', '--').replace(' ', '-')}--fold{fold}--seed{seed}"
-    result = out / f"{key}.json"
+    result = out / f"{key_of(name, fold, seed)}.json"
     if result.is_file():
-        return result
+        return
     config = sound_config(variant)
     clips = clips_for(config, args.data, args.out, memory)
+    view = View(clips, config)
     tested = fold % len(FOLDS) + 1 if args.inner else fold
     train_rows = torch.nonzero((clips.folds != fold) & (clips.folds != tested))[:, 0]
     test_rows = torch.nonzero(clips.folds == tested)[:, 0]
-    teacher = None
+    taught = None
     if variant.teacher:
-        run(variant.teacher, fold, seed, args, memory)
-        how = {**VARIANTS, **ON_REQUEST}[variant.teacher]
-        theirs = clips_for(sound_config(how), args.data, args.out, memory)
-        teacher = (load_teacher(out, variant.teacher, fold, seed, how, theirs), how, theirs)
+        for each in args.seeds:
+            run(variant.teacher, fold, each, args, memory)
+        taught = lessons(out, variant.teacher, fold, args, memory)
     start = time.process_time()
-    loss = train(variant, clips, train_rows, seed, teacher)
+    loss = train(variant, view, train_rows, seed, taught)
     seconds = time.process_time() - start
-    with torch.inference_mode():
-        logits = loss.head(
-            loss.backbone(as_batch(standardised(clips.frames[test_rows], config), clips.labels[test_rows]))
-        )
+    labels = clips.labels[test_rows]
     record = {
         "variant": name,
         "fold": fold,
@@ -302,28 +324,31 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[
         "cpu_seconds": seconds,
         "epochs": variant.epochs,
         "parameters": sum(p.numel() for p in loss.parameters()),
-        **scores(logits, clips.labels[test_rows]),
-        "macs": loss.backbone.macs(clips.frames.shape[1]) + loss.head.weight.numel(),
+        **scores(logits_of(loss, view(test_rows)), labels),
+        "macs": loss.backbone.macs(clips.mels.shape[1]) + loss.head.weight.numel(),
     }
     if variant.backbone == "tiny":
-        record |= int8_scores(loss, config, clips, train_rows, test_rows)
+        record |= int8_scores(loss, view, train_rows, test_rows)
     out.mkdir(parents=True, exist_ok=True)
-    if any(v.teacher == name for v in {**VARIANTS, **ON_REQUEST}.values()):
-        from avssl.model import save_tensors
-
-        save_tensors(weights_file(out, key), loss.state_dict())
+    if any(v.teacher == name for v in VARIANTS.values()):
+        save_tensors(result.with_suffix(".safetensors"), loss.state_dict())
     write_json(result, record)
     print(f"{name}, fold {fold}, seed {seed}: {record['accuracy']:.1%} in {seconds:.0f} s of CPU", flush=True)
-    return result
 
 
-def load_teacher(out: Path, name: str, fold: int, seed: int, variant: Variant, clips: Clips) -> Classify:
-    from safetensors.torch import load_file
-
-    key = f"{name.replace(', ', '--').replace(' ', '-')}--fold{fold}--seed{seed}"
-    loss = build(variant, sound_config(variant), int(clips.labels.max()) + 1)
-    loss.load_state_dict(load_file(weights_file(out, key)))
-    return loss.eval()
+def lessons(out: Path, name: str, fold: int, args: argparse.Namespace, memory: dict[Any, Clips]) -> Tensor:
+    """(N, TAUGHT_SHIFTS, C) logits of every clip at evenly spaced shifts, the mean over the teacher's seeds."""
+    variant = VARIANTS[name]
+    config = sound_config(variant)
+    clips = clips_for(config, args.data, args.out, memory)
+    view, rows = View(clips, config), torch.arange(len(clips.labels))
+    total = torch.zeros(())
+    for seed in args.seeds:
+        loss = build(variant, config, int(clips.labels.max()) + 1).eval()
+        loss.load_state_dict(load_file(out / f"{key_of(name, fold, seed)}.safetensors"))
+        shifts = [torch.full((len(rows),), k / TAUGHT_SHIFTS) for k in range(TAUGHT_SHIFTS)]
+        total = total + torch.stack([logits_of(loss, view(rows, shift)) for shift in shifts], 1)
+    return total / len(args.seeds)
 
 
 def table(folder: Path) -> str:
@@ -333,7 +358,7 @@ def table(folder: Path) -> str:
         "| variant | parameters | MACs | accuracy | +- folds | int8 | macro F1 | runs | CPU s a run |",
         "|" + " --- |" * 9,
     ]
-    order = [*VARIANTS, *ON_REQUEST]
+    order = [*VARIANTS, *CANDIDATES]
     for name in sorted({r["variant"] for r in records}, key=order.index):
         mine = [r for r in records if r["variant"] == name]
         folds = [np.mean([r["accuracy"] for r in mine if r["fold"] == f]) for f in sorted({r["fold"] for r in mine})]
@@ -358,7 +383,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--folds", type=int, nargs="+", default=list(FOLDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=[*VARIANTS, *ON_REQUEST])
+    parser.add_argument("--variants", nargs="+", default=None, choices=[*VARIANTS, *CANDIDATES])
     parser.add_argument("--inner", action="store_true", help="compare settings on inner splits")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--table", action="store_true", help="print the table of what is there, run nothing")
@@ -369,7 +394,7 @@ def main() -> None:
             parser.error("--data is needed to train")
         memory: dict[Any, Clips] = {}
         for seed in args.seeds:
-            for name in args.variants:
+            for name in args.variants or (CANDIDATES if args.inner else VARIANTS):
                 for fold in args.folds:
                     run(name, fold, seed, args, memory)
     print(table(args.out / ("inner" if args.inner else "outer")))

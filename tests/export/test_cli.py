@@ -41,6 +41,19 @@ def avssl(*arguments) -> int:
     return int(stopped.value.code)
 
 
+def test_export_without_data_says_what_it_compared_on(folder, tmp_path, capsys):
+    assert avssl("export", folder / "model", "--out", tmp_path / "x") == Exit.OK
+    assert "made-up clip" in (said := capsys.readouterr().out) and "--data" in said
+    report = json.loads((tmp_path / "x" / "report.json").read_text())
+    assert report["test_clips"] == 1 and "made-up" in report["note"]
+    assert report["files"][0]["max_logit_difference"] < 1e-4
+
+
+def test_a_target_given_as_the_format_is_put_right(folder, tmp_path, capsys):
+    assert avssl("export", folder / "model", "--out", tmp_path / "x", "--format", "onnx") == Exit.USAGE
+    assert "--to onnx" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
 def test_export_writes_the_files_and_one_report(folder, tmp_path, capsys):
     code = avssl(
         "export",

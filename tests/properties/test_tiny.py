@@ -92,6 +92,27 @@ def test_padded_frames_change_nothing(sizes):
     torch.testing.assert_close(a.pooled["audio"], b.pooled["audio"], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "kind,extra", [("mel", {}), ("mel", {"center": False}), ("mfcc", {"n_mels": 128}), ("raw", {})]
+)
+@pytest.mark.parametrize("standardise", ["clip", "coefficient", "none"])
+@pytest.mark.parametrize("network", ["tiny", "stacked", "cnn"])
+def test_a_sound_in_a_padded_batch_gives_what_it_gives_alone(network, kind, extra, standardise):
+    """From the waveform on: own reflection at the end, own statistics, own borders of convolutions."""
+    config = SoundConfig(kind=kind, seconds=None, standardise=standardise, **extra)
+    frontend = SoundFrontend(config).eval()
+    if network == "cnn":
+        backbone = TinyCnn(TinyCnnConfig(features=config.features, widths=(4, 8, 8), dense=(16,)))
+    else:
+        sizes = {"stack": 4, "pooler": "mean"} if network == "stacked" else {}
+        backbone = Tiny(TinyConfig(features=config.features, input_norm=True, **sizes))
+    backbone.eval().input_norm.running_mean.fill_(0.3)
+    items = [frontend.item([clip(noise(1, n, seed=n))], None) for n in (16000, 21920, 12800, 24001)]
+    together = backbone(frontend.batch(Batch.cat(items, frontend.pad_values))).pooled["audio"]
+    alone = torch.cat([backbone(frontend.batch(i)).pooled["audio"] for i in items])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_hidden_frames_reach_neither_tokens_nor_gradients():
     model = Tiny(TinyConfig(features=8)).eval()
     x = torch.randn(1, 10, 8, requires_grad=True)
