@@ -13,10 +13,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, sc
 
     q, k, v: (B, H, N, d); bias: broadcastable to (B, H, N, N), added after the scaling, -inf = never attend;
     scale: d^-0.5 by default; dropout on the weights (pass 0 at evaluation). Returns (B, H, N, d).
-    On CPU in bf16 the fused kernel's backward is several times slower than the plain products (see
-    tests/benchmarks), so training in bf16 on CPU spells them out; everywhere else the fused kernel wins.
+    On CPU the plain products are spelled out where they train faster than the fused kernel (see tests/benchmarks): in
+    bf16, whose backward pass is several times slower fused, and with a bias that learns, for which torch has no fused
+    kernel and looks for rows without any key in three further passes. Such rows do not occur here: an item is never
+    all padding.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and torch.is_grad_enabled() and q.requires_grad:
+    learns = torch.is_grad_enabled() and q.requires_grad
+    if q.device.type == "cpu" and learns and (q.dtype == torch.bfloat16 or (bias is not None and bias.requires_grad)):
         weights = torch.matmul(q * (q.shape[-1] ** -0.5 if scale is None else scale), k.transpose(-2, -1))
         if bias is not None:
             weights = weights + bias

@@ -58,9 +58,15 @@ class CodeUsage(nn.Module):
         """() exp(entropy) of the running histogram: as many equally frequent codes would be as varied."""
         return perplexity(self._current())
 
+    def largest(self) -> Tensor:
+        """() share of the commonest code: the accuracy of always naming it."""
+        counts = self._current()
+        return counts.max() / counts.sum().clamp(min=1e-12)
+
     def metrics(self) -> dict[str, tuple[Tensor, int]]:
         """For `LossOutput.metrics`."""
-        return {"codes_used": (self.used(), 1), "code_perplexity": (self.perplexity(), 1)}
+        return {"codes_used": (self.used(), 1), "code_perplexity": (self.perplexity(), 1),
+                "code_share_largest": (self.largest(), 1)}
 
     def _current(self) -> Tensor:
         return self.counts if self._fresh is None else self.counts * DECAY + self._fresh * (1 - DECAY)
