@@ -61,26 +61,31 @@ class Classify(Loss[Backbone]):
         return {"backbone": self.backbone, "head": self.head}
 
     def compute(self, batch: Batch, draw: None) -> LossOutput:
-        if batch.targets is None:
-            raise DataError("a fine-tuning batch has no targets", fix="set data.target, and give labels")
         logits = self.head(self.backbone(batch, only=self.head.streams))  # (B, C)
-        target = batch.targets.x
-        n = len(batch)
-        kind = self.config.loss
-        if kind == "auto":
-            kind = "cross_entropy" if not target.is_floating_point() else "bce" if target.ndim == 2 else "mse"
-        logits = logits.float()
-        metrics = {}
-        if kind == "cross_entropy":
-            total = F.cross_entropy(logits, target, reduction="sum", label_smoothing=self.config.label_smoothing)
-            truth = target if target.ndim == 1 else target.argmax(1)
-            metrics["accuracy"] = ((logits.argmax(1) == truth).sum().detach(), n)
-            term = Term(1.0, total, n)
-        elif kind == "bce":
-            term = Term(1.0, F.binary_cross_entropy_with_logits(logits, target, reduction="sum"), target.numel())
-        else:
-            term = Term(1.0, (logits[:, 0] - target).square().sum(), n)
-        return LossOutput({kind: term}, metrics)
+        return supervised(logits, batch, self.config.loss, self.config.label_smoothing)
+
+
+def supervised(logits: Tensor, batch: Batch, kind: str, label_smoothing: float = 0.0) -> LossOutput:
+    """Cross-entropy, binary cross-entropy or squared error of (B, C) logits and the batch's targets; kind "auto" is
+    told by the targets. Raises DataError when there are none."""
+    if batch.targets is None:
+        raise DataError("a fine-tuning batch has no targets", fix="set data.target, and give labels")
+    target = batch.targets.x
+    n = len(batch)
+    if kind == "auto":
+        kind = "cross_entropy" if not target.is_floating_point() else "bce" if target.ndim == 2 else "mse"
+    logits = logits.float()
+    metrics = {}
+    if kind == "cross_entropy":
+        total = F.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
+        truth = target if target.ndim == 1 else target.argmax(1)
+        metrics["accuracy"] = ((logits.argmax(1) == truth).sum().detach(), n)
+        term = Term(1.0, total, n)
+    elif kind == "bce":
+        term = Term(1.0, F.binary_cross_entropy_with_logits(logits, target, reduction="sum"), target.numel())
+    else:
+        term = Term(1.0, (logits[:, 0] - target).square().sum(), n)
+    return LossOutput({kind: term}, metrics)
 
 
 def default_streams(backbone: Backbone) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,7 +44,8 @@ class EmbedOptions:
     pooling: Literal["model", "mean", "cls", "max"] = "model"  # of tokens; "model" = the backbone's own
     normalize: bool = False  # to length one, after averaging
     sequence: bool = False  # the tokens themselves, (N, D) per clip, instead of one vector
-    views: Literal["all", "one"] = "all"  # the frontend's views, averaged; "one" = its single evaluation view
+    # the frontend's views, averaged; "one" = its single evaluation view; "each" = all, not averaged: (V, D) per clip
+    views: Literal["all", "one", "each"] = "all"
     window: float | None = None  # seconds: cut every recording into windows of this length ...
     hop: float | None = None  # ... every so many seconds (default: side by side); the last one ends with the recording
 
@@ -53,15 +55,22 @@ class EmbedOptions:
               f"hop is {self.hop} with window {self.window}", fix="give --window, and a hop between 0 and it")
         check(not (self.sequence and self.pooling != "model"), f"pooling {self.pooling!r} of a sequence",
               fix="leave out --pooling or --sequence")
+        check(not (self.sequence and self.views == "each"), "a sequence is of one view", fix="views=one")
         check(not (self.layer is not None and self.pooling == "model" and not self.sequence),
               "an inner layer has no pooling of the model", fix="add --pooling mean (or cls, max)")
+
+    @property
+    def several(self) -> bool:
+        """Whether a clip gives several rows instead of one vector."""
+        return self.sequence or self.views == "each"
 
 
 @dataclass
 class Vectors:
     """Embeddings of rows, in their order; rows that could not be read are left out.
 
-    values: stream -> (N, D) float32, nan where an item lacks the stream; with `sequence` a list of N (T, D) arrays.
+    values: stream -> (N, D) float32, nan where an item lacks the stream; with `sequence` or views "each" a list of N
+    (T, D) arrays.
     """
 
     ids: list[str]
@@ -143,6 +152,12 @@ class Encoder:
         return [_numpy(t.mean(0) if self.options.pooling == "mean" else t.amax(0)) for t in each]
 
 
+def natural(name: str) -> tuple:
+    """A key that puts "frame 2" before "frame 10"."""
+    parts = re.split(r"(\d+)", name)
+    return tuple(int(p) if p.isdigit() else p for p in parts)
+
+
 def needed_modalities(model: Model, streams: Sequence[str]) -> frozenset[str]:
     """What to decode for some streams: a modality's own, or everything for a fused one."""
     reads = model.backbone.modalities
@@ -162,7 +177,7 @@ def embed_rows(model: Model, rows: Sequence[Row], options: EmbedOptions | None =
         out.ids += part.ids
         out.indices += [number * ROWS + i for i in part.indices]
     for stream in encoder.streams:
-        if encoder.options.sequence:
+        if encoder.options.several:
             out.values[stream] = [v for p in parts for v in p.values[stream]]
         else:
             out.values[stream] = np.concatenate([p.values[stream] for p in parts]) if parts else np.zeros((0, 0))
@@ -181,14 +196,15 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, worke
     seen: dict[int, list[tuple[int, str, dict[str, np.ndarray]]]] = {}
     for indices, views, batch in evaluation_batches(
             windows, encoder.model.frontend, batch_size=batch_size, workers=workers, modalities=encoder.modalities,
-            views=options.views == "all" and not options.sequence, limits=limits, on_bad=on_bad, bad=bad, mixed=mixed):
+            views=options.views != "one" and not options.sequence, limits=limits, on_bad=on_bad, bad=bad, mixed=mixed):
         arrays = encoder(batch)
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
             one = {stream: values[position] for stream, values in arrays.items()}
             seen.setdefault(owners[index], []).append((index, view, one))
     failed = {id for id, _ in set(bad.items) - known}
     indices = [i for i in sorted(seen) if rows[i].id not in failed]  # a row with a bad window is bad
-    each = [[one for _, _, one in sorted(seen[i], key=lambda s: s[:2])] for i in indices]
+    place = (lambda s: (s[0], natural(s[1]))) if options.views == "each" else (lambda s: s[:2])
+    each = [[one for _, _, one in sorted(seen[i], key=place)] for i in indices]
     return _vectors(encoder, [rows[i].id for i in indices], indices, each)
 
 
@@ -224,7 +240,7 @@ def embed_clips(encoder: Encoder, clips: Sequence[Clip], batch_size: int = 32) -
     owners: list[int] = []
     groups: dict[tuple, list[int]] = {}
     for number, clip in enumerate(clips):
-        for view in seen_by(frontend, clip, options.views == "all" and not options.sequence):
+        for view in seen_by(frontend, clip, options.views != "one" and not options.sequence):
             item = frontend.item([view], None)
             key = tuple((name, *stream.x.shape[1:]) for name, stream in sorted(item.streams.items()))
             groups.setdefault(key, []).append(len(made))
@@ -281,7 +297,7 @@ def _vectors(encoder: Encoder, ids: list[str], indices: list[int],
         joined = [_join([one[stream] for one in views if stream in one], encoder.options) for views in each]
         empty = np.full(encoder.widths[stream], np.nan, np.float32)
         out.present[stream] = np.array([j is not None for j in joined], dtype=bool)
-        if encoder.options.sequence:
+        if encoder.options.several:
             out.values[stream] = [empty[None][:0] if j is None else j for j in joined]
         else:
             out.values[stream] = np.stack([empty if j is None else j for j in joined]) if joined else empty[None][:0]
@@ -289,11 +305,11 @@ def _vectors(encoder: Encoder, ids: list[str], indices: list[int],
 
 
 def _join(arrays: list[np.ndarray], options: EmbedOptions) -> np.ndarray | None:
-    """One array of the views and windows of an item: their mean, or their sequences one after the other."""
+    """One array of the views and windows of an item: their mean, one row each, or their sequences end to end."""
     if not arrays:
         return None
-    if options.sequence:
-        out = np.concatenate(arrays)
+    if options.several:
+        out = np.concatenate(arrays) if options.sequence else np.stack(arrays)
     else:
         out = arrays[0] if len(arrays) == 1 else np.stack(arrays).mean(0, dtype=np.float64).astype(np.float32)
     if options.normalize:

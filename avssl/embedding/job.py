@@ -67,6 +67,8 @@ def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOpti
     check(out.parent.is_dir(), f"{out.parent}: no such folder", fix="make it first, or choose another --out")
     check(bool(rows), "nothing to embed", fix="the folder or manifest has no usable files", error=DataError)
     _unique(rows)
+    check(options is None or options.views != "each", "a file holds one vector per clip, not one for each view",
+          fix="--views all (their mean) or one; --sequence for tokens")
     job = Job(Encoder(model, options or EmbedOptions()), rows, block)
     if out.exists() and job.finished(out) is None:
         check(overwrite, f"{out} exists and holds something else", fix="choose another name, or --overwrite")

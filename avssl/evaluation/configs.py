@@ -34,6 +34,9 @@ class RetrievalConfig(EvaluationConfig):
     """Nearest neighbours by cosine between pooled streams, in both directions of every pair."""
 
     streams: tuple[str, ...] = ()  # () = every modality of the model (not fused streams)
+    pooling: Literal["model", "mean", "cls", "max"] = "model"  # of tokens, instead of the model's own
+    # clips by their mean vectors, or view by view (frames with their sound); then all views are read
+    compare: Literal["vector", "diagonal_mean", "diagonal_max", "mean", "max"] = "vector"
     k: tuple[int, ...] = (1, 5, 10)
     levels: tuple[Literal["instance", "class"], ...] = ("instance", "class")  # "class" needs labels
     ties: Literal["expected", "first", "last", "listed"] = "expected"  # "listed" = the official CAV-MAE script

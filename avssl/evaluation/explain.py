@@ -13,8 +13,15 @@ _TIES = {
     "last": "a right answer stands after candidates with equal similarity (pessimistic)",
     "listed": "every position of a tie counts as one more query (the reading of a published evaluation script)",
 }
+_ALIKE = {
+    "vector": "cosine similarity",
+    "diagonal_mean": "the mean over k of the cosines of view k with view k",
+    "diagonal_max": "the largest cosine of view k with view k",
+    "mean": "the mean of the cosines of each view with each view",
+    "max": "the largest cosine of any view with any view",
+}
 _METRICS = (
-    (r"r@(\d+)$", "share of queries with a right answer among the first {0} by cosine similarity; {ties}"),
+    (r"r@(\d+)$", "share of queries with a right answer among the first {0} by {alike}; {ties}"),
     (r"median_rank$", "median over the queries of the rank of the best right answer (lower is better); {ties}"),
     (r"mrr$", "mean over the queries of 1 / rank of the best right answer; {ties}"),
     (r"accuracy$", "share of items whose highest score is the right class"),
@@ -39,10 +46,11 @@ _EMPTY = {"skip": "classes without positives are left out",
 def describe(name: str, protocol: dict) -> str:
     """The meaning of one metric; for an unknown one (a plugin's) its name says it all."""
     ties, empty = _TIES[protocol.get("ties", "expected")], _EMPTY[protocol.get("empty", "skip")]
+    alike = _ALIKE[protocol.get("compare", "vector")]
     for pattern, text in _METRICS:
         if match := re.search(r"(?:^|\.)" + pattern, name):
             notes = [note for level, note in _LEVELS.items() if f".{level}." in f".{name}."]
-            return "; ".join([text.format(*match.groups(), ties=ties, empty=empty), *notes])
+            return "; ".join([text.format(*match.groups(), ties=ties, empty=empty, alike=alike), *notes])
     return "see the protocol"
 
 

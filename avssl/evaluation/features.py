@@ -13,7 +13,7 @@ from avssl.data.clip import Row
 from avssl.data.split import few_rows
 from avssl.embedding.encode import EmbedOptions, Vectors, embed_rows
 from avssl.errors import DataError, UsageError, check, nearest
-from avssl.evaluation.configs import EvaluationConfig, FeatureConfig
+from avssl.evaluation.configs import EvaluationConfig, FeatureConfig, RetrievalConfig
 from avssl.evaluation.labels import Splits, encode, evaluation_split, label_codec, labelled, named_split
 from avssl.evaluation.report import Report
 from avssl.evaluation.scoring import score
@@ -29,6 +29,8 @@ def embed_split(model: Model, rows: Sequence[Row], streams: Sequence[str], confi
     options = EmbedOptions(streams=tuple(streams), views=config.views)
     if isinstance(config, FeatureConfig):
         options = replace(options, layer=config.layer, pooling=config.pooling)
+    if isinstance(config, RetrievalConfig):
+        options = replace(options, pooling=config.pooling, views=options.views if config.compare == "vector" else "each")
     vectors = embed_rows(model, rows, options, batch_size=config.batch_size, workers=config.workers,
                          on_bad=config.on_bad, bad=bad)
     note_bad(report, bad)

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from avssl.errors import DataError, check
+from avssl.evaluation.similarity import Compare, similarities, unit
 
 Ties = Literal["expected", "first", "last", "listed"]
 Relevance = Callable[[slice], np.ndarray]  # queries -> (b, G) bool, True = a right answer
@@ -117,19 +118,17 @@ def _counts(mask: np.ndarray) -> np.ndarray:
 
 
 def rank(queries: np.ndarray, gallery: np.ndarray, relevance: Relevance, *, exclude: Relevance | None = None,
-         tolerance: float = 1e-6) -> Placement:
+         tolerance: float = 1e-6, compare: Compare = "vector") -> Placement:
     """Placements by cosine similarity, a block of queries at a time: 100,000 x 100,000 needs 50 MB beside the vectors.
 
-    queries (Q, D), gallery (G, D): finite; normalised here. relevance and exclude give (b, G) bool for a slice of
-    queries; excluded pairs (a clip and itself) are no candidates. Cosines within `tolerance` are equal: 1e-6 is the
-    rounding of a float32 dot product, so the copies of one file tie.
+    queries (Q, D), gallery (G, D), or (Q, V, D) and (G, V, D) as `compare` wants them: finite; normalised here.
+    relevance and exclude give (b, G) bool for a slice of queries; excluded pairs (a clip and itself) are no candidates.
+    Cosines within `tolerance` are equal: 1e-6 is the rounding of a float32 dot product, so the copies of one file tie.
     """
-    q, g = unit(queries), unit(gallery)
-    check(q.shape[1] == g.shape[1], f"queries are {q.shape[1]} wide, the gallery {g.shape[1]}",
-          fix="compare streams that share a space")
+    alike = similarities(queries, gallery, compare)
     parts = []
-    for rows in blocks(len(q), len(g)):
-        similarity = q[rows] @ g.T
+    for rows in blocks(len(queries), len(gallery)):
+        similarity = alike(rows)
         if exclude is not None:
             similarity[exclude(rows)] = -np.inf
         parts.append(place(similarity, relevance(rows), tolerance))
@@ -137,17 +136,6 @@ def rank(queries: np.ndarray, gallery: np.ndarray, relevance: Relevance, *, excl
           fix="retrieval needs pairs (or, at class level, labels) on both sides", error=DataError)
     return Placement(*(np.concatenate([getattr(p, f) for p in parts])
                        for f in ("better", "tied", "right", "relevant", "gallery")))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """(N, D) float32 rows of length one; a zero row stays zero. Raises DataError, naming the row, when not finite."""
-    x = np.asarray(vectors, dtype=np.float64)
-    check(x.ndim == 2, f"vectors of shape {x.shape}", fix="give (items, width)")
-    if not np.isfinite(x).all():
-        raise DataError(f"vector {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} is not finite",
-                        fix="the model gives non-finite numbers: check its weights and its input")
-    norm = np.linalg.norm(x, axis=1, keepdims=True)
-    return (x / np.where(norm > 0, norm, 1.0)).astype(np.float32)
 
 
 def blocks(queries: int, gallery: int) -> Iterator[slice]:
@@ -180,3 +168,6 @@ def cosine(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
         return x / np.where(norm > 0, norm, 1.0)
 
     return scaled(queries) @ scaled(gallery).T
+
+
+__all__ = ["Placement", "Relevance", "Ties", "blocks", "cosine", "place", "rank", "same", "shared", "unit"]

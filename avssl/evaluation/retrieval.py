@@ -1,13 +1,14 @@
 """Retrieval between any two modalities, in both directions, at instance and at class level.
 
 For each pair of streams every clip of one is a query and all clips of the other are the gallery. Cosine similarity of
-pooled features; ties as `avssl.evaluation.ranking` reads them.
+pooled features, or of those of each view (`avssl.evaluation.similarity`); ties as `avssl.evaluation.ranking` reads them.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from avssl.evaluation.configs import RetrievalConfig
 from avssl.evaluation.features import embed_split, protocol
 from avssl.evaluation.labels import Splits, evaluation_split
 from avssl.evaluation.report import Report
+from avssl.evaluation.similarity import Similarity, similarities, stacked
 
 if TYPE_CHECKING:
     from avssl.model import Model
@@ -33,9 +35,13 @@ def retrieval(model: Model, splits: Splits, config: RetrievalConfig) -> Report:
     if len(streams) < 2 and not config.within:
         raise UsageError(f"retrieval between modalities needs two, the model has {', '.join(streams)}",
                          fix="--set within=true looks for clips of the same class within one")
+    if config.compare != "vector":
+        config = replace(config, views="all")
     report = Report("retrieval", protocol=protocol(config, split=split, streams=streams, similarity="cosine"))
     rows, vectors = embed_split(model, rows, streams, config, report)
     report.n["items"] = len(rows)
+    if config.compare != "vector":
+        report.n["views"] = max(len(v) for s in streams for v in vectors[s])
     pairs = list(itertools.permutations(streams, 2)) + ([(s, s) for s in streams] if config.within else [])
     for query, gallery in pairs:
         evaluate_direction(report, query, gallery, rows, vectors, config)
@@ -51,7 +57,7 @@ def evaluate_direction(report: Report, query: str, gallery: str, rows: Sequence[
     ask, find = _unique(rows, keys, vectors, query), _unique(rows, keys, vectors, gallery)
     if not len(ask) or not len(find):
         return
-    q, g = vectors[query][ask], vectors[gallery][find]
+    q, g = (taken(rows, vectors[s], at, config) for s, at in ((query, ask), (gallery, find)))
     itself = ranking.same(keys[ask], keys[find]) if query == gallery else None
     for level in config.levels:
         if level == "instance" and (query == gallery or not set(keys[ask]) & set(keys[find])):
@@ -59,12 +65,14 @@ def evaluate_direction(report: Report, query: str, gallery: str, rows: Sequence[
         if level == "class" and not any(row.labels for row in rows):
             continue
         relevance = ranking.same(keys[ask], keys[find]) if level == "instance" else by_label(rows, ask, find)
-        placed = ranking.rank(q, g, relevance, exclude=itself, tolerance=config.tolerance)
+        placed = ranking.rank(q, g, relevance, exclude=itself, tolerance=config.tolerance,
+                              compare=config.compare)
         prefix = f"retrieval.{query}->{gallery}.{level}"
         add_placement(report, prefix, placed, config)
         report.n[f"{prefix}.queries"], report.n[f"{prefix}.gallery"] = len(placed), len(find)
         if config.hits:
-            report.hits[prefix] = examples(rows, ask, find, q, g, relevance, itself, config.hits)
+            report.hits[prefix] = examples(rows, ask, find, similarities(q, g, config.compare), relevance, itself,
+                                           config.hits)
 
 
 def add_placement(report: Report, prefix: str, placed: ranking.Placement, config: RetrievalConfig) -> None:
@@ -109,14 +117,20 @@ def pair_key(row: Row, column: str) -> str:
     return str(value)
 
 
-def examples(rows: Sequence[Row], ask: np.ndarray, find: np.ndarray, q: np.ndarray, g: np.ndarray,
-             relevance: ranking.Relevance, exclude: ranking.Relevance | None, count: int) -> list[dict[str, Any]]:
+def taken(rows: Sequence[Row], values: Any, at: np.ndarray, config: RetrievalConfig) -> np.ndarray:
+    """(N, D) vectors of some clips, or (N, V, D) of their views."""
+    if config.compare == "vector":
+        return values[at]
+    return stacked([values[i] for i in at], [rows[i].id for i in at])
+
+
+def examples(rows: Sequence[Row], ask: np.ndarray, find: np.ndarray, alike: Similarity, relevance: ranking.Relevance,
+             exclude: ranking.Relevance | None, count: int) -> list[dict[str, Any]]:
     """The ten nearest of `count` queries spread over the split: id, similarity, whether right."""
     out = []
-    q, g = ranking.unit(q), ranking.unit(g)
     for i in np.unique(np.linspace(0, len(ask) - 1, min(count, len(ask))).round().astype(int)).tolist():
         one = slice(i, i + 1)
-        similarity = (q[one] @ g.T)[0]
+        similarity = alike(one)[0]
         if exclude is not None:
             similarity[exclude(one)[0]] = -np.inf
         right = relevance(one)[0]

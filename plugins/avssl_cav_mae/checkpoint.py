@@ -17,8 +17,10 @@ from avssl.safeload import load_safetensors, load_torch
 
 LICENCE = "BSD-2-Clause"
 SOURCE = "github.com/YuanGongND/cav-mae"
+SYNC_SOURCE = "github.com/edsonroteia/cav-mae-sync"
 PREFIX = "module."  # official files are saved from DataParallel, and load into it alone
 PATCH = 16  # the only patch of the official code
+SYNC_FRONTEND = {"span": 1024, "pictures": 16}  # its loader: windows of a clip's 1024 frames, around 16 pictures
 
 # official module -> ours
 PARTS = {
@@ -27,19 +29,20 @@ PARTS = {
     "decoder_embed": "decoder.embed", "decoder_norm": "decoder.norm",
     "decoder_pred_a": "decoder.predict.audio", "decoder_pred_v": "decoder.predict.vision",
     "mlp_head.0": "head.norm", "mlp_head.1": "head.linear",
+    "classifier_norm": "head.norm", "classifier_head": "head.linear",
 }  # fmt: skip
 VECTORS = {
     "modality_a": "backbone.modality.audio", "modality_v": "backbone.modality.vision",
     "pos_embed_a": "backbone.positions.audio", "pos_embed_v": "backbone.positions.vision",
     "cls_token_a": "backbone.cls.audio", "cls_token_v": "backbone.cls.vision",
-    "mask_token": "decoder.mask_token",
+    "cls_cls_token": "head.cls", "mask_token": "decoder.mask_token",
     "decoder_modality_a": "decoder.modality.audio", "decoder_modality_v": "decoder.modality.vision",
     "decoder_pos_embed_a": "decoder.positions.audio", "decoder_pos_embed_v": "decoder.positions.vision",
 }  # fmt: skip
 STACKS = {
     "blocks_a": "backbone.stacks.audio", "blocks_v": "backbone.stacks.vision", "blocks_u": "backbone.shared",
     "constrative_head_audio": "backbone.contrast.audio", "constrative_head_visual": "backbone.contrast.vision",
-    "decoder_blocks": "decoder.blocks",
+    "decoder_blocks": "decoder.blocks", "classifier_layers": "head.blocks",
 }  # fmt: skip
 INNER = {
     "norm1": "norm1.joint", "norm1_a": "norm1.audio", "norm1_v": "norm1.vision",
@@ -71,7 +74,7 @@ def to_ours(key: str, value: Tensor) -> Tensor:
     of (row, column, channel)."""
     if key.endswith("proj.weight") and value.ndim == 4:
         return value.permute(0, 2, 3, 1).reshape(value.shape[0], -1)
-    if key.startswith("cls_token"):
+    if key.startswith("cls_"):
         return value.reshape(1, -1)
     if key in VECTORS:
         return value.flatten() if "pos_embed" not in key else value[0]
@@ -90,12 +93,14 @@ def to_official(key: str, value: Tensor) -> Tensor:
 
 # -- in ------------------------------------------------------------------------------------------------------------
 def read(path: Path, **options: Any) -> Imported:
-    """An official file, pretrained (with decoder) or fine-tuned (with mlp_head), with or without the `module.` prefix.
+    """An official file: pretrained (with decoder), fine-tuned (CAVMAEFT), fine-tuned on sound alone without the picture's
+    weights (CAVMAEFTAudio), or either of CAV-MAE Sync's; with or without the `module.` prefix.
 
     Options, for what a file does not show: heads, decoder_heads (default: 64 and 32 wide), mel_bins (128),
     norm_pixels (true), mode of a fine-tuned model (multimodal, audioonly, videoonly, missingaudioonly,
-    missingvideoonly), loss of a fine-tuned model (auto, bce, cross_entropy), labels (path of the authors' class csv).
-    Sizes come from the shapes. Raises CheckpointError.
+    missingvideoonly; default: audioonly for CAVMAEFTAudio, else multimodal), loss of a fine-tuned model (auto, bce,
+    cross_entropy), labels (path of the authors' class csv), sync for a model of CAV-MAE Sync that has neither cls tokens
+    nor registers, keep_registers of a Sync model (false). Sizes come from the shapes. Raises CheckpointError.
     """
     return imported(load_state(path), str(path), **options)
 
@@ -116,66 +121,99 @@ MODES = {"multimodal": ("joint",), "audioonly": ("audio",), "videoonly": ("visio
 
 
 def imported(state: Mapping[str, Tensor], where: str, *, heads: int | None = None, decoder_heads: int | None = None,
-             mel_bins: int = 128, norm_pixels: bool = True, mode: str = "multimodal", loss: str = "auto",
-             labels: str = "") -> Imported:
+             mel_bins: int = 128, norm_pixels: bool = True, mode: str = "", loss: str = "auto", labels: str = "",
+             sync: bool = False, keep_registers: bool = False) -> Imported:
     """An official state dict, without prefix, in our terms; see `read`."""
+    deaf = [k for k in state if k.startswith(("patch_embed_v", "modality_v", "pos_embed_v", "blocks_v"))] == []
     for key in ("patch_embed_a.proj.weight", "pos_embed_a", "pos_embed_v", "blocks_u.0.mlp.fc1.weight"):
-        check(key in state, f"{where} is no CAV-MAE checkpoint: it has no {key}", fix="is it of another system?",
-              error=CheckpointError)
+        check(key in state or (deaf and key == "pos_embed_v"), f"{where} is no CAV-MAE checkpoint: it has no {key}",
+              fix="is it of another system?", error=CheckpointError)
+    mode = mode or ("audioonly" if deaf else "multimodal")
     check(mode in MODES, f"mode {mode!r} is unknown", fix=f"one of {', '.join(MODES)}")
-    sync = "register_tokens" in state or ("cls_token_a" in state and "cls_token_av" not in state)
+    check(not deaf or ("video" not in mode and mode != "multimodal"), f"{where} hears alone, mode {mode!r} needs pictures",
+          fix="import it with --option mode=audioonly", error=CheckpointError)
+    sync = sync or any(k == "register_tokens" or k.startswith(("constrative_head", "classifier_head")) for k in state)
+    sync = sync or ("cls_token_a" in state and "cls_token_av" not in state)
     tensors: dict[str, Tensor] = {}
     ignored: dict[str, str] = {}
-    touched = [k for k, v in state.items() if is_spare_norm(k) and not _default(k, v)]
-    spare = {part: any(k.startswith("decoder") == part for k in touched) for part in (False, True)}
+    touched = {_owner(k) for k, v in state.items() if is_spare_norm(k) and not _default(k, v)}
     for key, value in state.items():
         if key == "register_tokens":
             for m, half in zip(("audio", "vision"), value.chunk(2), strict=True):
                 tensors[f"backbone.registers.{m}"] = half.clone()
         elif key.startswith("cls_token") and not sync:
             ignored[key] = "the ImageNet adaptation script attaches it; no CAV-MAE pass reads it"
-        elif is_spare_norm(key) and not spare[key.startswith("decoder")]:
+        elif is_spare_norm(key) and _owner(key) not in touched:
             ignored[key] = "a norm that no pass uses, at its initial value"
         elif (name := our_name(key)) is not None:
             tensors[name] = to_ours(key, value)
         else:
             raise CheckpointError(f"{where} has the unknown key {key}", fix="is it a CAV-MAE checkpoint?")
-    backbone = _backbone_table(state, tensors, where, heads, mel_bins, sync, spare[False])
-    head = "mlp_head.1.weight" in state
+    backbone = _backbone_table(state, tensors, where, heads, mel_bins, "backbone" in touched)
+    frontend: dict[str, Any] = {"frames": backbone["audio_frames"], "image_size": backbone["image_size"],
+                                "mel_bins": mel_bins}
+    if sync:
+        backbone |= {"cls_tokens": "cls_token_a" in state, "contrast_depth": _depth(state, "constrative_head_audio"),
+                     "registers": len(state["register_tokens"]) // 2 if "register_tokens" in state else 0,
+                     "keep_registers": keep_registers, "chain_shared": backbone["shared_depth"] == 1}
+        frontend |= SYNC_FRONTEND | {"span": max(SYNC_FRONTEND["span"], backbone["audio_frames"])}
     assets: dict[str, Any] = {}
-    if head:
-        loss_table: dict[str, Any] = {"name": "classify", "classes": state["mlp_head.1.weight"].shape[0],
-                                      "streams": list(MODES[mode]), "norm": True, "loss": loss}
+    if "mlp_head.1.weight" in state or "classifier_head.weight" in state:
         for key in [k for k in tensors if k.startswith("decoder.")]:
             ignored[key] = "the decoder of pretraining; a classifier has none"
             del tensors[key]
+        if "classifier_head.weight" in state:
+            loss_table = _clip_table(state, mode, loss, where, backbone["heads"]) | {"spare_norms": "head" in touched}
+            frontend["together"] = True
+        else:
+            loss_table = {"name": "classify", "classes": state["mlp_head.1.weight"].shape[0],
+                          "streams": list(MODES[mode]), "norm": True, "loss": loss}
+        if mode != "multimodal":  # its joint pass is that of this modality alone
+            frontend["modalities"] = ["audio" if "audio" in mode else "vision"]
         if labels:
             from avssl_cav_mae.layout import read_labels
 
             kind = "index" if loss == "cross_entropy" else "multi_hot"
             assets["targets"] = {"kind": kind, "classes": list(read_labels(Path(labels)).values())}
     else:
-        loss_table = _loss_table(state, tensors, where, decoder_heads, norm_pixels, spare[True])
-    frontend = {"frames": backbone["audio_frames"], "image_size": backbone["image_size"], "mel_bins": mel_bins}
-    return Imported(backbone, loss_table, tensors, frontend, ignored, assets, LICENCE, SOURCE)
+        check(not deaf, f"{where} has neither pictures nor a head", fix="give the whole checkpoint", error=CheckpointError)
+        loss_table = _loss_table(state, tensors, where, decoder_heads, norm_pixels, "decoder" in touched)
+    return Imported(backbone, loss_table, tensors, frontend, ignored, assets, LICENCE, SYNC_SOURCE if sync else SOURCE)
+
+
+def _owner(key: str) -> str:
+    """Which part of ours a spare norm belongs to."""
+    return "decoder" if key.startswith("decoder") else "head" if key.startswith("classifier") else "backbone"
 
 
 def _backbone_table(state: Mapping[str, Tensor], tensors: dict[str, Tensor], where: str, heads: int | None,
-                    mel_bins: int, sync: bool, spare: bool) -> dict[str, Any]:
+                    mel_bins: int, spare: bool) -> dict[str, Any]:
     dim = state["patch_embed_a.proj.weight"].shape[0]
     hidden = state["blocks_u.0.mlp.fc1.weight"].shape[0]
-    rows, side = mel_bins // PATCH, math.isqrt(tensors["backbone.positions.vision"].shape[0])
+    rows = mel_bins // PATCH
     columns, rest = divmod(tensors["backbone.positions.audio"].shape[0], rows)
     check(rest == 0, f"{where}: {columns * rows + rest} audio positions do not lie on {rows} rows of patches",
           fix="import it with the authors' number: --option mel_bins=128", error=CheckpointError)
-    table = {"name": "cav_mae", "image_size": side * PATCH, "audio_frames": columns * PATCH, "mel_bins": mel_bins,
-             "dim": dim, "depth": _depth(state, "blocks_a"), "shared_depth": _depth(state, "blocks_u"),
-             "heads": _heads(heads, dim, 64, "heads", where), "mlp_ratio": hidden / dim,
-             "train_positions": "mlp_head.1.weight" in state, "spare_norms": spare}
-    if sync:
-        table |= {"cls_tokens": "cls_token_a" in state, "contrast_depth": _depth(state, "constrative_head_audio"),
-                  "registers": len(state["register_tokens"]) // 2 if "register_tokens" in state else 0}
-    return table
+    pictures = "pos_embed_v" in state
+    side = math.isqrt(tensors["backbone.positions.vision"].shape[0]) if pictures else 14
+    return {"name": "cav_mae", "modalities": ["audio", "vision"] if pictures else ["audio"],
+            "image_size": side * PATCH, "audio_frames": columns * PATCH, "mel_bins": mel_bins,
+            "dim": dim, "depth": _depth(state, "blocks_a"), "shared_depth": _depth(state, "blocks_u"),
+            "heads": _heads(heads, dim, 64, "heads", where), "mlp_ratio": hidden / dim,
+            "train_positions": any(k in state for k in ("mlp_head.1.weight", "classifier_head.weight")),
+            "spare_norms": spare}
+
+
+def _clip_table(state: Mapping[str, Tensor], mode: str, loss: str, where: str, heads: int) -> dict[str, Any]:
+    """Sync's CAVMAEFT with self_attention_cls: twice as wide for both modalities, which are otherwise told by `mode`."""
+    classes, width = state["classifier_head.weight"].shape
+    both = width == 2 * state["patch_embed_a.proj.weight"].shape[0]
+    check(both == (mode == "multimodal"), f"{where}: its classifier is {width} wide, which is not mode {mode!r}",
+          fix=f"import it with --option mode={'multimodal' if both else 'audioonly'}", error=CheckpointError)
+    streams = ["audio", "vision"] if both else ["audio" if mode == "audioonly" else "vision"]
+    return {"name": "cav_mae_clip", "classes": classes, "streams": streams, "loss": loss, "heads": heads,
+            "depth": _depth(state, "classifier_layers"),
+            "mlp_ratio": state["classifier_layers.0.mlp.fc1.weight"].shape[0] / width}
 
 
 def _loss_table(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, heads: int | None,
@@ -235,8 +273,9 @@ def detect(path: Path) -> bool:
 def write(model: Any, path: str | Path) -> list[Path]:
     """A Loss, or a Model with its run directory, as an official .pth: a flat dict with the `module.` prefix.
 
-    A pretraining loss gives the CAVMAE layout, a classifier with LayerNorm and Linear the CAVMAEFT one. Raises
-    CheckpointError for a model that the official classes cannot hold.
+    A pretraining loss gives the CAVMAE layout, a classifier with LayerNorm and Linear the CAVMAEFT one, or, of a backbone
+    for sound alone, the CAVMAEFTAudio one; a classifier of clips that of Sync's CAVMAEFT. Raises CheckpointError for a
+    model that the official classes cannot hold.
     """
     state = official_state(model)
     path = Path(path)
@@ -250,8 +289,12 @@ def official_state(model: Any) -> dict[str, Tensor]:
     check(config.patch == PATCH, f"the official code has patches of {PATCH}, this model of {config.patch}",
           fix="keep it in our own format", error=CheckpointError)
     own = _own_state(model)
+    clip = any(k == "head.cls" for k in own)  # of the two layouts of a head, one has this token
+    check(clip or not any(s.endswith((".own", ".alone")) for s in getattr(_head(model), "streams", ())),
+          "no official class holds the mean over a clip's pictures", fix="keep it in our own format",
+          error=CheckpointError)
     names = {v: k for k, v in VECTORS.items()}
-    parts = {v: k for k, v in PARTS.items()}
+    parts = {v: k for k, v in PARTS.items() if not v.startswith("head.") or k.startswith("classifier") == clip}
     stacks = {v: k for k, v in STACKS.items()}
     inner = {v: k for k, v in INNER.items()}
     block = re.compile(rf"({'|'.join(map(re.escape, stacks))})\.(\d+)\.(.+)\.(weight|bias)")
@@ -270,12 +313,19 @@ def official_state(model: Any) -> dict[str, Tensor]:
             raise CheckpointError(f"the official layout has no place for {name}", fix="keep it in our own format")
         out[key] = to_official(key, value.detach().cpu()).clone()
     if config.registers:
-        out["register_tokens"] = torch.cat([own[f"backbone.registers.{m}"].detach().cpu() for m in ("audio", "vision")])
+        halves = [own.get(f"backbone.registers.{m}") for m in ("audio", "vision")]
+        check(all(h is not None for h in halves), "the official code has registers for both modalities only",
+              fix="keep it in our own format", error=CheckpointError)
+        out["register_tokens"] = torch.cat([h.detach().cpu() for h in halves if h is not None])
     for key in [k for k in out if re.fullmatch(r"\w+\.\d+\.norm[12]\.(weight|bias)", k)]:  # norms that nothing uses
         stem, _, leaf = key.rpartition(".")
         for letter in "av":
             out.setdefault(f"{stem}_{letter}.{leaf}", (torch.ones if leaf == "weight" else torch.zeros)(out[key].shape))
     return out
+
+
+def _head(model: Any) -> Any:
+    return model.exports().get("head") if hasattr(model, "exports") else model.head
 
 
 def _own_state(model: Any) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ MaskMode = Literal["unstructured", "time", "frequency", "time_frequency"]
 class CavMaeConfig:
     """The encoder. Defaults are the base model (Gong et al., ICLR 2023, Sec. 4.1): 164.5 M parameters."""
 
+    modalities: tuple[Literal["audio", "vision"], ...] = ("audio", "vision")  # one alone: official CAVMAEFTAudio
     image_size: int = 224  # pixels, square
     audio_frames: int = 1024  # spectrogram frames that the position table covers; shorter inputs use its beginning
     mel_bins: int = 128
@@ -29,6 +30,7 @@ class CavMaeConfig:
     registers: int = 0  # learned tokens per modality, dropped after the modality's blocks
     keep_registers: bool = False  # drop them after the shared blocks instead
     contrast_depth: int = 0  # blocks per modality between the shared blocks and the contrast
+    chain_shared: bool = True  # False: Sync's features, where each of several shared blocks gets the first's input
     # Official files carry modality norms in every block, though only shared ones use them. True keeps them, still, so
     # that a file whose unused norms are not 1 and 0 comes out as it went in.
     spare_norms: bool = False
@@ -41,6 +43,8 @@ class CavMaeConfig:
               fix="choose heads that divide dim")
         check(self.dim % 4 == 0, f"backbone.dim is {self.dim}", fix="use a multiple of 4, as sine-cosine tables need")
         check(self.depth >= 0 and self.shared_depth >= 1, "backbone.shared_depth is below 1", fix="use at least 1")
+        check(0 < len(self.modalities) == len(set(self.modalities)), f"backbone.modalities is {self.modalities}",
+              fix='["audio", "vision"], or one of them')
 
     def grid(self, modality: str) -> tuple[int, int]:
         """(rows, columns) of a modality's patches: mel x time, or y x x."""
@@ -106,7 +110,10 @@ class CavMaeFrontendConfig:
     pictures: int = 10  # frames per clip to choose from, at i/pictures of the window
     picture: int | None = None  # the frame of a single evaluation view; None = the middle one, pictures // 2
     ensemble: bool = True  # evaluation averages predictions over all `pictures`; False: the single view
-    span: int = 0  # Sync: frames of the whole clip; the window of `frames` is laid around the chosen picture. 0 = off
+    # Sync: frames of the whole clip; the window of `frames` is laid around the chosen picture. A recording that is more
+    # than a tenth shorter counts with its own length, so that sound and picture stay together. 0 = off
+    span: int = 0
+    together: bool = False  # Sync's fine-tuning: all `pictures` of a clip, each with its window of sound, are one item
     # Augmentation, in training only
     noise: bool = False  # + U[0,1) * U[0,1) / 10 on the normalised spectrogram, then a random roll in time
     freq_mask: int = 0  # SpecAug: up to this many bins ...
@@ -126,3 +133,26 @@ class CavMaeFrontendConfig:
               fix="use 0 to 1")
         check(self.span == 0 or self.span >= self.frames, f"frontend.span {self.span} is below frames {self.frames}",
               fix="the span is the whole clip, e.g. 1024")
+        check(not (self.together and self.noise), "frontend.noise rolls sound in time, away from its pictures",
+              fix="--set frontend.noise=false, or frontend.together=false")
+
+
+@config
+class CavMaeClipConfig:
+    """Supervised fine-tuning on all pictures of a clip at once (Sync: frontend.together; official CAVMAEFT with
+    aggregate="self_attention_cls", whose class has the defaults below)."""
+
+    classes: int = 0  # outputs; 0 = as many as the training labels have
+    streams: tuple[Literal["audio", "vision"], ...] = ("audio", "vision")  # features set side by side, or one alone
+    aggregate: Literal["attention", "mean"] = "attention"  # of the pictures: blocks behind a class token, or their mean
+    depth: int = 2
+    heads: int = 0  # 0 = as many as the encoder
+    mlp_ratio: float = 4.0
+    loss: Literal["auto", "cross_entropy", "bce", "mse"] = "auto"  # as in the loss `classify`
+    label_smoothing: float = 0.0  # cross_entropy
+    spare_norms: bool = False  # as in the backbone's config, for the head's blocks
+
+    def __post_init__(self) -> None:
+        check(0 < len(self.streams) == len(set(self.streams)), f"loss.streams is {self.streams}",
+              fix='["audio", "vision"], or one of them')
+        check(self.depth > 0 and self.heads >= 0, "loss.depth and loss.heads are counts", fix="e.g. 2 and 12")

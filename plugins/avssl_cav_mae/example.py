@@ -17,3 +17,9 @@ def backbone(folder: Path) -> dict[str, Any]:
 
 def loss(folder: Path) -> dict[str, Any]:
     return {"loss": {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}}
+
+
+def clip(folder: Path) -> dict[str, Any]:
+    """Three pictures of a clip, each with a window of its sound."""
+    clips = {"together": True, "pictures": 3, "span": 96}
+    return {"loss": {"depth": 1}, "frontend": {**backbone(folder)["frontend"], **clips}}

@@ -17,6 +17,7 @@ from avssl.batch import Batch, Stream, generators
 from avssl.builtin import IMAGE
 from avssl.data.clip import AudioRequest, Clip, Frames, FramesRequest, Request, Row, Source, Waveform
 from avssl.data.resample import mono, resample
+from avssl.embedding.rows import looked_up
 from avssl.errors import DataError, UsageError
 from avssl.frontend import Frontend
 from avssl.nn.mel import KaldiFbank
@@ -34,7 +35,8 @@ class Augment:
 
 
 class CavMaeFrontend(Frontend):
-    """audio.x (B, T, F) normalised log-mel of a fixed number of frames, vision.x (B, 3, S, S) normalised colours.
+    """audio.x (B, T, F) normalised log-mel of a fixed number of frames, vision.x (B, 3, S, S) normalised colours; with
+    `together` (B, K, T, F) and (B, K, 3, S, S), the K pictures of a clip and the window of sound around each.
 
     The waveform's own mean is not subtracted from all of it, as the authors do, but from what is used: every frame of
     the filter bank removes its own mean anyway.
@@ -47,7 +49,9 @@ class CavMaeFrontend(Frontend):
     def __init__(self, config: CavMaeFrontendConfig) -> None:
         super().__init__(config)
         self.fbank = KaldiFbank(config.rate, config.mel_bins, "hann")
-        self.samples = self.fbank.size + (config.frames - 1) * self.fbank.shift  # what the frames cover
+        self.extent = config.span or config.frames  # spectrogram frames of the whole clip
+        self.decoded = self.extent if config.together else config.frames  # those that one item is cut from
+        self.samples = self.fbank.size + (self.decoded - 1) * self.fbank.shift  # what they cover
         for name in ("image_mean", "image_std"):
             self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1), persistent=False)
 
@@ -55,62 +59,74 @@ class CavMaeFrontend(Frontend):
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
         """Training: a random window of longer sound and a random picture of it. Evaluation: the beginning, and the
         configured or middle picture."""
-        c = self.config
+        c, row = self.config, self._measured(row)
         picture = c.picture if c.picture is not None else c.pictures // 2
         start = 0.0
         if rng is not None:
             picture = int(rng.integers(c.pictures))
-            length = row.seconds
-            if c.crop == "random" and not c.span and length is not None and length > self.seconds:
-                start = float(rng.uniform(0, length - self.seconds))
+            length, whole = row.seconds, self.clip_seconds
+            if c.crop == "random" and length is not None and length > whole:
+                start = float(rng.uniform(0, length - whole))
         partners = int(rng is not None and c.mixup > 0 and rng.random() < c.mixup)
         return self._request(row, picture, start, partners)
 
     def views(self, row: Row) -> Sequence[Request]:
-        """One view for each picture (frame ensemble), where the row has more than one picture."""
+        """One view for each picture (frame ensemble), where the row has more than one picture, or a window of sound
+        for each (`span`)."""
         c = self.config
-        if not c.ensemble or not _several(row.parts.get("vision")) or "vision" not in c.modalities:
+        pictures = "vision" in c.modalities and _several(row.parts.get("vision"))
+        windows = c.span > c.frames and "audio" in c.modalities and "audio" in row.parts
+        if not c.ensemble or c.together or not (pictures or windows):
             return [self.plan(row, None)]
+        row = self._measured(row)
         return [self._request(row, i, 0.0, 0, f"frame {i}") for i in range(c.pictures)]
 
     @property
     def seconds(self) -> float:
-        """Length of the window of sound."""
+        """Length of the sound that is decoded."""
         return self.samples / self.config.rate
+
+    @property
+    def clip_seconds(self) -> float:
+        """Length of the part of a recording that an item is about."""
+        return self.config.span * self.fbank.shift / self.config.rate if self.config.span else self.seconds
+
+    def _measured(self, row: Row) -> Row:
+        """With `span`, windows depend on a recording's length: its header tells it where the row does not."""
+        known = not self.config.span or row.seconds is not None
+        return row if known else looked_up(row, self.config.modalities)
 
     def _request(self, row: Row, picture: int, start: float, partners: int, view: str = "") -> Request:
         c = self.config
-        whole = self.seconds
-        offset = 0.0
-        if c.span:  # Sync: the window lies around the picture, inside the clip
-            shift = self.fbank.shift / c.rate
-            whole = c.span * shift
-            middle = round(picture * c.span / c.pictures)
-            offset = min(max(middle - c.frames // 2, 0), c.span - c.frames) * shift
         parts: dict[str, Any] = {}
         if "audio" in c.modalities and "audio" in row.parts:
+            offset = 0.0
+            if c.span and not c.together:  # Sync: the window lies around the picture, inside the clip
+                there = None if row.seconds is None else int(self.fbank.frames(int((row.seconds - start) * c.rate)))
+                offset = laid(c.pictures, c.span, c.frames, there)[picture] * self.fbank.shift / c.rate
             parts["audio"] = AudioRequest(start + offset, self.seconds)
         if "vision" in c.modalities and "vision" in row.parts:
-            parts["vision"] = self._frames(row, picture / c.pictures, picture, start, whole)
+            parts["vision"] = self._frames(row, range(c.pictures) if c.together else (picture,), start)
         if not parts:
             has = ", ".join(row.parts) or "nothing"
             raise DataError(f"{row.id}: has no {' or '.join(c.modalities)} (it has {has})", fix="leave it out")
         return Request(parts, partners, view)
 
-    def _frames(self, row: Row, share: float, picture: int, start: float, seconds: float) -> FramesRequest:
-        source = row.parts["vision"]
+    def _frames(self, row: Row, pictures: Sequence[int], start: float) -> FramesRequest:
+        source, count, seconds = row.parts["vision"], self.config.pictures, self.clip_seconds
         if not isinstance(source, str):
-            return FramesRequest(indices=(existing(source, picture * len(source) // self.config.pictures),))
+            return FramesRequest(indices=tuple(existing(source, i * len(source) // count) for i in pictures))
         # A still keeps its size, so that scaling gives the authors' numbers; a video is scaled while it is decoded.
         size = None if PurePath(source).suffix.lower() in IMAGE else self.config.image_size
         length = row.seconds
         if length is None:
-            return FramesRequest(fractions=(share,), within=seconds, size=size)
-        return FramesRequest(times=(start + share * min(seconds, length - start),), size=size)
+            return FramesRequest(fractions=tuple(i / count for i in pictures), within=seconds, size=size)
+        return FramesRequest(times=tuple(start + i / count * min(seconds, length - start) for i in pictures), size=size)
 
     # -- one item ---------------------------------------------------------------------------------------------------
     def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
-        """audio.x (1, L) samples at `rate`; vision.x (1, 3, S, S) in 0..255, uint8 unless items are mixed."""
+        """audio.x (1, L) samples at `rate`; vision.x (1, 3, S, S), or (1, K, 3, S, S) with `together`, in 0..255, uint8
+        unless items are mixed."""
         c, first = self.config, clips[0]
         weight = float(rng.beta(c.mixup_beta, c.mixup_beta)) if rng is not None and len(clips) > 1 else 1.0
         streams: dict[str, Stream] = {}
@@ -136,9 +152,14 @@ class CavMaeFrontend(Frontend):
         return wave
 
     def _picture(self, clip: Clip) -> np.ndarray:
-        """(3, S, S) uint8: short side to S, bicubic with antialiasing, then the centre."""
+        """(3, S, S) or (K, 3, S, S) uint8: short side to S, bicubic with antialiasing, then the centre."""
         part: Frames = clip.parts["vision"]
-        return fit(part.pixels[0], self.config.image_size)
+        size, count = self.config.image_size, self.config.pictures
+        if not self.config.together:
+            return fit(part.pixels[0], size)
+        if len(part.pixels) == 1:  # a still stands for all pictures
+            return np.repeat(fit(part.pixels[0], size)[None], count, axis=0)
+        return np.stack([fit(picture, size) for picture in part.pixels])
 
     def _mixed(self, pictures: Sequence[np.ndarray], weight: float) -> Tensor:
         if self.config.mixup == 0:
@@ -151,16 +172,27 @@ class CavMaeFrontend(Frontend):
         streams = {}
         if "audio" in batch.streams:
             draw = self.draw(batch.seeds) if self.training else Augment()
-            streams["audio"] = Stream(self.augmented(self.log_mel(batch.streams["audio"]), draw))
+            sound = batch.streams["audio"]
+            mel = self.augmented(self.log_mel(sound), draw)
+            streams["audio"] = Stream(self.windows(mel, sound.lengths) if self.config.together else mel)
         if "vision" in batch.streams:
             x = batch.streams["vision"].x
             streams["vision"] = Stream((x.float() / 255 - self.image_mean) / self.image_std)
         return batch.with_streams(**streams)
 
     def log_mel(self, sound: Stream) -> Tensor:
-        """(B, L) samples -> (B, frames, F), not normalised; longer sound is cut, shorter padded with zeros."""
+        """(B, L) samples -> (B, T, F), not normalised, T = frames or, with `together`, those of the clip; longer sound is
+        cut, shorter padded with zeros."""
         mel = self.fbank(sound.x[:, : self.samples], None if sound.pad is None else sound.lengths)
-        return torch.nn.functional.pad(mel, (0, 0, 0, self.config.frames - mel.shape[1]))
+        return torch.nn.functional.pad(mel, (0, 0, 0, self.decoded - mel.shape[1]))
+
+    def windows(self, mel: Tensor, samples: Tensor) -> Tensor:
+        """(B, extent, F) clips -> (B, K, frames, F): the window around each picture. samples: (B,) of each clip's sound,
+        which says how long it is."""
+        c = self.config
+        starts = [laid(c.pictures, self.extent, c.frames, int(self.fbank.frames(n))) for n in samples.tolist()]
+        at = torch.tensor(starts, device=mel.device)[:, :, None] + torch.arange(c.frames, device=mel.device)  # (B, K, T)
+        return mel[torch.arange(len(mel), device=mel.device)[:, None, None], at]
 
     def draw(self, seeds: Tensor) -> Augment:
         """SpecAug bands as torchaudio's FrequencyMasking and TimeMasking draw them, noise and roll; by item."""
@@ -176,14 +208,14 @@ class CavMaeFrontend(Frontend):
     def _draw_one(self, g: torch.Generator) -> dict[str, Tensor]:
         c = self.config
         out = {}
-        for name, widest, size in (("freq", c.freq_mask, c.mel_bins), ("time", c.time_mask, c.frames)):
+        for name, widest, size in (("freq", c.freq_mask, c.mel_bins), ("time", c.time_mask, self.decoded)):
             if widest:
                 width = torch.rand((), generator=g) * min(widest, size)
                 low = torch.rand((), generator=g) * (size - width)
                 out[name] = torch.stack([low.long(), low.long() + width.long()])
         if c.noise:
             scale = torch.rand((), generator=g) / 10
-            out["noise"] = torch.rand(c.frames, c.mel_bins, generator=g) * scale
+            out["noise"] = torch.rand(c.frames, c.mel_bins, generator=g) * scale  # not with `together`: see the config
             out["roll"] = torch.randint(-c.frames, c.frames, (), generator=g)
         return out
 
@@ -251,9 +283,20 @@ def fit(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[top : top + size, left : left + size].transpose(2, 0, 1))
 
 
+def laid(pictures: int, span: int, window: int, there: int | None = None) -> list[int]:
+    """First frames of the windows of `window` frames around each of a clip's pictures, inside its `span` frames
+    (official map_frame_to_spectrogram). there: frames that the recording has, None = unknown; one that is more than a
+    tenth shorter than the span is laid out by its own length (the official windows would end in padding, or hold
+    nothing else)."""
+    if there is not None and there < 0.9 * span:
+        span = max(there, window)
+    return [min(max(round(i * span / pictures) - window // 2, 0), span - window) for i in range(pictures)]
+
+
 def existing(files: Sequence[str], index: int) -> int:
-    """The frame at `index`, or the nearest before it that exists (official randselect_img); 0 when none does."""
-    while index > 0 and not os.path.exists(files[index]):
+    """The frame at `index`, or the nearest before it that exists (official randselect_img); 0 when none does. Frames
+    without a name are in memory."""
+    while index > 0 and files[index] and not os.path.exists(files[index]):
         index -= 1
     return index
 
@@ -265,4 +308,4 @@ def _several(source: Source | None) -> bool:
     return PurePath(source).suffix.lower() not in IMAGE if isinstance(source, str) else len(source) > 1
 
 
-__all__ = ["Augment", "CavMaeFrontend", "existing", "fit", "mix_waves", "soft_targets"]
+__all__ = ["Augment", "CavMaeFrontend", "existing", "fit", "laid", "mix_waves", "soft_targets"]

@@ -1,4 +1,5 @@
-"""The authors' data files: a json of clips, frames in folders frame_0 to frame_9, and a csv of labels.
+"""The authors' data files: a json of clips, frames in folders frame_0, frame_1 ... (ten; CAV-MAE Sync: sixteen), and a
+csv of labels.
 
     {"data": [{"video_id": "x", "wav": "x.wav", "video_path": "frames", "labels": "/m/1,/m/2"}]}   frames/frame_3/x.jpg
     index,mid,display_name
@@ -17,7 +18,7 @@ from typing import Any
 from avssl.data.clip import Row, Source
 from avssl.errors import DataError, check
 
-FRAMES = 10
+FRAMES = 10  # where no folder tells
 KEYS = ("video_id", "wav", "video_path", "labels")
 HEADER = ["index", "mid", "display_name"]
 
@@ -38,8 +39,8 @@ def detect(path: Path) -> bool:
 def read(path: Path) -> list[Row]:
     """A row per clip; relative paths start at the json's folder. Raises DataError naming the entry that is wrong.
 
-    All ten frames are listed without looking whether they exist: the frontend falls back to an earlier one, clip by
-    clip, as the authors do.
+    All frames that there are folders for are listed without looking whether each clip has them: the frontend falls back
+    to an earlier one, clip by clip, as the authors do.
     """
     path = Path(path)
     try:
@@ -49,10 +50,19 @@ def read(path: Path) -> list[Row]:
     check(isinstance(entries, list) and bool(entries), f"{path}: it lists no clips", fix="give a json with clips",
           error=DataError)
     names = labels_beside(path)
-    return [_row(entry, number, path, names) for number, entry in enumerate(entries)]
+    counts: dict[Path, int] = {}
+    return [_row(entry, number, path, names, counts) for number, entry in enumerate(entries)]
 
 
-def _row(entry: Any, number: int, path: Path, names: Mapping[str, str]) -> Row:
+def frame_folders(folder: Path) -> int:
+    """How many folders frame_0, frame_1 ... there are; 10 where there is none to look at."""
+    count = 0
+    while (folder / f"frame_{count}").is_dir():
+        count += 1
+    return count or FRAMES
+
+
+def _row(entry: Any, number: int, path: Path, names: Mapping[str, str], counts: dict[Path, int]) -> Row:
     if not isinstance(entry, dict) or not isinstance(entry.get("video_id"), str):
         raise DataError(f"{path}: entry {number} has no video_id", fix=f"each entry has {', '.join(KEYS)}")
     parts: dict[str, Source] = {}
@@ -61,7 +71,9 @@ def _row(entry: Any, number: int, path: Path, names: Mapping[str, str]) -> Row:
         parts["audio"] = str(path.parent / entry["wav"])
     if entry.get("video_path"):
         folder = path.parent / entry["video_path"]
-        parts["vision"] = tuple(str(folder / f"frame_{i}" / f"{name}.jpg") for i in range(FRAMES))
+        if folder not in counts:
+            counts[folder] = frame_folders(folder)
+        parts["vision"] = tuple(str(folder / f"frame_{i}" / f"{name}.jpg") for i in range(counts[folder]))
     mids = [m for m in str(entry.get("labels") or "").split(",") if m]
     unknown = [m for m in mids if names and m not in names]
     if unknown:

@@ -30,6 +30,8 @@ class CavMaeLoss(Loss[CavMae]):
 
     def __init__(self, backbone: CavMae, config: CavMaeLossConfig) -> None:
         super().__init__(backbone, config)
+        check(len(backbone.modalities) == len(MODALITIES), "the objective compares sound and picture, the backbone reads "
+              f"{' and '.join(backbone.modalities)} alone", fix='--set \'backbone.modalities=["audio", "vision"]\'')
         has_cls = backbone.config.cls_tokens
         check(has_cls or config.contrast_on in ("auto", "mean"),
               f"loss.contrast_on = {config.contrast_on!r} needs cls tokens",
