@@ -95,7 +95,8 @@ class Loss(nn.Module, Generic[B]):
 
     # -- around the steps ----------------------------------------------------------------------------------------
     def prepare(self, first_batch: Batch) -> None:
-        """Once before the first update (k-means start and the like), on rank 0; its result is part of the state."""
+        """Once before the first update (k-means start and the like), on every process from rank 0's first batch; its result
+        is part of the state. It may set buffers; parameters that train.shard cuts up are restored after it."""
 
     def before_step(self, updates: int, total: int) -> None:
         """Before update number `updates` (1 is the first) of `total`: schedules inside a loss."""

@@ -92,9 +92,9 @@ class _Printer:
         self.rows, self.limits = rows, limits
 
     def __call__(self, keys: Any, blamed: Any, hold: Any) -> list[dict[str, str]]:
-        lost = {b.key for b in blamed}
+        lost = {b.item for b in blamed}
         out = []
-        for position, index in enumerate(keys):
-            hold(position)
+        for index in keys:
+            hold(index)
             out.append({} if index in lost else fingerprint(self.rows[index], self.limits))
         return out

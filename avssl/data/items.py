@@ -188,7 +188,8 @@ class TrainingItems:
 class EvaluationItems:
     """(row, view) pairs to single items, deterministic. Bad ones are reported and left out.
 
-    modalities: what to decode of each row; a row that lacks all of them is reported as "missing".
+    modalities: what to decode of each row; a row that lacks all of them is reported as "missing"; some=False: a row from
+    which one of the parts that the frontend asks for cannot be had, too.
     """
 
     rows: Sequence[Row]
@@ -197,6 +198,7 @@ class EvaluationItems:
     modalities: frozenset[str]
     limits: Limits
     all_views: bool = True
+    some: bool = True
 
     def __call__(self, keys: Sequence[int], blamed: Sequence[Blame], hold: Callable[[int], None]) -> list[Made]:
         blames = {b.item: b for b in blamed}
@@ -220,7 +222,7 @@ class EvaluationItems:
             requests = self.frontend.views(row) if self.all_views else [self.frontend.plan(row, None)]
             made = []
             for request in requests:
-                clip = decode_clip(row, request, self.limits, self.codec, some=True)
+                clip = decode_clip(row, request, self.limits, self.codec, some=self.some)
                 made.append(Made(_made_by(self.frontend, [clip], None, 0), [index], [request.view], []))
             return made
         except _Unusable as error:

@@ -98,12 +98,12 @@ class _Preparer:
     plan: Plan
     limits: Limits
 
-    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame[int]],
+    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame],
                  hold: Callable[[int], None]) -> list[tuple[Row | None, list[BadItem]]]:
-        blames = {b.key: b for b in blamed}
+        blames = {b.item: b for b in blamed}
         results: list[tuple[Row | None, list[BadItem]]] = []
-        for position, index in enumerate(keys):
-            hold(position)
+        for index in keys:
+            hold(index)
             row = self.rows[index]
             if index in blames:
                 results.append((None, [BadItem(row.id, _file(row), blames[index].what, blames[index].reason)]))

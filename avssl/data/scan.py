@@ -95,11 +95,11 @@ class _Scanner:
     depth: str
     limits: Limits
 
-    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame[int]], hold: Callable[[int], None]) -> list[Look]:
-        blames = {b.key: b for b in blamed}
+    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame], hold: Callable[[int], None]) -> list[Look]:
+        blames = {b.item: b for b in blamed}
         looks = []
-        for position, index in enumerate(keys):
-            hold(position)
+        for index in keys:
+            hold(index)
             row = self.rows[index]
             if index in blames:
                 path = _path(next(iter(row.parts.values())))

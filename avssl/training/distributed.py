@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,10 @@ from torch import Tensor
 from avssl.errors import AvsslError, Exit
 
 BUCKET = 16_000_000  # gradient elements that travel together
+T = TypeVar("T")
+
+
+LOST = "that one's message says why; --resume goes on from the last checkpoint"
 
 
 class PeerLost(AvsslError):
@@ -47,9 +53,34 @@ class World:
         """Whether any process raised the flag."""
         return flag if self.ranks == 1 else bool(self.sum(torch.tensor([float(flag)], device=device)).item())
 
-    def barrier(self) -> None:
-        if self.ranks > 1:
-            dist.barrier()
+    @contextlib.contextmanager
+    def first_works(self) -> Iterator[None]:
+        """A block that only the first process fills, however long it takes; the others wait at its end.
+
+        A collective operation would end the job after the time-out. Here the first process shows several times within
+        it that it is alive; the others raise PeerLost when it does not. If the block fails, they go on to the next
+        collective operation, which finds the first process gone.
+        """
+        if self.ranks == 1:
+            yield
+            return
+        if self.first:
+            with _heartbeat():
+                yield
+        else:
+            yield
+            _wait_for_first(self)
+
+    def in_step(self, batches: Iterable[T], device: torch.device) -> Iterator[T]:
+        """This process's batches, while no process is more than one batch ahead of another: however long all of them
+        take, nobody waits for longer than one batch, so that the time-out is one of a batch, as in training."""
+        own = iter(batches)
+        more = True
+        while more:
+            batch = next(own, None)
+            if batch is not None:
+                yield batch
+            more = self.any(batch is not None, device)
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every process's (small, picklable) value, in rank order, everywhere."""
@@ -74,9 +105,59 @@ def join_world(device: torch.device) -> World:
     backend = "nccl" if device.type == "cuda" else "gloo"
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     if not dist.is_initialized():
-        timeout = float(os.environ.get("AVSSL_DIST_TIMEOUT", "600"))  # a dead peer ends the job, it does not hang it
-        dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+        # a dead peer ends the job, it does not hang it
+        dist.init_process_group(backend, rank=rank, world_size=ranks, timeout=timedelta(seconds=_timeout()))
     return World(rank, ranks, local, backend)
+
+
+def _timeout() -> float:
+    return float(os.environ.get("AVSSL_DIST_TIMEOUT", "600"))
+
+
+# -- waiting for the first process ----------------------------------------------------------------------------------
+BEATS, BLOCKS = "avssl/beats", "avssl/blocks"  # counters in the group's key-value store, which every process reads
+
+
+def _store() -> Any:
+    from torch.distributed.distributed_c10d import _get_default_store  # there is no public name for it
+
+    return _get_default_store()
+
+
+@contextlib.contextmanager
+def _heartbeat() -> Iterator[None]:
+    """Counts in the store until the block ends, then counts the block."""
+    store, over = _store(), threading.Event()
+
+    def beat() -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: whoever is left finds out by itself
+            while not over.wait(min(5.0, _timeout() / 8)):
+                store.add(BEATS, 1)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        with contextlib.suppress(RuntimeError):
+            store.add(BLOCKS, 1)
+
+
+def _wait_for_first(world: World) -> None:
+    store = _store()
+    block = store.add(f"{BLOCKS}/{world.rank}", 1)  # the number of this one
+    beats, since, pause = -1, time.monotonic(), 0.001
+    while store.add(BLOCKS, 0) < block:
+        if (now := store.add(BEATS, 0)) != beats:
+            beats, since = now, time.monotonic()
+        if time.monotonic() - since > _timeout():
+            raise PeerLost(
+                f"process {world.rank} of {world.ranks} lost process 0: no sign of life for {_timeout():g} s", fix=LOST
+            )
+        time.sleep(pause)
+        pause = min(0.2, 2 * pause)
 
 
 def leave_world(world: World, clean: bool = True) -> None:
@@ -109,7 +190,7 @@ def member_of_world(device: torch.device) -> Iterator[World]:
             reason = str(error).strip().splitlines()[0].rpartition("] ")[2][:160]
             raise PeerLost(
                 f"process {world.rank} of {world.ranks} lost another one: {reason}",
-                fix="that one's message says why; --resume goes on from the last checkpoint",
+                fix=LOST,
             ) from error
         raise
     leave_world(world)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from avssl.batch import Batch
 from avssl.data.loader import TrainingLoader
-from avssl.errors import AvsslError, CheckpointError, Exit, Stopped, UsageError, check
+from avssl.errors import AvsslError, CheckpointError, Exit, Stopped, UsageError
 from avssl.frontend import Frontend
 from avssl.loss import Loss
 from avssl.recipe import Recipe
@@ -50,12 +50,15 @@ class Run:
     device: torch.device
     total: int
     per_epoch: int
+    batch: int  # items of an update, over all processes
     done: int = 0
-    skipped: int = 0
+    skipped: int = 0  # updates whose step was not taken
+    nonfinite: int = 0  # of these, the ones that train.on_nonfinite counts: not fp16 overflows, which the scaler handles
     prepared: bool = False
     averages: Averages = field(default_factory=Averages)
     validate: Callable[[int], Mapping[str, float]] | None = None  # update -> metrics of the validation split
     best: float | None = None
+    watched: Mapping[str, Any] = field(default_factory=dict)  # the monitor's last look, until the next log line
     trackers: tuple[Any, ...] = ()
     offset: int = 0  # of metrics.jsonl at the checkpoint that was resumed
 
@@ -87,7 +90,8 @@ class Run:
                 clips += sum(map(len, micros)) * self.world.ranks
                 last = self.done == self.total
                 progress.step(self.done)
-                watched = self._watch(micros) if self.monitor.due(self.done) else {}
+                if self.monitor.due(self.done):
+                    self.watched = self._watch(micros)
                 worked += time.monotonic() - began
                 if self.done % cfg.log_every == 0 or last:
                     record = {
@@ -97,8 +101,8 @@ class Run:
                         "lr": self.rate(self.done - 1),
                         **self.meter.take(),
                     }
-                    if watched:
-                        record["spread"] = watched
+                    if self.watched:
+                        record["spread"], self.watched = self.watched, {}
                     record["timing"] = {
                         "clips_per_s": clips / max(worked, 1e-9),
                         "data_wait": waited / max(worked, 1e-9),
@@ -140,21 +144,8 @@ class Run:
 
     def _prepare(self, micros: list[Batch]) -> None:
         """`Loss.prepare` once, from the first batch of rank 0."""
-        if self.prepared:
-            return
-        if type(self.loss).prepare is not Loss.prepare:
-            check(
-                not (self.recipe.train.shard and self.world.ranks > 1),
-                f"{self.recipe.loss.name} prepares itself from the first batch, which sharded parameters do not allow",
-                fix="--set train.shard=false",
-            )
-            with torch.no_grad():
-                batch = Batch.cat([self.frontend(b.to(self.device)) for b in micros], self.frontend.pad_values)
-                if self.world.first:
-                    self.loss.prepare(batch)
-                for tensor in self.loss.state_dict().values():
-                    if self.world.ranks > 1:
-                        torch.distributed.broadcast(tensor, 0)
+        if not self.prepared:
+            self.stepper.prepare(micros)
         self.prepared = True
 
     def _step(self, micros: list[Batch]) -> None:
@@ -172,10 +163,13 @@ class Run:
         finite = (
             torch.stack([s for _, s, _ in out.terms.values()]).sum().isfinite() if out.terms else torch.tensor(True)
         )
-        overflow = scaler is not None and not bool(norm.isfinite())  # fp16: the scaler halves its scale and goes on
+        # fp16: the scaler halves its scale and goes on, unless there is no scale left to blame
+        overflow = scaler is not None and not bool(norm.isfinite()) and scaler.get_scale() > 1.0
         bad = self.world.any(not bool(finite) or (not overflow and not bool(norm.isfinite())), self.device)
         if bad:
             self._non_finite(update, out, micros)
+            if scaler is not None:
+                scaler.update()  # or it would refuse the next gradients
         elif scaler is not None:
             scaler.step(self.optimizer)
             scaler.update()
@@ -206,8 +200,9 @@ class Run:
         folder = replay.capture(self, update, micros)
         policy, _, allowed = self.recipe.train.on_nonfinite.partition("-")
         self.skipped += 1
+        self.nonfinite += 1
         clips = ", ".join(out.ids[:4]) + (", ..." if len(out.ids) > 4 else "")
-        if policy != "skip" or self.skipped > int(allowed or 0):
+        if policy != "skip" or self.nonfinite > int(allowed or 0):
             raise NonFinite(
                 f"update {update}: {what}; clips {clips}",
                 fix=f"`avssl debug replay {folder}` reproduces it; train.on_nonfinite=skip-10 passes over a few",
@@ -218,11 +213,9 @@ class Run:
         assert self.validate is not None
         self.loss.eval()
         self.frontend.eval()
-        everyone = self.recipe.train.shard  # sharded parameters come together for a forward pass of all processes only
-        metrics = dict(self.validate(self.done)) if self.world.first or everyone else {}
+        metrics = self.world.broadcast(dict(self.validate(self.done)))  # the same everywhere, to the last bit
         self.loss.train()
         self.frontend.train()
-        metrics = self.world.broadcast(metrics)
         record = {
             "kind": "validation",
             "update": self.done,
@@ -249,7 +242,9 @@ class Run:
         meta = {
             "meters": self.world.gather_objects(self.meter.state()),
             "monitor": self.monitor.state(),
+            "watched": self.watched,
             "skipped": self.skipped,
+            "nonfinite": self.nonfinite,
             "prepared": self.prepared,
             "averages": self.averages.state(),
             "best": self.best,
@@ -258,16 +253,17 @@ class Run:
             "scaler": self.stepper.scaler.state_dict() if self.stepper.scaler is not None else None,
         }
         failure = None
-        if self.world.first:
-            try:
-                checkpoint.save(
-                    self.folder / "checkpoints",
-                    checkpoint.Saved(self.done, tensors, meta),
-                    self.recipe.train.keep_last,
-                    best,
-                )
-            except CheckpointError as error:
-                failure = error
+        with self.world.first_works():
+            if self.world.first:
+                try:
+                    checkpoint.save(
+                        self.folder / "checkpoints",
+                        checkpoint.Saved(self.done, tensors, meta),
+                        self.recipe.train.keep_last,
+                        best,
+                    )
+                except CheckpointError as error:
+                    failure = error
         if failure := self.world.broadcast(failure):
             raise failure
 
@@ -278,7 +274,9 @@ class Run:
         self.averages.load(saved.tensors, saved.meta["averages"])
         self.meter.load(shared_out(saved.meta["meters"], self.world.ranks)[self.world.rank])
         self.monitor.load(saved.meta["monitor"])
+        self.watched = saved.meta.get("watched", {})
         self.skipped, self.prepared, self.best = saved.meta["skipped"], saved.meta["prepared"], saved.meta["best"]
+        self.nonfinite = saved.meta.get("nonfinite", self.skipped)  # 0.1 counted them together
         self.offset, self.done = saved.meta["offset"], saved.updates
         if saved.meta.get("is_best") and self.world.first:  # killed between the checkpoint and its mark
             checkpoint.mark_best(self.folder / "checkpoints", checkpoint.name_of(saved.updates))

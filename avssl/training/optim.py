@@ -34,7 +34,7 @@ def parameter_groups(loss: Loss, cfg: OptimConfig) -> list[dict[str, Any]]:
         scale = cfg.head_lr_ratio if name in heads else 1.0
         if cfg.layer_decay != 1.0 and name.startswith(prefix):
             scale *= cfg.layer_decay ** (depths - loss.backbone.depth_of(name.removeprefix(prefix)))
-        decay = cfg.weight_decay if cfg.decay_all or parameter.squeeze().ndim > 1 else 0.0
+        decay = cfg.weight_decay if cfg.decay_all or sum(n > 1 for n in parameter.shape) > 1 else 0.0
         group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay, "scale": scale})
         group["params"].append(parameter)
         group["names"].append(name)

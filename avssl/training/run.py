@@ -135,9 +135,9 @@ def _execute(
 ) -> dict[str, Any]:
     device = pick_device(machine.device)
     with StopRequest() as stop, member_of_world(device) as world:
-        if world.first:
-            _check_directory(out, resume)
-        world.barrier()
+        with world.first_works():
+            if world.first:
+                _check_directory(out, resume)
         if resume and (out / CHECKSUMS).is_file():  # the last file of a finished run
             return _finished(recipe, out, world)
         try:
@@ -199,7 +199,10 @@ def _train(
 
 def _newest(folder: Path, world: World) -> checkpoint.Saved | None:
     """The checkpoint to go on from. The first process chooses: all must read the same one."""
-    saved, notes = checkpoint.newest(folder) if world.first else (None, [])
+    saved, notes = None, []
+    with world.first_works():  # it reads and verifies files that may be large
+        if world.first:
+            saved, notes = checkpoint.newest(folder)
     for note in notes:
         print(
             f"note: {note}; using {'an older checkpoint' if saved else 'none: the run starts again'}", file=sys.stderr
@@ -219,25 +222,11 @@ def _plan(
 ) -> DataPlan:
     """The rows of the run, frozen in its manifest when it first starts: a resumed run sees what the first one saw."""
     manifest = out / MANIFEST
-    if world.first and resume and manifest.is_file():
-        _refuse_other_data(data, out)
-    elif world.first:
-        rows, unusable = look(_rows(data, recipe), machine)
-        (out / "bad_files.csv").unlink(missing_ok=True)  # of an attempt that never began
-        rejected = [b for b in unusable if b.what != "missing"]
-        if rejected and recipe.data.on_bad == "fail":
-            raise DataError(f"{rejected[0].path}: {rejected[0].reason}", fix="data.on_bad=skip goes on without it")
-        BadFiles(out / "bad_files.csv", budget=math.ceil(recipe.data.max_bad * len(rows))).add(unusable)
-        check(
-            bool(rows),
-            f"none of the {len(unusable)} items can be used",
-            fix=f"see {out / 'bad_files.csv'}",
-            error=DataError,
-        )
-        plan_data(recipe, rows, _classes_of(init, recipe))  # what is wrong with them is said before they are frozen
-        write_rows(rows, manifest)
-        write_json(out / DATA, {"data": _name_of(data)})
-    world.barrier()
+    with world.first_works():  # looking at every file of a large folder takes its time
+        if world.first and resume and manifest.is_file():
+            _refuse_other_data(data, out)
+        elif world.first:
+            _freeze(recipe, data, out, machine, init)
     rows = read_rows(str(manifest), modalities=None)
     plan, lacking = plan_data(recipe, rows, _classes_of(init, recipe))
     if world.first and lacking:
@@ -247,6 +236,27 @@ def _plan(
             file=sys.stderr,
         )
     return plan
+
+
+def _freeze(
+    recipe: Recipe, data: str | Path | Sequence[Row], out: Path, machine: Machine, init: Initial | None
+) -> None:
+    """Look at the data and write the manifest of a new run."""
+    rows, unusable = look(_rows(data, recipe), machine)
+    (out / "bad_files.csv").unlink(missing_ok=True)  # of an attempt that never began
+    rejected = [b for b in unusable if b.what != "missing"]
+    if rejected and recipe.data.on_bad == "fail":
+        raise DataError(f"{rejected[0].path}: {rejected[0].reason}", fix="data.on_bad=skip goes on without it")
+    BadFiles(out / "bad_files.csv", budget=math.ceil(recipe.data.max_bad * len(rows))).add(unusable)
+    check(
+        bool(rows),
+        f"none of the {len(unusable)} items can be used",
+        fix=f"see {out / 'bad_files.csv'}",
+        error=DataError,
+    )
+    plan_data(recipe, rows, _classes_of(init, recipe))  # what is wrong with them is said before they are frozen
+    write_rows(rows, out / MANIFEST)
+    write_json(out / DATA, {"data": _name_of(data)})
 
 
 def _name_of(data: str | Path | Sequence[Row]) -> str:
@@ -337,8 +347,11 @@ def _finish(run: Run, plan: DataPlan, seconds: float) -> dict[str, Any]:
     from avssl.training.weights import full_state
 
     state = run.averages.result(full_state(run.loss, run.world))
-    if not run.world.first:
-        return {}
+    with run.world.first_works():
+        return _write_model(run, plan, state, seconds) if run.world.first else {}
+
+
+def _write_model(run: Run, plan: DataPlan, state: dict[str, Any], seconds: float) -> dict[str, Any]:
     best = checkpoint.best_name(run.folder / "checkpoints")
     if run.recipe.train.best and best:
         state = dict(checkpoint.read(run.folder / "checkpoints" / best).tensors["loss"])

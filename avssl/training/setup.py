@@ -229,6 +229,7 @@ def build_run(
         device=device,
         total=total,
         per_epoch=per_epoch,
+        batch=batch,
         averages=Averages(cfg.weight_average, cfg.ema),
     )
     if validator is not None and plan.validation:

@@ -62,6 +62,21 @@ class Stepper:
     negatives: str = "global"
     scaler: torch.amp.GradScaler | None = None
 
+    @torch.no_grad()
+    def prepare(self, micros: list[Batch]) -> None:
+        """`Loss.prepare` of all processes from the micro-batches of the first one.
+
+        All of them compute it, because sharded parameters come together only for a forward pass of all; whatever is whole
+        (buffers, parameters that are not sharded) is then the first process's, to the last bit.
+        """
+        if type(self.loss).prepare is Loss.prepare:
+            return
+        micros = self.world.broadcast(micros)
+        self.loss.prepare(Batch.cat([self.frontend(b.to(self.device)) for b in micros], self.frontend.pad_values))
+        for tensor in self.loss.state_dict().values():
+            if self.world.ranks > 1 and not hasattr(tensor, "full_tensor"):
+                torch.distributed.broadcast(tensor, 0)
+
     def backward(self, micros: list[Batch], update: int) -> StepOutput:
         """Accumulate the gradients of an update; terms are divided by their counts over all micro-batches and processes."""
         batches = [self.frontend(b.to(self.device, non_blocking=True)) for b in micros]

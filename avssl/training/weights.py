@@ -19,15 +19,12 @@ def shard(loss: Loss) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     scalars = {p for p in loss.parameters() if p.ndim == 0}  # a temperature cannot be cut: each process keeps it whole
-    for module in (
-        *loss.backbone.blocks,
-        *loss.exports().values(),
-        loss,
-    ):  # what is also called by itself, then the rest
+    called = [m for m in loss.exports().values() if type(m).forward is not nn.Module.forward]  # by themselves, too
+    for module in (*loss.backbone.blocks, *called, loss):
         fully_shard(module, ignored_params=scalars)
         module.set_gradient_divide_factor(1.0)  # type: ignore[operator]  # losses are divided by global counts: gradients add up
         module.set_force_sum_reduction_for_comms(True)  # type: ignore[operator]  # with plain sums, which every backend has
-    for name in ("compute", "local", "joint"):
+    for name in ("prepare", "compute", "local", "joint"):
         register_fsdp_forward_method(loss, name)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from work import World, group, train, train_all
+import torch
+from work import World, batch_of, build, group, train, train_all
 
 BOUND = 1e-10  # float64
 KINDS = ("masked", "masked-uncounted", "contrastive", "both")
@@ -16,7 +17,8 @@ JOBS = {  # what a group of processes computes in one start: (kind, micro-batch,
         *((k, m, "global", False) for k in KINDS for m in (None, 2)),
         ("contrastive", None, "rank", False),
         ("contrastive", None, "4", False),
-        *((k, m, "global", True) for k, m in (("masked", None), ("contrastive", None), ("both", 2))),
+        *((k, m, "global", True) for k, m in (("masked", None), ("contrastive", None), ("both", 2), ("prepared", 2))),
+        ("prepared", 2, "global", False),
     ],
     4: [(k, None, "global", False) for k in KINDS],
 }
@@ -89,3 +91,15 @@ def test_negatives_of_each_process_alone() -> None:
 def test_sharded_parameters(kind: str, micro: int | None) -> None:
     """FSDP2 gives what data parallelism gives, accumulation and a gathered contrast included."""
     compare(together(2)[kind, micro, "global", True], alone(kind))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_loss_prepares_itself_from_the_first_batch_of_the_first_process(sharded: bool) -> None:
+    """Its blocks, its head and its own parameters are whole while it does, sharded or not."""
+    found = together(2)["prepared", 2, "global", sharded]
+    loss, batch = build("prepared"), batch_of(8)
+    with torch.no_grad():
+        loss.prepare(batch.rows(slice(0, 4)))
+    np.testing.assert_allclose(found["start"], loss.start.numpy(), rtol=BOUND, atol=BOUND)
+    assert np.abs(found["start"]).max() > 0.01
+    compare(found, together(2)["prepared", 2, "global", not sharded])

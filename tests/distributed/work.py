@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
 import socket
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,7 @@ from avssl.batch import Batch, Stream, generators
 from avssl.builtin.configs import ContrastiveConfig
 from avssl.builtin.contrastive import Contrastive
 from avssl.loss import Loss, LossOutput, Term
+from avssl.training import distributed
 from avssl.training.distributed import World, member_of_world, sum_gradients, whole
 from avssl.training.step import Stepper
 
@@ -82,6 +86,9 @@ def ready(batch: Batch) -> Batch:
     return batch
 
 
+ready.pad_values = {}  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Mask:
     hidden: Tensor  # (B, T) bool
@@ -139,6 +146,28 @@ class Both(Contrastive):
         ), representations
 
 
+class Prepared(Masked):
+    """Keeps what its network makes of the first batch: blocks, a head without a `forward`, parameters of its own."""
+
+    def __init__(self, backbone: toy.Toy) -> None:
+        super().__init__(backbone, False)
+        self.head = nn.Module()
+        self.head.linear = nn.Linear(backbone.config.dim, 4)
+        self.register_buffer("start", torch.zeros(4))
+
+    def exports(self) -> dict[str, nn.Module]:
+        return {"backbone": self.backbone, "head": self.head}
+
+    def prepare(self, first_batch: Batch) -> None:
+        tokens = self.backbone(first_batch).tokens["audio"]
+        self.start.copy_((self.head.linear(tokens).mean((0, 1)) + self.unused.mean()))
+
+    def compute(self, batch: Batch, draw: Mask) -> LossOutput:
+        out = super().compute(batch, draw)
+        guess = self.head.linear(self.backbone(batch).pooled["audio"]) - self.start
+        return out.merged(LossOutput({"start": Term(1.0, guess.square().sum(), guess.numel())}))
+
+
 def build(kind: str) -> Loss:
     torch.manual_seed(5)
     backbone = toy.Toy(toy.ToyConfig(dim=8, depth=2))
@@ -146,6 +175,7 @@ def build(kind: str) -> Loss:
     losses = {
         "masked": lambda: Masked(backbone, True),
         "masked-uncounted": lambda: Masked(backbone, False),
+        "prepared": lambda: Prepared(backbone),
         "contrastive": lambda: Contrastive(backbone, config),
         "both": lambda: Both(backbone, config),
     }
@@ -190,6 +220,9 @@ def train(
     stepper = Stepper(loss, ready, CPU, world, 1, negatives=negatives)  # type: ignore[arg-type]
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1, momentum=0.9)
     out: dict[str, Any] = {"losses": [], "terms": []}
+    if kind == "prepared":
+        stepper.prepare(micros)
+        out["start"] = loss.start.clone().numpy()
     for update in range(1, updates + 1):
         step = stepper.backward(micros, update)
         sum_gradients(loss.parameters(), world)
@@ -203,6 +236,58 @@ def train(
         optimizer.zero_grad(set_to_none=True)
     out["weights"] = {n: whole(p.detach()).clone().numpy() for n, p in loss.named_parameters()}
     return out
+
+
+def look(
+    plugin: str, recipes: list[str], manifest: str, slow: float = 0.0, timeout: float = 60.0
+) -> list[dict[str, float]]:
+    """What looks at the validation split find with untrained weights. slow: seconds that each item of the first process
+    is made to take."""
+    from avssl.data.manifest import read_rows
+    from avssl.recipe import load_recipe
+    from avssl.registry import registry
+    from avssl.training.setup import Machine, build_run, plan_data
+    from avssl.training.validation import neighbours, validator
+
+    os.environ["AVSSL_DIST_TIMEOUT"] = str(timeout)
+    sys.path.insert(0, plugin)
+    registry.cache_clear()
+    if slow and os.environ["RANK"] == "0":
+        item = toy.ToyFrontend.item
+
+        def delayed(self: Any, clips: Any, rng: Any) -> Batch:
+            time.sleep(slow)
+            return item(self, clips, rng)
+
+        toy.ToyFrontend.item = delayed  # type: ignore[method-assign]
+    rows, out = read_rows(manifest, modalities=None), []
+    with member_of_world(CPU) as world:
+        for path in recipes:
+            recipe: Any = load_recipe(path)
+            plan, _ = plan_data(recipe, rows)
+            folder, machine = Path(path).parent, Machine(workers=0)
+            run = build_run(recipe, plan, folder, world, CPU, machine, None, validator(plan.validation))
+            assert run.validate is not None
+            run.loss.eval()
+            run.frontend.eval()
+            out.append({**run.validate(1), **(neighbours(run, plan.validation) if not slow else {})})
+    return out
+
+
+def wait_for_the_first(seconds: float, how: str = "") -> str:
+    """The first process is at work longer than the time-out, or ends in the midst of it."""
+    os.environ["AVSSL_DIST_TIMEOUT"] = "2"
+    if how == "mute":
+        distributed._heartbeat = contextlib.nullcontext  # type: ignore[assignment]
+    with member_of_world(CPU) as world:
+        with world.first_works():
+            if world.first:
+                time.sleep(seconds)
+                if how == "raise":
+                    raise ValueError("its own reason")
+                if how == "die":
+                    os._exit(3)
+        return str(world.sum(torch.ones(1)).item())
 
 
 def run_avssl(arguments: list[str], logs: str, rank: int = -1, update: int = 0, how: str = "") -> int:
@@ -240,4 +325,4 @@ def _arrange(how: str, at: int) -> None:
     Stepper.backward = backward  # type: ignore[method-assign]
 
 
-__all__ = ["World", "batch_of", "build", "group", "run_avssl", "train", "train_all"]
+__all__ = ["World", "batch_of", "build", "group", "look", "run_avssl", "train", "train_all", "wait_for_the_first"]

@@ -158,6 +158,41 @@ def test_known_bad_items_are_not_tried() -> None:
             assert list(pool.map([[1, 2]])) == [[2, ("hung", "it did")]]
 
 
+@pytest.mark.parametrize("command", ["scan", "prepare", "fingerprint"])
+def test_a_decoder_that_crashes_costs_one_file(
+    command: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every command that looks at files: the sixth row kills its worker, and is the only one that is lost."""
+    from avssl.data import fingerprint, prepare, scan
+    from avssl.data.manifest import read_rows
+
+    rows = read_rows(str(sounds))
+    owner, name = {
+        "scan": (scan, "examine"),
+        "prepare": (prepare._Preparer, "_one"),
+        "fingerprint": (fingerprint, "fingerprint"),
+    }[command]
+    look = getattr(owner, name)
+
+    def deadly(*arguments: Any) -> Any:
+        if rows[5] in arguments:
+            segfault()
+        return look(*arguments)
+
+    monkeypatch.setattr(owner, name, deadly)
+    lost = BadItem(rows[5].id, str(rows[5].parts["audio"]), "crashed", "the decoder killed its process (SIGSEGV)")
+    rest = [r.id for r in rows if r is not rows[5]]
+    if command == "scan":
+        seen = scan.scan(rows, workers=2)
+        assert seen.bad == [lost] and [r.id for r in seen.rows] == rest
+    elif command == "prepare":
+        made, bad = prepare.prepare(rows, tmp_path / "out", workers=2)
+        assert bad == [lost] and [r.id for r in made] == rest
+    else:
+        found = fingerprint.fingerprints(rows, workers=2)
+        assert [i for i, digests in enumerate(found) if not digests] == [5]
+
+
 # -- replacing them ---------------------------------------------------------------------------------------------------
 def items(
     deadly: set[int], partners: int, on_bad: str = "skip", rows: int = 12, touched: list[int] | None = None

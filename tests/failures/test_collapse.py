@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from runs import avssl, pretrain_arguments
+from runs import assert_same, avssl, outcome, pretrain_arguments
 
+from avssl.training.checkpoint import steps
 from avssl.training.monitor import spread
 
 
@@ -49,3 +51,22 @@ def test_a_healthy_run_is_not(finished: Path) -> None:
 
     looks = [r["spread"]["audio"] for r in read_journal(finished) if "spread" in r]
     assert len(looks) == 2 and all(look["std"] > 1e-3 and look["rank"] > 1.5 for look in looks)
+
+
+def test_a_look_between_two_log_lines_is_told_with_the_next(sounds: Path, tmp_path: Path) -> None:
+    """Also when the run is stopped between the two."""
+    from avssl.training.meter import read_journal
+
+    arguments = ("monitor.every=3", "train.log_every=4", "train.save_every=3", "train.keep_last=9")
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", *arguments))
+    assert ended.code == 0, ended.stderr
+    told = {r["update"]: r["spread"]["audio"]["rank"] for r in read_journal(tmp_path / "run")}
+    assert list(told) == [4, 8, 12] and len(set(told.values())) == 3
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "run", again)
+    (again / "checksums.json").unlink()
+    for path in steps(again / "checkpoints")[1:]:
+        shutil.rmtree(path)
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, again, *arguments, resume=True))
+    assert ended.code == 0, ended.stderr
+    assert_same(outcome(again), outcome(tmp_path / "run"))
