@@ -160,7 +160,7 @@ class Prepared(Masked):
 
     def prepare(self, first_batch: Batch) -> None:
         tokens = self.backbone(first_batch).tokens["audio"]
-        self.start.copy_((self.head.linear(tokens).mean((0, 1)) + self.unused.mean()))
+        self.start.copy_(self.head.linear(tokens).mean((0, 1)) + self.unused.mean())
 
     def compute(self, batch: Batch, draw: Mask) -> LossOutput:
         out = super().compute(batch, draw)
