@@ -199,7 +199,7 @@ def _train(
 
 def _newest(folder: Path, world: World) -> checkpoint.Saved | None:
     """The checkpoint to go on from. The first process chooses: all must read the same one."""
-    saved, notes = None, []
+    saved, notes = None, list[str]()
     with world.first_works():  # it reads and verifies files that may be large
         if world.first:
             saved, notes = checkpoint.newest(folder)
