@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from avssl.errors import UsageError, check, nearest
-from avssl.schema import config, structure, unstructure
+from avssl.schema import config, keys, structure, unstructure
+
+
+def _at_least(least: float, table: str, settings: Any, *names: str) -> None:
+    """Refuse numbers of a section that are smaller, infinite or not numbers; None stands for a default."""
+    for name in names:
+        value = getattr(settings, name)
+        check(value is None or least <= value < math.inf, f"{table}.{name} is {value}", fix=f"give at least {least}")
 
 
 @config
@@ -22,9 +30,8 @@ class DataConfig:
     target: Literal["none", "index", "multi_hot", "float", "characters"] = "none"  # how labels become targets
     balance: bool = False  # draw items with replacement, weight = sum over labels of 1000 / (count + 0.01)
     epoch_items: int | None = None  # length of an epoch in items; None = the data set
-    on_bad: Literal["fail", "skip", "quarantine"] = (
-        "skip"  # an unreadable item: stop; replace it; replace it, never try it again
-    )
+    # an unreadable item: stop; replace it; replace it, never try it again
+    on_bad: Literal["fail", "skip", "quarantine"] = "skip"
     max_bad: float = 0.1  # share of the items that may be bad before the run stops
     max_seconds: float = 600.0  # limits of one decoded part, checked before memory is taken
     max_pixels: int = 64_000_000
@@ -32,13 +39,9 @@ class DataConfig:
     per_class: int | None = None  # only this many labelled items of each class, chosen by train.seed
 
     def __post_init__(self) -> None:
-        check(
-            self.per_class is None or self.per_class > 0,
-            f"data.per_class is {self.per_class}",
-            fix="give at least 1",
-        )
-        check(self.batch_size > 0, f"data.batch_size is {self.batch_size}", fix="give at least 1")
+        _at_least(1, "data", self, "batch_size", "epoch_items", "limit", "per_class", "max_pixels")
         check(0 <= self.max_bad <= 1, f"data.max_bad is {self.max_bad}", fix="give a share between 0 and 1")
+        check(self.max_seconds > 0, f"data.max_seconds is {self.max_seconds}", fix="give a positive number")
 
 
 @config
@@ -60,8 +63,11 @@ class OptimConfig:
     frozen: tuple[str, ...] = ()  # glob patterns of parameter names that never train
 
     def __post_init__(self) -> None:
-        check(self.lr > 0, f"optim.lr is {self.lr}", fix="give a positive number, e.g. --set optim.lr=1e-4")
+        check(0 < self.lr < math.inf, f"optim.lr is {self.lr}", fix="give a positive number, e.g. --set optim.lr=1e-4")
         check(self.grad_clip > 0, f"optim.grad_clip is {self.grad_clip}", fix="give a positive norm, or inf")
+        check(all(0 <= b < 1 for b in self.betas), f"optim.betas is {self.betas}", fix="two numbers from 0 to below 1")
+        check(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}", fix="a factor of at most 1")
+        _at_least(0, "optim", self, "eps", "weight_decay", "momentum", "head_lr_ratio", "freeze_updates")
 
 
 @config
@@ -76,6 +82,11 @@ class ScheduleConfig:
     milestones_start: int = 1  # step: epochs at the peak rate
     milestones_every: int = 1  # step: epochs between two drops
     gamma: float = 0.5  # step: factor of a drop
+
+    def __post_init__(self) -> None:
+        _at_least(0, "schedule", self, "warmup", "warmup_start", "floor", "milestones_start", "gamma")
+        _at_least(1, "schedule", self, "milestones_every")
+        check(0 <= self.hold <= 1, f"schedule.hold is {self.hold}", fix="give a share between 0 and 1")
 
 
 @config
@@ -106,10 +117,28 @@ class TrainConfig:
             "give train.epochs or train.updates, one of the two",
             fix="--set train.epochs=10",
         )
+        for name in ("epochs", "validate_every"):
+            value = getattr(self, name)
+            check(value is None or 0 < value < math.inf, f"train.{name} is {value}", fix="give a positive number")
+        _at_least(1, "train", self, "updates", "micro_batch", "save_every", "keep_last", "log_every")
+        check(0 <= self.seed < 1 << 32, f"train.seed is {self.seed}", fix="give a number from 0 to 2^32 - 1")
+        check(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}", fix="a decay between 0 and 1, e.g. 0.999")
+        first, last = self.weight_average or (1, 1)
+        check(1 <= first <= last, f"train.weight_average is {self.weight_average}", fix="the first and the last epoch")
         check(
             self.ema is None or self.weight_average is None,
             "train.ema and train.weight_average both replace the weights",
             fix="choose one of the two",
+        )
+        check(
+            re.fullmatch("global|rank|[1-9][0-9]*", self.negatives) is not None,
+            f"train.negatives = {self.negatives!r}",
+            fix='"global", "rank" or a number of items',
+        )
+        check(
+            re.fullmatch("stop|skip-[0-9]+", self.on_nonfinite) is not None,
+            f"train.on_nonfinite = {self.on_nonfinite!r}",
+            fix='"stop" or "skip-10"',
         )
 
 
@@ -122,6 +151,10 @@ class MonitorConfig:
     min_rank: float = 1.05  # ... or below this effective rank (exp of the spectrum's entropy)
     patience: int = 3  # looks in a row
     knn_every: int = 0  # epochs between k-NN looks at a labelled validation split; 0 = never
+
+    def __post_init__(self) -> None:
+        _at_least(0, "monitor", self, "every", "min_std", "min_rank", "knn_every")
+        _at_least(1, "monitor", self, "patience")
 
 
 @config
@@ -143,17 +176,14 @@ class Component:
 
 
 @config
-class Recipe:
-    """A run. `show()` gives the TOML that is stored with it."""
+class Settings:
+    """A recipe without its components: what can be checked knowing no plugin."""
 
     name: str
     summary: str = ""
-    stage: Literal["pretrain", "finetune", "pipeline"] = "pretrain"
+    stage: Literal["pretrain", "finetune"] = "pretrain"
     tags: tuple[str, ...] = ()
     source: str = ""
-    backbone: Component
-    loss: Component
-    frontend: Any  # config dataclass of the frontend that the backbone's (or the loss's) entry names
     data: DataConfig = DataConfig()
     optim: OptimConfig
     schedule: ScheduleConfig = ScheduleConfig()
@@ -161,12 +191,20 @@ class Recipe:
     monitor: MonitorConfig = MonitorConfig()
     expected: dict[str, float] = dataclasses.field(default_factory=dict)  # metric -> value, for `avssl reproduce`
 
+
+@config
+class Recipe(Settings):
+    """A run. `show()` gives the TOML that is stored with it."""
+
+    backbone: Component
+    loss: Component
+    frontend: Any  # config dataclass of the frontend that the backbone's (or the loss's) entry names
+
     def plain(self) -> dict[str, Any]:
         """The fully resolved recipe as plain data; `recipe_from(plain)` gives it back."""
-        out = unstructure(dataclasses.replace(self, backbone=None, loss=None, frontend=None))
-        for key in ("backbone", "loss"):
-            part: Component = getattr(self, key)
-            out[key] = {"name": part.name, **unstructure(part.config)}
+        out = unstructure({f.name: getattr(self, f.name) for f in dataclasses.fields(Settings)})
+        for kind, part in (("backbone", self.backbone), ("loss", self.loss)):
+            out[kind] = {"name": part.name, **unstructure(part.config)}
         out["frontend"] = unstructure(self.frontend)
         return out
 
@@ -267,44 +305,29 @@ def apply_override(data: dict[str, Any], override: str) -> None:
 
 def recipe_from(data: Mapping[str, Any]) -> Recipe | Pipeline:
     """Validate a plain tree. Raises UsageError naming the key and the nearest right one."""
-    from avssl.registry import check_fit, registry
+    from avssl.entries import resolve
+    from avssl.registry import LISTINGS, check_fit, registry
 
     data = dict(data)
     if "stages" in data:
         return structure(Pipeline, data)
-    known = {f.name for f in dataclasses.fields(Recipe)}
     for key in data:
-        if key not in known:
-            raise UsageError(f"unknown key {key}", fix=nearest(key, known))
-    entries = {}
+        check(key in keys(Recipe), f"unknown key {key}", fix=nearest(key, keys(Recipe)))
+    entries: dict[str, Any] = {}
     parts: dict[str, Any] = {}
     for kind in ("backbone", "loss"):
-        table = dict(data.pop(kind, {}))
-        check("name" in table, f"{kind}.name is missing", fix=f"e.g. --set {kind}.name=...; see `avssl {kind}s`")
-        entries[kind] = registry().get(kind, table.pop("name"))
-        parts[kind] = Component(name=entries[kind].name, config=structure(_config(entries[kind].config), table, kind))
+        table = data.pop(kind, {})
+        check(isinstance(table, Mapping), f"{kind} = {table!r} is no table", fix=f"e.g. --set {kind}.name=...")
+        config = dict(table)
+        name = config.pop("name", None)
+        check(isinstance(name, str), f"{kind}.name is missing", fix=f"e.g. --set {kind}.name=...{LISTINGS[kind]}")
+        entries[kind] = registry().get(kind, name)
+        parts[kind] = Component(name=name, config=structure(resolve(entries[kind].config), config, kind))
     check_fit(entries["backbone"].name, entries["loss"].name)
     frontend = entries["loss"].frontend_config or entries["backbone"].frontend_config
-    parts["frontend"] = structure(_config(frontend), data.pop("frontend", {}), "frontend")
-    rest = {}
-    sections = {
-        "data": DataConfig,
-        "optim": OptimConfig,
-        "schedule": ScheduleConfig,
-        "train": TrainConfig,
-        "monitor": MonitorConfig,
-    }
-    for key, cls in sections.items():
-        rest[key] = structure(cls, data.pop(key, {}), key)
-    for key in ("tags",):
-        data[key] = tuple(data.get(key, ()))
-    return Recipe(**data, **parts, **rest)
-
-
-def _config(target: str) -> type:
-    from avssl.entries import resolve
-
-    return resolve(target)
+    parts["frontend"] = structure(resolve(frontend), data.pop("frontend", {}), "frontend")
+    settings = structure(Settings, {"optim": {}, "train": {}, **data})
+    return Recipe(**vars(settings), **parts)
 
 
 def show(recipe: Recipe | Pipeline) -> str:

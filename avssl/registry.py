@@ -101,7 +101,7 @@ def load_registry(disabled: Iterable[str] | None = None, points: Iterable[Any] |
     off = set(disabled if disabled is not None else filter(None, os.environ.get(DISABLE, "").split(",")))
     out = Registry()
     found = points if points is not None else importlib.metadata.entry_points(group=GROUP)
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
     for point in sorted(found, key=lambda p: (p.name != "builtin", p.name, p.value)):
         dist = getattr(point, "dist", None)
         status = PluginStatus(point.name, point.value, dist.name if dist else "", dist.version if dist else "")

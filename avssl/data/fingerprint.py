@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,9 @@ import numpy as np
 from avssl.data.clip import AudioRequest, FramesRequest, Limits, Row
 from avssl.data.decode import decode_audio, decode_frames
 from avssl.data.resample import mono
+from avssl.data.workers import Blame, each
 from avssl.errors import DataError
+from avssl.files import sha256
 
 GRID = 16  # differences of neighbouring cells of a 16 x 17 picture: 256 bits
 SMALL = 64  # pixels of the short side up to which only equal pictures are copies: digits and icons look alike
@@ -22,8 +27,7 @@ def fingerprint(row: Row, limits: Limits = Limits()) -> dict[str, str]:
 
     audio: the samples of its first minute at 16 bits, so that a lossless copy in another format is found; text: its
     words; vision: the pattern of light and dark in the middle picture, so that a re-encoded copy is found as a rule
-    (the exact pixels of a small one);
-    other modalities: the bytes of the file.
+    (the exact pixels of a small one); other modalities: the bytes of the file.
     """
     out = {}
     for modality, source in row.parts.items():
@@ -71,30 +75,13 @@ def _picture(row: Row, limits: Limits) -> str:
 
 
 def _bytes(source: Any) -> str:
-    from pathlib import Path
-
-    from avssl.files import sha256
-
     return _digest(*[sha256(Path(p)).encode() for p in (source if isinstance(source, tuple) else (source,))])
 
 
-def fingerprints(rows: list[Row], workers: int = 0, limits: Limits = Limits()) -> list[dict[str, str]]:
+def fingerprints(rows: Sequence[Row], workers: int = 0, limits: Limits = Limits()) -> list[dict[str, str]]:
     """The digests of every row, in order; nothing for a row whose decoder crashed or hung."""
-    from avssl.data.workers import WorkerPool
-
-    with WorkerPool(_Printer(rows, limits), workers) as pool:
-        tasks = [list(range(i, min(i + 16, len(rows)))) for i in range(0, len(rows), 16)]
-        return [digests for part in pool.map(tasks) for digests in part]
+    return list(each(rows, partial(fingerprint, limits=limits), _unread, workers))
 
 
-class _Printer:
-    def __init__(self, rows: list[Row], limits: Limits) -> None:
-        self.rows, self.limits = rows, limits
-
-    def __call__(self, keys: Any, blamed: Any, hold: Any) -> list[dict[str, str]]:
-        lost = {b.item for b in blamed}
-        out = []
-        for index in keys:
-            hold(index)
-            out.append({} if index in lost else fingerprint(self.rows[index], self.limits))
-        return out
+def _unread(row: Row, blame: Blame) -> dict[str, str]:
+    return {}

@@ -53,7 +53,8 @@ def decode_image(path: str, size: int | None, limits: Limits) -> np.ndarray:
     from PIL import Image, ImageOps
 
     with _image(path) as image:
-        containers.check_size(path, *image.size, limits)
+        width, height = image.size
+        containers.check_size(path, width, height, limits)
         if size is not None and image.format == "JPEG":
             image.draft("RGB", (size, size))  # scales by powers of two while decoding, never below
         image.load()
@@ -76,7 +77,7 @@ def probe_image(path: str) -> Probe:
                      codec={"vision": (image.format or "").lower()})
 
 
-def _rgb(image):  # type: ignore[no-untyped-def]
+def _rgb(image: Any) -> Any:
     """8-bit RGB of a Pillow image of any mode."""
     from PIL import Image
 

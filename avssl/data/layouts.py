@@ -67,16 +67,16 @@ def read_audioset(path: str) -> list[Row]:
     A clip's file is called like its YouTube id, optionally after a `Y` or before `_` and a start. Labels are the
     published identifiers (/m/...); split: the name of the list.
     """
-    listed = []
+    split = {"eval_segments": "eval"}.get(os.path.splitext(os.path.basename(path))[0], "train")
+    listed: list[Listed] = []
     for number, line in enumerate(_lines(path, None).splitlines(), start=1):
         if line.startswith("#") or not line.strip():
             continue
         match = SEGMENTS.fullmatch(line)
         if match is None:
             raise bad(path, f"line {number} is no segment of AudioSet", "restore the published file")
-        listed.append((match[1], float(match[2]), {"end": match[3]}, tuple(match[4].split(",")), ""))
-    split = {"eval_segments": "eval"}.get(os.path.splitext(os.path.basename(path))[0], "train")
-    return _present(path, [(i, s, e, labels, split) for i, s, e, labels, _ in listed])
+        listed.append((match[1], float(match[2]), {"end": match[3]}, tuple(match[4].split(",")), split))
+    return _present(path, listed)
 
 
 def detect_vggsound(path: str) -> bool:
@@ -86,7 +86,7 @@ def detect_vggsound(path: str) -> bool:
 
 def read_vggsound(path: str) -> list[Row]:
     """Rows of the clips that lie in the folder of the list or below it; files are called ID_000123 or ID."""
-    listed = []
+    listed: list[Listed] = []
     for number, line in enumerate(_lines(path, None).splitlines(), start=1):
         if not line.strip():
             continue
@@ -97,7 +97,7 @@ def read_vggsound(path: str) -> list[Row]:
     return _present(path, listed)
 
 
-def _present(path: str, listed: list[tuple[str, float, dict[str, str], tuple[str, ...], str]]) -> list[Row]:
+def _present(path: str, listed: list[Listed]) -> list[Row]:
     """Rows of the listed clips that have a file."""
     files = _media_by_stem(os.path.dirname(os.path.abspath(path)))
     rows = []

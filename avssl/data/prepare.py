@@ -6,10 +6,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Absent, AudioRequest, FramesRequest, Limits, Row, Source, Waveform
 from avssl.data.decode import decode_audio, decode_frames
 from avssl.data.resample import mono, resample
-from avssl.data.source import bad, opened, shown
+from avssl.data.source import bad, one_path, opened, shown
 from avssl.data.table import write_rows
-from avssl.data.workers import Blame, WorkerPool
+from avssl.data.workers import Blame, each
 from avssl.errors import DataError, check
+from avssl.files import replacing, write_json
 
 OPTIONS, MANIFEST, BAD = "prepare.json", "manifest.parquet", "bad_files.csv"
 
@@ -50,6 +51,7 @@ def prepare(rows: Sequence[Row], out: Path, plan: Plan = Plan(), *, workers: int
     """Write the prepared files and `manifest.parquet` into a folder; rows and bad items are returned.
 
     Every file is complete or absent, and one that exists is not made again: the same call goes on where it stopped.
+    Its name holds a digest of id, window, size and time of its source: a source that changed is prepared anew.
     A row's window is cut out. Still images and parts of other modalities stay where they are.
     Raises DataError when the folder was made with another plan, or when nothing can be prepared.
     """
@@ -60,16 +62,13 @@ def prepare(rows: Sequence[Row], out: Path, plan: Plan = Plan(), *, workers: int
     bads.items.clear()
     (out / BAD).unlink(missing_ok=True)
     made: list[Row] = []
-    done = 0
-    with WorkerPool(_Preparer(rows, out, plan, limits), workers, timeout=600.0) as pool:
-        for results in pool.map([list(range(i, min(i + 4, len(rows)))) for i in range(0, len(rows), 4)]):
-            for row, problems in results:
-                bads.add(problems)
-                if row is not None:
-                    made.append(row)
-            done += len(results)
-            if progress is not None:
-                progress(done)
+    preparer = _Preparer(out, plan, limits)
+    for done, (row, problems) in enumerate(each(rows, preparer.one, preparer.lost, workers, chunk=4, timeout=600.0), 1):
+        bads.add(problems)
+        if row is not None:
+            made.append(row)
+        if progress is not None:
+            progress(done)
     if not made:
         raise DataError(f"none of the {len(rows)} items can be prepared", fix=f"see {shown(str(out / BAD))}")
     write_rows(made, out / MANIFEST)
@@ -77,8 +76,6 @@ def prepare(rows: Sequence[Row], out: Path, plan: Plan = Plan(), *, workers: int
 
 
 def _claim(out: Path, plan: Plan) -> None:
-    from avssl.files import write_json
-
     path = out / OPTIONS
     if not path.exists():
         write_json(path, asdict(plan))
@@ -93,25 +90,14 @@ def _claim(out: Path, plan: Plan) -> None:
 
 @dataclass
 class _Preparer:
-    rows: Sequence[Row]
     out: Path
     plan: Plan
     limits: Limits
 
-    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame],
-                 hold: Callable[[int], None]) -> list[tuple[Row | None, list[BadItem]]]:
-        blames = {b.item: b for b in blamed}
-        results: list[tuple[Row | None, list[BadItem]]] = []
-        for index in keys:
-            hold(index)
-            row = self.rows[index]
-            if index in blames:
-                results.append((None, [BadItem(row.id, _file(row), blames[index].what, blames[index].reason)]))
-            else:
-                results.append(self._one(row))
-        return results
+    def lost(self, row: Row, blame: Blame) -> tuple[None, list[BadItem]]:
+        return None, [BadItem(row.id, _file(row), blame.what, blame.reason)]
 
-    def _one(self, row: Row) -> tuple[Row | None, list[BadItem]]:
+    def one(self, row: Row) -> tuple[Row | None, list[BadItem]]:
         parts: dict[str, Source] = {}
         problems = []
         duration = None
@@ -138,7 +124,7 @@ class _Preparer:
     def _audio(self, row: Row) -> tuple[str, float]:
         import soundfile
 
-        path = self.out / "audio" / f"{slug(row.id)}.{self.plan.format}"
+        path = self.out / "audio" / f"{slug(row.id, *_version(row, one_path(row.parts['audio'])))}.{self.plan.format}"
         if not path.exists():
             wave: Waveform = decode_audio(row.parts["audio"], AudioRequest(), start=row.start, end=row.end,
                                           limits=self.limits)
@@ -148,7 +134,7 @@ class _Preparer:
             lead = round(wave.start * self.plan.rate)
             if lead > 0 and "vision" in row.parts:  # keeps the pictures and the sound on one clock
                 samples = np.concatenate([np.zeros(lead, np.float32), samples])
-            with _writing(path) as temporary:
+            with _making(path) as temporary:
                 soundfile.write(temporary, np.clip(samples, -1, 1), self.plan.rate, subtype="PCM_16",
                                 format=self.plan.format.upper())
         info = soundfile.info(str(path))
@@ -157,7 +143,7 @@ class _Preparer:
     def _frames(self, row: Row, source: str) -> tuple[str, ...]:
         from PIL import Image
 
-        stem = slug(row.id)
+        stem = slug(row.id, *_version(row, source))
         paths = [self.out / "frames" / stem / f"{i:03d}.jpg" for i in range(self.plan.frames)]
         if not all(p.exists() for p in paths):
             wish = FramesRequest(count=self.plan.frames, size=self.plan.size)
@@ -167,32 +153,33 @@ class _Preparer:
                     side = min(pixels.shape[:2])
                     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
                     pixels = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-                with _writing(path) as temporary:
+                with _making(path) as temporary:
                     Image.fromarray(pixels).save(temporary, format="JPEG", quality=self.plan.quality)
         return tuple(map(str, paths))
 
 
-class _writing:
-    """A temporary name beside a file, which takes the file's own name when the block succeeds."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> str:
-        return str(self.temporary)
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+@contextmanager
+def _making(path: Path) -> Iterator[Path]:
+    """A temporary path that takes the name `path`, in a folder that exists, when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        yield temporary
 
 
-def slug(identity: str) -> str:
-    """A file name for an id: readable, portable, and unique through its digest."""
-    digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
+def slug(identity: str, *version: object) -> str:
+    """A file name for an id: readable, portable, and unique for an id and its version through its digest."""
+    text = "\0".join([identity, *map(repr, version)])
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', identity).strip('._-')[:80]}-{digest}"
+
+
+def _version(row: Row, path: str) -> tuple[object, ...]:
+    """What a prepared file was cut from: another file or window under the same id must not pass for it."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return ()  # the decoder says what is wrong with it
+    return status.st_size, status.st_mtime_ns, row.start, row.end
 
 
 def _still(path: str) -> bool:

@@ -15,7 +15,7 @@ from avssl.data.clip import Row
 class Key(NamedTuple):
     """One draw of an item. occurrence: 0 for the first time in its epoch (balanced sampling repeats items)."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks a key for
     epoch: int
     occurrence: int = 0
 

@@ -24,8 +24,9 @@ from typing import Any, Generic, TypeVar
 from avssl.errors import AvsslError
 
 K = TypeVar("K")
+T = TypeVar("T")
 R = TypeVar("R")
-_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+_CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 POLL = 2.0  # seconds between looks at a parent that may have died
 
 
@@ -139,6 +140,41 @@ class WorkerPool(Generic[K, R]):
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def each(
+    items: Sequence[T],
+    work: Callable[[T], R],
+    lost: Callable[[T, Blame], R],
+    workers: int,
+    *,
+    chunk: int = 16,
+    timeout: float = 120.0,
+) -> Iterator[R]:
+    """`work(item)` of every item, in order, made by `workers` processes (0: here), `chunk` items at a time.
+
+    An item that crashes its worker, or takes longer than `timeout` seconds, gives `lost(item, blame)` instead.
+    """
+    chunks = [range(i, min(i + chunk, len(items))) for i in range(0, len(items), chunk)]
+    with WorkerPool(_OneByOne(items, work, lost), min(workers, len(chunks)), timeout=timeout) as pool:
+        for results in pool.map(chunks):
+            yield from results
+
+
+@dataclass
+class _OneByOne(Generic[T, R]):
+    items: Sequence[T]
+    work: Callable[[T], R]
+    lost: Callable[[T, Blame], R]
+
+    def __call__(self, keys: Sequence[int], blamed: Sequence[Blame], hold: Callable[[int], None]) -> list[R]:
+        blames = {b.item: b for b in blamed}
+        out = []
+        for index in keys:
+            hold(index)
+            item = self.items[index]
+            out.append(self.lost(item, blames[index]) if index in blames else self.work(item))
+        return out
 
 
 @dataclass
