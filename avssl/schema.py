@@ -78,7 +78,7 @@ def _owner(cls: type, loc: tuple[Any, ...]) -> set[str]:
         if part not in hints:
             break
         candidates = [hints[part], *getattr(hints[part], "__args__", ())]
-        inner = next((c for c in candidates if dataclasses.is_dataclass(c)), None)
+        inner = next((c for c in candidates if isinstance(c, type) and dataclasses.is_dataclass(c)), None)
         if inner is None:
             break
         cls = inner

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 ESC_HEADER = "filename,fold,target,category,esc10,src_file,take"
 ESC_PLACES = ("meta/esc50.csv", "esc50.csv", "esc10.csv", "meta/esc10.csv")
 SEGMENTS = re.compile(r"\s*([\w-]{11}), ?([0-9.]+), ?([0-9.]+), ?\"?([^\"]*)\"?\s*")
+Listed = tuple[str, float, dict[str, str], tuple[str, ...], str]  # name, start, extra, labels, split
 VGG = re.compile(r'([\w-]{11}),([0-9]+),"?([^"]+?)"?,(train|test)')
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ class KaldiFbank(nn.Module):
     Nyquist.
     """
 
+    window: Tensor  # (fft,)
+    bank: Tensor  # (fft/2 + 1, bins)
+
     def __init__(self, rate: int = 16000, bins: int = 128, window: Literal["hann", "povey"] = "hann", *,
                  frame_ms: float = 25.0, shift_ms: float = 10.0, low: float = 20.0, high: float = 0.0,
                  preemphasis: float = 0.97) -> None:
@@ -45,6 +48,10 @@ class KaldiFbank(nn.Module):
         self.register_buffer("window", shape, persistent=False)
         self.register_buffer("bank", mel_bank(bins, self.fft, rate, low, high).T.contiguous(), persistent=False)
 
+    @overload
+    def frames(self, length: int) -> int: ...
+    @overload
+    def frames(self, length: Tensor) -> Tensor: ...
     def frames(self, length: Tensor | int) -> Tensor | int:
         """Number of frames of a signal of `length` samples; 0 when it is shorter than one frame."""
         if isinstance(length, int):
