@@ -114,21 +114,6 @@ def test_another_source_or_window_under_a_known_id_is_prepared_anew(folder, tmp_
     assert prepare([replace(second[0], end=0.5)], folder / "out")[0][0].duration == 0.5
 
 
-def test_a_decoder_that_kills_its_worker_costs_one_item(folder, monkeypatch):
-    decode = module.decode_audio
-
-    def deadly(source, *args, **kwargs):  # type: ignore[no-untyped-def]
-        if source.endswith("c.wav"):
-            os._exit(9)
-        return decode(source, *args, **kwargs)
-
-    monkeypatch.setattr(module, "decode_audio", deadly)
-    made, bad = prepare(read_rows(folder / "in"), folder / "out", Plan(frames=1), workers=1)
-    assert [r.id for r in made] == ["a", "b", "d"]
-    assert [(b.id, b.what, b.reason) for b in bad if b.what == "crashed"] == [
-        ("c", "crashed", "the decoder killed its process (exit 9)")]
-
-
 def test_ids_become_file_names_that_never_collide():
     names = ["a/b", "a_b", "a b", "", "..", "x" * 300, "é", "caf\udce9"]
     slugs = [slug(n) for n in names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from dataclasses import replace
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from media_files import picture, tone, write_image, write_sound
 
-from avssl.data import fingerprint as module
 from avssl.data.check import check_rows
 from avssl.data.clip import Row
 from avssl.data.fingerprint import fingerprint, fingerprints
@@ -126,20 +124,6 @@ def test_a_picture_is_not_its_neighbour(tmp_path):
         write_image(tmp_path / f"{n}.png", picture(n * 5))
     prints = fingerprints(read_rows(tmp_path))
     assert len({p["vision"] for p in prints}) == 5
-
-
-def test_a_decoder_that_kills_its_worker_costs_one_fingerprint(tmp_path, monkeypatch):
-    for n in range(3):
-        write_image(tmp_path / f"{n}.png", picture(n * 5))
-    decode = module.decode_frames
-
-    def deadly(source, *args, **kwargs):
-        if source.endswith("1.png"):
-            os._exit(9)
-        return decode(source, *args, **kwargs)
-
-    monkeypatch.setattr(module, "decode_frames", deadly)
-    assert [set(p) for p in fingerprints(read_rows(tmp_path), workers=1)] == [{"vision"}, set(), {"vision"}]
 
 
 def test_few_rows_are_the_same_number_of_each_class_and_the_same_ones_each_time():

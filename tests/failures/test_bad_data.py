@@ -169,15 +169,15 @@ def test_a_decoder_that_crashes_costs_one_file(
     rows = read_rows(str(sounds))
     owner, name = {
         "scan": (scan, "examine"),
-        "prepare": (prepare._Preparer, "_one"),
+        "prepare": (prepare._Preparer, "one"),
         "fingerprint": (fingerprint, "fingerprint"),
     }[command]
     look = getattr(owner, name)
 
-    def deadly(*arguments: Any) -> Any:
+    def deadly(*arguments: Any, **options: Any) -> Any:
         if rows[5] in arguments:
             segfault()
-        return look(*arguments)
+        return look(*arguments, **options)
 
     monkeypatch.setattr(owner, name, deadly)
     lost = BadItem(rows[5].id, str(rows[5].parts["audio"]), "crashed", "the decoder killed its process (SIGSEGV)")
