@@ -77,11 +77,11 @@ class Backbone(nn.Module):
 
     def depth_of(self, parameter: str) -> int:
         """Depth of a parameter (named as in `named_parameters`) for layer-wise decay: 0 = embeddings, i + 1 = block i,
-        len(blocks) + 1 = what comes after. Falls back on which block module owns it."""
+        len(blocks) + 1 = what comes after, which is told by its name beginning with norm, head, pooler or final."""
+        names = {module: name for name, module in self.named_modules()}
         for depth, block in enumerate(self.blocks):
-            for name, module in self.named_modules():
-                if module is block and parameter.startswith(name + "."):
-                    return depth + 1
+            if parameter.startswith(names[block] + "."):
+                return depth + 1
         return len(self.blocks) + 1 if parameter.startswith(("norm", "head", "pooler", "final")) else 0
 
     def adapt(self, tensors: dict[str, Tensor], source: Any) -> dict[str, Tensor]:

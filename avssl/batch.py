@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,7 +88,8 @@ class Batch:
         """Join batches along the items; the collate function of every loader.
 
         Streams of unequal lengths (dimension 1) are padded at the end with `pad_values[modality]` (default 0) and get a
-        pad mask. Raises DataError when the batches do not carry the same streams or their other dimensions differ.
+        pad mask. Raises DataError when the batches do not carry the same streams, when only some have targets, or when
+        their other dimensions differ.
         """
         first = batches[0]
         for other in batches[1:]:
@@ -97,14 +98,22 @@ class Batch:
                     f"{other.ids[0]!r} has {sorted(other.streams)}, {first.ids[0]!r} {sorted(first.streams)}",
                     fix="items of one batch need the same modalities",
                 )
+        targets = [b.targets for b in batches if b.targets is not None]
+        if targets and len(targets) != len(batches):
+            raise DataError(
+                f"{next(b.ids[0] for b in batches if b.targets is None)!r} has no target, others of its batch have one",
+                fix="label all items, or none",
+            )
         values = pad_values or {}
         streams = {
             name: _cat([b.streams[name] for b in batches], values.get(name, 0.0), name) for name in first.streams
         }
-        targets = None
-        if first.targets is not None:
-            targets = _cat([b.targets for b in batches if b.targets is not None], values.get("targets", 0.0), "targets")
-        return Batch(tuple(i for b in batches for i in b.ids), torch.cat([b.seeds for b in batches]), streams, targets)
+        return Batch(
+            tuple(i for b in batches for i in b.ids),
+            torch.cat([b.seeds for b in batches]),
+            streams,
+            _cat(targets, values.get("targets", 0.0), "targets") if targets else None,
+        )
 
 
 def _cat(streams: Sequence[Stream], value: float, name: str) -> Stream:
@@ -139,7 +148,7 @@ def item(id: str, seed: int, targets: Any = None, **streams: Tensor) -> Batch:
     return Batch((id,), torch.tensor([seed], dtype=torch.int64), boxed, boxed_targets)
 
 
-def generators(seeds: Tensor, salt: int = 0) -> Iterable[torch.Generator]:
+def generators(seeds: Tensor, salt: int = 0) -> Iterator[torch.Generator]:
     """One CPU generator per item, so that a draw depends on the item alone, not on its neighbours or the worker.
 
     seeds: (B,) int64. salt: keeps two uses of the same seed (masks and noise, say) independent.

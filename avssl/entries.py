@@ -100,13 +100,12 @@ class LossEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationEntry(Entry):
-    """A protocol: `(model, splits, config) -> Report`. needs_train: it fits something on a training split."""
+    """A protocol: `(model, splits, config) -> Report`; modalities: what it is about, for listings."""
 
     kind = "evaluation"
     cls: str
     config: str
     modalities: frozenset[str] = frozenset()
-    needs_train: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modalities", _frozen(self.modalities))

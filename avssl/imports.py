@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from avssl.errors import CheckpointError, check
 from avssl.loss import Loss
@@ -50,23 +50,15 @@ def import_checkpoint(path: str | Path, format: str = "", **options: Any) -> Imp
 
 def build(imported: Imported) -> Loss:
     """The Loss (with its backbone) of an imported checkpoint, every tensor loaded strictly, on the CPU."""
-    from avssl.recipe import structure
-    from avssl.registry import load
+    from avssl.model import build_backbone, build_loss
 
-    def component(kind: str, table: Mapping[str, Any], **kwargs: Any) -> tuple[Any, Any]:
-        table = dict(table)
-        name = table.pop("name")
-        return load(kind, name), structure(load(kind, name, "config"), table, kind)
-
-    cls, config = component("backbone", imported.backbone)
-    backbone = cls(config)
-    cls, config = component("loss", imported.loss)
-    loss = cls(backbone, config)
+    tables = {"backbone": imported.backbone, "loss": imported.loss}
+    loss = build_loss(tables, build_backbone(tables))
     load_strictly(loss, imported.tensors, "imported checkpoint")
     return loss
 
 
-def load_strictly(module: Any, tensors: Mapping[str, Tensor], where: str) -> None:
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load a state dict; a missing, unexpected or misshapen tensor raises CheckpointError and names itself."""
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

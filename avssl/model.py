@@ -131,17 +131,7 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
         head = loss.exports()["head"]
         load_strictly(head, {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}, f"{path}/{WEIGHTS}")
     load_strictly(backbone, {k[9:]: v for k, v in tensors.items() if k.startswith("backbone.")}, f"{path}/{WEIGHTS}")
-    model = Model(
-        backbone.eval(),
-        frontend.eval(),
-        head.eval() if head is not None else None,
-        codec,
-        tables,
-        path,
-        licence=str(tables.get("licence", "")),
-        source=str(tables.get("source", "")),
-    )
-    return model.to(device)
+    return _deployed(backbone, frontend, head, codec, tables, path).to(device)
 
 
 def from_imported(imported: Imported, path: Path) -> Model:
@@ -149,16 +139,22 @@ def from_imported(imported: Imported, path: Path) -> Model:
     tables = imported_tables(imported)
     loss = build(imported)
     codec = Codec.load(imported.assets["targets"]) if "targets" in imported.assets else None
-    return Model(
-        loss.backbone.eval(),
-        build_frontend(tables, path).eval(),
-        loss.exports().get("head"),
-        codec,
-        tables,
-        path,
-        imported.licence,
-        imported.source,
-    )
+    return _deployed(loss.backbone, build_frontend(tables, path), loss.exports().get("head"), codec, tables, path)
+
+
+def _deployed(
+    backbone: Backbone,
+    frontend: Frontend,
+    head: nn.Module | None,
+    codec: Codec | None,
+    tables: Mapping[str, Any],
+    path: Path,
+) -> Model:
+    for part in (backbone, frontend, head):
+        if part is not None:
+            part.eval()
+    licence, source = (str(tables.get(key, "")) for key in ("licence", "source"))
+    return Model(backbone, frontend, head, codec, tables, path, licence, source)
 
 
 def imported_tables(imported: Imported) -> dict[str, Any]:

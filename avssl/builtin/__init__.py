@@ -80,13 +80,12 @@ def avssl_losses() -> list[LossEntry]:
 
 @hookimpl
 def avssl_evaluations() -> list[EvaluationEntry]:
-    def entry(name: str, summary: str, module: str, config: str, needs_train: bool = False) -> EvaluationEntry:
+    def entry(name: str, summary: str, module: str, config: str) -> EvaluationEntry:
         return EvaluationEntry(
             name=name,
             summary=summary,
             cls=f"avssl.evaluation.{module}:{name}",
             config=f"avssl.evaluation.configs:{config}",
-            needs_train=needs_train,
         )
 
     return [
@@ -101,9 +100,8 @@ def avssl_evaluations() -> list[EvaluationEntry]:
             "Logistic regression on frozen features, fitted on the training split",
             "probe",
             "ProbeConfig",
-            needs_train=True,
         ),
-        entry("knn", "Weighted nearest neighbours on frozen features", "knn", "KnnConfig", needs_train=True),
+        entry("knn", "Weighted nearest neighbours on frozen features", "knn", "KnnConfig"),
         entry(
             "kfold",
             "Probe or neighbours over the folds of the data, mean and standard deviation",

@@ -67,13 +67,21 @@ class Classify(Loss[Backbone]):
 
 def supervised(logits: Tensor, batch: Batch, kind: str, label_smoothing: float = 0.0) -> LossOutput:
     """Cross-entropy, binary cross-entropy or squared error of (B, C) logits and the batch's targets; kind "auto" is
-    told by the targets. Raises DataError when there are none."""
+    told by the targets. Raises DataError when there are none, UsageError when the kind is for other targets."""
     if batch.targets is None:
         raise DataError("a fine-tuning batch has no targets", fix="set data.target, and give labels")
     target = batch.targets.x
     n = len(batch)
     if kind == "auto":
         kind = "cross_entropy" if not target.is_floating_point() else "bce" if target.ndim == 2 else "mse"
+    soft, single = target.is_floating_point(), target.ndim == 1
+    fits = {"cross_entropy": single != soft, "bce": soft and not single, "mse": soft and single}
+    check(
+        fits[kind],
+        f"loss.loss = {kind!r} cannot be computed from targets of shape {tuple(target.shape)}, {target.dtype}",
+        fix="cross_entropy goes with data.target=index, bce with multi_hot, mse with float",
+    )
+    check(not label_smoothing or kind == "cross_entropy", f"loss.label_smoothing means nothing to {kind}", fix="set it to 0")
     logits = logits.float()
     metrics = {}
     if kind == "cross_entropy":

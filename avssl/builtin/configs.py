@@ -16,10 +16,15 @@ class ClassifyConfig:
     streams: tuple[str, ...] = ()  # pooled streams that are averaged; () = "joint" if the backbone has it, else all
     norm: bool = True  # LayerNorm before the linear layer
     dropout: float = 0.0
-    loss: Literal["auto", "cross_entropy", "bce", "mse"] = (
-        "auto"  # auto: index -> cross_entropy, multi_hot -> bce, float -> mse
-    )
+    # auto: index -> cross_entropy, multi_hot -> bce, float -> mse
+    loss: Literal["auto", "cross_entropy", "bce", "mse"] = "auto"
     label_smoothing: float = 0.0  # cross_entropy
+
+    def __post_init__(self) -> None:
+        check(self.classes >= 0, f"loss.classes is {self.classes}", fix="give the number of classes, or 0")
+        for name in ("dropout", "label_smoothing"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"loss.{name} is {value}", fix="give a share from 0 to below 1")
 
 
 @config
@@ -33,4 +38,5 @@ class ContrastiveConfig:
     directions: Literal["both", "first"] = "both"  # "first": the first stream of a pair looks for the second only
 
     def __post_init__(self) -> None:
+        check(self.dim >= 0, f"loss.dim is {self.dim}", fix="give a width, or 0 for no projection")
         check(self.temperature > 0, f"loss.temperature is {self.temperature}", fix="give a positive number, e.g. 0.07")

@@ -29,9 +29,9 @@ def inline() -> frozenset[str]:
     return frozenset(m.name for m in modalities() if m.inline)
 
 
-def natural(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key: `frame_10` after `frame_9`."""
-    return tuple((0, int(t), t) if t.isdigit() and t.isascii() else (1, 0, t) for t in re.split(r"([0-9]+)", text))
+def natural(text: str) -> list[tuple[int, int, str]]:
+    """Sort key that counts: `frame_10` after `frame_9`, "class 10" after "class 2"."""
+    return [(0, int(t), t) if t.isdigit() and t.isascii() else (1, 0, t) for t in re.split(r"([0-9]+)", text)]
 
 
 def frames_in(folder: str) -> tuple[str, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from avssl.data.clip import Row
+from avssl.data.kinds import natural
 from avssl.errors import DataError, UsageError, check, nearest
 
 Kind = Literal["index", "multi_hot", "float", "characters"]
@@ -25,6 +25,7 @@ class Codec:
 
     kind: Kind
     classes: tuple[str, ...] = ()
+    _index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", {name: i for i, name in enumerate(self.classes)})
@@ -61,7 +62,7 @@ class Codec:
 
     def _of(self, label: str, row: Row) -> int:
         try:
-            return self._index[label]  # type: ignore[attr-defined]
+            return self._index[label]
         except KeyError:
             what = "symbol" if self.kind == "characters" else "label"
             raise DataError(
@@ -103,8 +104,3 @@ def fit_codec(rows: Sequence[Row], kind: str, classes: Sequence[str] | None = No
         else:
             classes = sorted({label for row in labelled for label in row.labels}, key=natural)
     return Codec(kind, tuple(classes))  # type: ignore[arg-type]
-
-
-def natural(text: str) -> list[Any]:
-    """Sort key: digits as numbers, so that "class 2" comes before "class 10"."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", text)]

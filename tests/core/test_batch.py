@@ -33,6 +33,14 @@ def test_targets_of_one_number_each_stack() -> None:
     assert out.targets is not None and out.targets.x.tolist() == [2, 0]
 
 
+def test_a_missing_target_is_refused_not_shifted() -> None:
+    """Dropping it would give every later item its neighbour's label."""
+    labelled, bare = item("a", 1, targets=2, x=torch.ones(1)), item("b", 2, x=torch.ones(1))
+    for batches in ([labelled, bare], [bare, labelled]):
+        with pytest.raises(DataError, match="'b' has no target, others of its batch have one"):
+            Batch.cat(batches)
+
+
 def test_other_streams_or_shapes_are_refused_by_name() -> None:
     with pytest.raises(DataError, match=r"'b' has \['y'\], 'a' \['x'\]"):
         Batch.cat([item("a", 1, x=torch.ones(3)), item("b", 2, y=torch.ones(3))])

@@ -18,6 +18,8 @@ def test_classes_come_in_natural_order() -> None:
     codec = fit_codec([row("class 10"), row("class 2"), row("class 1")], "index")
     assert codec is not None and codec.classes == ("class 1", "class 2", "class 10")
     assert codec.encode(row("class 10")) == 2
+    exponents = fit_codec([row("²"), row("10"), row("2")], "index")  # a digit to Unicode, not to int()
+    assert exponents is not None and exponents.classes == ("2", "10", "²")
 
 
 def test_multi_hot_marks_every_label() -> None:
