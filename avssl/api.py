@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from avssl.data.clip import Row
 from avssl.model import Model, open_model
+from avssl.recipe import Pipeline, Recipe, load_recipe
 from avssl.training.run import finetune
 from avssl.training.run import pretrain as _pretrain
 from avssl.training.setup import Machine
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from avssl.embedding.encode import Vectors
     from avssl.evaluation.report import Report
     from avssl.predict import Predictions
-    from avssl.recipe import Recipe
 
 Data = str | Path | Sequence[Row]
 
@@ -31,7 +31,7 @@ def load(model: str | Path, *, format: str = "", device: str = "cpu", **options:
 
 
 def pretrain(
-    recipe: str | Recipe,
+    recipe: str | Path | Recipe | Pipeline,
     data: Data,
     out: str | Path,
     *,
@@ -42,9 +42,7 @@ def pretrain(
     machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Pretrain a recipe, or run a pipeline of stages, into the run directory `out`; the report. See `avssl pretrain`."""
-    from avssl.recipe import Pipeline, load_recipe
-
-    loaded = load_recipe(recipe, overrides) if isinstance(recipe, str) else recipe
+    loaded = load_recipe(str(recipe), overrides) if isinstance(recipe, (str, Path)) else recipe
     if isinstance(loaded, Pipeline):
         from avssl.training.pipeline import run_pipeline
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from avssl.data.clip import Limits, Row
 from avssl.data.loader import evaluation_batches
 from avssl.data.manifest import read_rows
+from avssl.data.samples import sample_rows
 from avssl.recipe import Recipe
 from avssl.training.distributed import World
 from avssl.training.loop import Run, memory
@@ -67,7 +67,8 @@ class _Subject:
         folder.mkdir(parents=True)
         self.recipe, self.device = recipe, device
         if data is None:
-            rows = generated(needed_modalities(recipe), folder, recipe.data.batch_size)
+            (folder / "media").mkdir()
+            rows = sample_rows(needed_modalities(recipe), folder / "media", recipe.data.batch_size)
         else:
             rows = read_rows(data, modalities=needed_modalities(recipe))
         plan, _ = plan_data(recipe, rows)
@@ -113,7 +114,7 @@ class _Subject:
             views=False,
             workers=self.run.loader.workers,
             modalities=items.modalities,
-            limits=Limits(),
+            limits=items.limits,
         ):
             seen += len(batch)
         return {"clips_per_s": round(seen / (time.perf_counter() - began), 1), "workers": self.run.loader.workers}
@@ -162,23 +163,6 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype | None) -> float:
     return 2 * n**3 / best
 
 
-def generated(modalities: frozenset[str], folder: Path, count: int) -> list[Row]:
-    """Sample files of the modalities, from their own entries, for a benchmark without data."""
-    from avssl.entries import resolve
-    from avssl.registry import registry
-
-    folder = folder / "media"
-    folder.mkdir()
-    makers = {m: resolve(registry().get("modality", m).sample) for m in sorted(modalities)}
-    return [
-        Row(id=str(i), parts={m: make(folder, i) for m, make in makers.items()}, labels=(str(i % 4),))
-        for i in range(count)
-    ]
-
-
 def _cpu() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
-
-
-__all__ = ["bench", "generated", "matmul_ceiling"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from avssl.errors import UsageError, check
+from avssl.evaluation.gates import LOWER_IS_BETTER
 from avssl.files import write_json
 from avssl.recipe import Recipe, load_recipe
 from avssl.registry import registry
@@ -26,9 +28,9 @@ def reproduce(
 ) -> dict[str, Any]:
     """Train the recipe, run the protocols that its `expected` metrics name, and compare.
 
-    Returns {"metrics": {name: {"expected", "got", "ok"}}, "ok", "run"}; ok = not below expected by more than `margin`
-    (relative). Metrics are those of `avssl evaluate` (`retrieval.audio->vision.class.r@1`) or, with the prefix
-    `validation.`, of the run itself. Raises UsageError for a recipe that states nothing.
+    Returns {"metrics": {name: {"expected", "got", "ok"}}, "ok", "run"}; ok = not worse than expected by more than
+    `margin` (relative). Metrics are those of `avssl evaluate` (`retrieval.audio->vision.class.r@1`) or, with the prefix
+    `validation.`, of the run itself. Raises UsageError for a recipe that states nothing, or numbers of no protocol.
     """
     from avssl.api import evaluate
     from avssl.training.run import finetune, pretrain
@@ -41,22 +43,22 @@ def reproduce(
         f"{recipe_name} states no expected numbers",
         fix="see `avssl recipes show NAME`: [expected]",
     )
+    tasks = {name.split(".")[0] for name in recipe.expected} - {"validation"}
+    for task in tasks:
+        registry().get("evaluation", task)  # a misspelt one is an error before hours of training
     if recipe.stage == "finetune":
         report = finetune(recipe_name, source, data, out, resume=resume, machine=machine)
     else:
         report = pretrain(recipe, data, out, resume=resume, machine=machine)
     got: dict[str, float] = {f"validation.{k}": v for k, v in report["validation"].items()}
-    known = {e.name for e in registry().all("evaluation")}
-    for task in sorted({name.split(".")[0] for name in recipe.expected} & known):
+    for task in sorted(tasks):
         got |= evaluate(out, data, task, device=machine.device if machine else "auto").metrics
     compared = {}
     for name, wanted in recipe.expected.items():
         value = got.get(name)
-        compared[name] = {
-            "expected": wanted,
-            "got": value,
-            "ok": value is not None and value >= wanted - margin * abs(wanted),
-        }
+        sign = -1 if name.rpartition(".")[2] in LOWER_IS_BETTER else 1
+        lead = -math.inf if value is None else sign * (value - wanted)
+        compared[name] = {"expected": wanted, "got": value, "ok": lead >= -margin * abs(wanted)}
     result = {
         "recipe": recipe_name,
         "run": str(out),

@@ -6,9 +6,11 @@ tests, `check_plugin` runs everything that a plugin registers and reports.
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,17 @@ import numpy as np
 import torch
 
 from avssl.backbone import Backbone
-from avssl.batch import Batch
-from avssl.data.clip import Limits, Row
-from avssl.data.items import _made_by, decode_clip
-from avssl.entries import BackboneEntry, LossEntry, resolve, unfit
-from avssl.errors import AvsslError, UsageError
+from avssl.batch import Batch, Stream
+from avssl.data.clip import Limits
+from avssl.data.items import decode_clip, made_by
+from avssl.data.samples import sample_rows
+from avssl.entries import BackboneEntry, Entry, LossEntry, ModalityEntry, resolve, unfit
+from avssl.errors import AvsslError, UsageError, nearest
 from avssl.frontend import Frontend
 from avssl.loss import Loss, to_device
 from avssl.model import build_backbone, build_frontend, build_loss
-from avssl.registry import check_fit, registry
+from avssl.recipe import load_recipe
+from avssl.registry import check_fit, load, registry
 from avssl.training.step import seed_everything
 
 ITEMS = 4
@@ -56,20 +60,32 @@ def subject(entry: BackboneEntry, folder: Path, extra: Mapping[str, Any] | None 
     }
     seed_everything(1)
     backbone, frontend = build_backbone(tables), build_frontend(tables, folder)
-    reg = registry()
     items = []
-    for number in range(ITEMS):
-        parts = {
-            m: resolve(reg.get("modality", m).sample)(folder, number)
-            for m in sorted(frontend.modalities or entry.modalities)
-        }
-        row = Row(id=f"sample-{number}", parts=parts, labels=(str(number % 2),))
+    for number, row in enumerate(sample_rows(frontend.modalities or entry.modalities, folder, ITEMS)):
         clips = [decode_clip(row, frontend.plan(row, np.random.default_rng(number)), Limits())]
-        items.append(_made_by(frontend, clips, np.random.default_rng(number), 1000 + number))
+        items.append(made_by(frontend, clips, np.random.default_rng(number), 1000 + number))
     return Subject(entry, tables, backbone.eval(), frontend.eval(), items)
 
 
+# -- modalities -----------------------------------------------------------------------------------------------------
+def modality_decodes(entry: ModalityEntry, folder: Path) -> None:
+    """Its sample is found by the entry's suffixes and decodes twice to the same part."""
+    source = load("modality", entry.name, "sample")(folder, 0)
+    if isinstance(source, str) and not entry.inline:
+        assert source.lower().endswith(entry.suffixes), f"the sample {source} has none of the suffixes {entry.suffixes}"
+    decode = load("modality", entry.name, "decode")
+    parts = [decode(source, None, start=None, end=None, limits=Limits()) for _ in range(2)]
+    assert parts[0] is not None, "decode() of the sample gives None"
+    assert _equal(*parts), "decode() of one file gives two different parts"
+
+
 # -- backbones ------------------------------------------------------------------------------------------------------
+def backbone_entry(s: Subject) -> None:
+    """The class reads what its entry says."""
+    ours, said = sorted(s.backbone.modalities), sorted(s.entry.modalities)
+    assert ours == said, f"the class reads {', '.join(ours)}, its entry says {', '.join(said)}"
+
+
 def backbone_shapes(s: Subject) -> None:
     """Tokens (B, N, D), pooled (B, width), grid with N tokens, everything finite, for every modality."""
     batch = s.batch()
@@ -124,11 +140,11 @@ def backbone_gradients(s: Subject) -> None:
 
 def backbone_save_and_load(s: Subject) -> None:
     """The state dict, through safetensors into a fresh one, gives the same features."""
-    from safetensors.torch import load, save
+    from safetensors import torch as safetensors
 
     seed_everything(2)
     fresh = build_backbone(s.tables).eval()
-    fresh.load_state_dict(load(save({k: v.contiguous().clone() for k, v in s.backbone.state_dict().items()})))
+    fresh.load_state_dict(safetensors.load(safetensors.save({k: v.contiguous().clone() for k, v in s.backbone.state_dict().items()})))
     batch = s.batch()
     with torch.no_grad():
         a, b = s.backbone(batch).pooled, fresh(batch).pooled
@@ -199,6 +215,7 @@ def backbone_layers(s: Subject, kind: str) -> None:
 
 
 BACKBONE_CHECKS: dict[str, Callable[[Subject], None]] = {
+    "entry": backbone_entry,
     "shapes": backbone_shapes,
     "determinism": backbone_determinism,
     "batch invariance": backbone_batch_invariance,
@@ -218,7 +235,7 @@ def backbone_checks(entry: BackboneEntry) -> dict[str, Callable[[Subject], None]
         checks["keep"] = backbone_keep
     for kind in ("blocks", "ffn"):
         if f"layers:{kind}" in entry.supports:
-            checks[f"layers {kind}"] = lambda s, kind=kind: backbone_layers(s, kind)  # type: ignore[misc]
+            checks[f"layers {kind}"] = partial(backbone_layers, kind=kind)
     return checks
 
 
@@ -239,11 +256,7 @@ def loss_subject(entry: LossEntry, folder: Path) -> tuple[Loss, Subject, Batch]:
     loss = build_loss(s.tables, s.backbone)
     batch = s.batch(training=True)
     if entry.supervised and batch.targets is None:
-        from dataclasses import replace
-
-        from avssl.batch import Stream
-
-        batch = replace(batch, targets=Stream(torch.arange(ITEMS) % 2))
+        batch = dataclasses.replace(batch, targets=Stream(torch.arange(ITEMS) % 2))
     return loss.train(), s, batch
 
 
@@ -280,11 +293,11 @@ def loss_step(loss: Loss, s: Subject, batch: Batch) -> None:
 
 def loss_save_and_load(loss: Loss, s: Subject, batch: Batch) -> None:
     """The state dict, through safetensors into a fresh loss, gives the same total."""
-    from safetensors.torch import load, save
+    from safetensors import torch as safetensors
 
     seed_everything(6)
     fresh = build_loss(s.tables, build_backbone(s.tables))
-    fresh.load_state_dict(load(save({k: v.contiguous().clone() for k, v in loss.state_dict().items()})))
+    fresh.load_state_dict(safetensors.load(safetensors.save({k: v.contiguous().clone() for k, v in loss.state_dict().items()})))
     loss.eval(), fresh.eval()
     draw = loss.sample(batch)
     with torch.no_grad():
@@ -328,8 +341,6 @@ def check_plugin(name: str) -> list[dict[str, str]]:
     reg = registry()
     status = next((p for p in reg.plugins if p.name == name), None)
     if status is None:
-        from avssl.errors import nearest
-
         raise UsageError(f"no plugin is called {name!r}", fix=nearest(name, {p.name for p in reg.plugins}))
     if status.error:
         return [{"entry": name, "check": "loads", "error": status.error}]
@@ -341,21 +352,19 @@ def check_plugin(name: str) -> list[dict[str, str]]:
         elif kind == "loss":
             results += _loss_results(entry)
         elif kind == "recipe":
-            results.append(_attempt(f"recipe {entry_name}", "resolves", lambda entry=entry: _load_recipe(entry.name)))  # type: ignore[misc]
+            results.append(_attempt(f"recipe {entry_name}", "resolves", load_recipe, entry_name))
         else:
-            targets = [
-                v
-                for f in ("cls", "config", "decode", "probe", "read", "write", "detect")
-                if (v := getattr(entry, f, ""))
-            ]
-            results.append(_attempt(f"{kind} {entry_name}", "imports", lambda t=targets: [resolve(x) for x in t]))  # type: ignore[misc]
+            results.append(_attempt(f"{kind} {entry_name}", "imports", _import_targets, entry))
+            if kind == "modality":
+                with tempfile.TemporaryDirectory() as folder:
+                    results.append(_attempt(f"modality {entry_name}", "decodes", modality_decodes, entry, Path(folder)))
     return results
 
 
-def _load_recipe(name: str) -> None:
-    from avssl.recipe import load_recipe
-
-    load_recipe(name)
+def _import_targets(entry: Entry) -> None:
+    for name in ("cls", "config", "decode", "probe", "sample", "read", "write", "detect"):
+        if target := getattr(entry, name, ""):
+            resolve(target)
 
 
 def _backbone_results(entry: BackboneEntry) -> list[dict[str, str]]:
@@ -364,29 +373,26 @@ def _backbone_results(entry: BackboneEntry) -> list[dict[str, str]]:
             s = subject(entry, Path(folder))
         except Exception as error:
             return [{"entry": f"backbone {entry.name}", "check": "builds", "error": _why(error)}]
-        assert set(s.backbone.modalities) == set(entry.modalities), "the class and its entry name different modalities"
         return [
-            _attempt(f"backbone {entry.name}", check, lambda f=function: f(s))  # type: ignore[misc]
+            _attempt(f"backbone {entry.name}", check, function, s)
             for check, function in backbone_checks(entry).items()
         ]
 
 
 def _loss_results(entry: LossEntry) -> list[dict[str, str]]:
     label = f"loss {entry.name}"
-    out = [_attempt(label, "wrong pair", lambda: loss_wrong_pair(entry))]
+    out = [_attempt(label, "wrong pair", loss_wrong_pair, entry)]
     with tempfile.TemporaryDirectory() as folder:
         try:
             loss, s, batch = loss_subject(entry, Path(folder))
         except Exception as error:
             return [*out, {"entry": label, "check": "builds", "error": _why(error)}]
-        return out + [
-            _attempt(label, check, lambda f=function: f(loss, s, batch)) for check, function in LOSS_CHECKS.items()
-        ]  # type: ignore[misc]
+        return out + [_attempt(label, check, function, loss, s, batch) for check, function in LOSS_CHECKS.items()]
 
 
-def _attempt(entry: str, check: str, function: Callable[[], Any]) -> dict[str, str]:
+def _attempt(entry: str, check: str, function: Callable[..., Any], *arguments: Any) -> dict[str, str]:
     try:
-        function()
+        function(*arguments)
     except Exception as error:
         return {"entry": entry, "check": check, "error": _why(error)}
     return {"entry": entry, "check": check, "error": ""}
@@ -404,10 +410,10 @@ def _raise(results: list[dict[str, str]]) -> None:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    import dataclasses
-
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     if dataclasses.is_dataclass(a):
         return all(_equal(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
     if isinstance(a, Mapping):

@@ -158,7 +158,7 @@ class TrainingItems:
             clips.append(self._decoded(partner, rng, seed, lost, hold)[1])
         hold(index)
         try:
-            return _made_by(self.frontend, clips, rng, seed)
+            return made_by(self.frontend, clips, rng, seed)
         except DataError as error:
             raise _Unusable(index, "bad", error.message) from None
 
@@ -223,7 +223,7 @@ class EvaluationItems:
             made = []
             for request in requests:
                 clip = decode_clip(row, request, self.limits, self.codec, some=self.some)
-                made.append(Made(_made_by(self.frontend, [clip], None, 0), [index], [request.view], []))
+                made.append(Made(made_by(self.frontend, [clip], None, 0), [index], [request.view], []))
             return made
         except _Unusable as error:
             return [Made(None, [index], [], [BadItem(row.id, path_of(row), error.what, error.reason)])]
@@ -238,7 +238,7 @@ class _Unusable(Exception):
         self.index, self.what, self.reason = index, what, reason
 
 
-def _made_by(frontend: Frontend, clips: list[Clip], rng: np.random.Generator | None, seed: int) -> Batch:
+def made_by(frontend: Frontend, clips: list[Clip], rng: np.random.Generator | None, seed: int) -> Batch:
     """`frontend.item`, its values checked: what is not finite never reaches a network."""
     import torch
 

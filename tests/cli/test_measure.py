@@ -14,6 +14,7 @@ import soundfile
 
 from avssl.cli import main
 from avssl.errors import Exit, UsageError
+from avssl.reproduce import reproduce
 
 
 @pytest.fixture
@@ -91,3 +92,24 @@ def test_a_missing_tracker_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(UsageError) as caught:
         open_trackers(["mlflow"], None)  # type: ignore[arg-type]
     assert str(caught.value) == "--tracker mlflow: the package is not installed (pip install 'avssl[mlflow]')"
+
+
+@pytest.mark.parametrize(("expected", "ok"), [(1000.0, True), (0.01, False)])
+def test_a_number_that_should_be_low_reproduces_when_it_is_lower(
+    expected: float, ok: bool, sounds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = sounds.parent / "mine.toml"
+    recipe.write_text(f'extends = "tiny/masked"\n[expected]\n"retrieval.a->b.median_rank" = {expected}\n')
+    monkeypatch.setattr("avssl.training.run.pretrain", lambda *a, **k: {"validation": {}})
+    measured = types.SimpleNamespace(metrics={"retrieval.a->b.median_rank": 3.0})
+    monkeypatch.setattr("avssl.api.evaluate", lambda *a, **k: measured)
+    (sounds.parent / "run").mkdir()
+    assert reproduce(str(recipe), str(sounds), sounds.parent / "run")["ok"] == ok
+
+
+def test_a_number_of_no_protocol_is_refused_before_training(sounds: Path) -> None:
+    recipe = sounds.parent / "mine.toml"
+    recipe.write_text('extends = "tiny/masked"\n[expected]\n"retreival.r@1" = 0.5\n')
+    with pytest.raises(UsageError, match="no evaluation is called 'retreival'"):
+        reproduce(str(recipe), str(sounds), sounds.parent / "run")
+    assert not (sounds.parent / "run").exists()
