@@ -54,6 +54,8 @@ class OptimConfig:
     eps: float = 1e-8
     weight_decay: float = 0.05
     decay_all: bool = False  # True: biases, norms, embeddings and 1-D parameters decay too
+    decay: tuple[str, ...] = ()  # glob patterns of parameter names that decay whatever their dimensions
+    no_decay: tuple[str, ...] = ()  # glob patterns of parameter names that never decay
     momentum: float = 0.9  # sgd
     grad_clip: float = math.inf  # global L2 norm
     layer_decay: float = 1.0  # rate of depth d times layer_decay^(top - d)

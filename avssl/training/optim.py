@@ -19,7 +19,7 @@ def parameter_groups(loss: Loss, cfg: OptimConfig) -> list[dict[str, Any]]:
     """Groups by decay and rate. Each has `params`, `names`, `weight_decay` and `scale` (its rate over the recipe's).
 
     Sets `requires_grad` off for what the recipe freezes. Biases, norms and other parameters of at most one dimension do
-    not decay unless `decay_all`.
+    not decay unless `decay_all` or the patterns of `decay` say so; those of `no_decay` never do.
     """
     heads = loss.head_parameters()
     prefix = "backbone."
@@ -34,11 +34,19 @@ def parameter_groups(loss: Loss, cfg: OptimConfig) -> list[dict[str, Any]]:
         scale = cfg.head_lr_ratio if name in heads else 1.0
         if cfg.layer_decay != 1.0 and name.startswith(prefix):
             scale *= cfg.layer_decay ** (depths - loss.backbone.depth_of(name.removeprefix(prefix)))
-        decay = cfg.weight_decay if cfg.decay_all or sum(n > 1 for n in parameter.shape) > 1 else 0.0
+        decay = cfg.weight_decay if decays(name, parameter, cfg) else 0.0
         group = groups.setdefault((decay, scale), {"params": [], "names": [], "weight_decay": decay, "scale": scale})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def decays(name: str, parameter: Tensor, cfg: OptimConfig) -> bool:
+    """Whether weight decay applies: the recipe's patterns first, then the number of dimensions."""
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in cfg.no_decay):
+        return False
+    wide = sum(n > 1 for n in parameter.shape) > 1
+    return cfg.decay_all or wide or any(fnmatch.fnmatchcase(name, p) for p in cfg.decay)
 
 
 def build_optimizer(loss: Loss, cfg: OptimConfig) -> torch.optim.Optimizer:

@@ -118,6 +118,16 @@ def avssl_losses() -> list[LossEntry]:
             summary="Fine-tuning: speech recognition, letters by CTC",
         ),
         LossEntry(
+            name="data2vec_audio_classify",
+            cls="avssl_data2vec.tagging:AudioClassify",
+            supervised=True,
+            example=f"{_E}:audio_classify",
+            config=f"{_C}:AudioClassifyConfig",
+            backbones={"data2vec_audio", "data2vec2_audio"},
+            modalities={"audio"},
+            summary="Fine-tuning: tags of sounds, pooled over the frames",
+        ),
+        LossEntry(
             name="data2vec_text_classify",
             cls="avssl_data2vec.classify:TextClassify",
             supervised=True,

@@ -372,6 +372,19 @@ class CtcConfig:
 
 
 @config
+class AudioClassifyConfig:
+    """Tagging of sounds: classes from every frame, pooled to those of the clip."""
+
+    classes: int = 0  # 0 = as many as the training labels have
+    # lin_softmax: probabilities weighted by themselves; average: of logits; average_before: of features
+    pooling: Literal["lin_softmax", "average_sigmoid", "average", "average_before", "max"] = "lin_softmax"
+    final_dropout: float = 0.0
+    spans: SpanConfig = SpanConfig(probability=0.0)  # frames that are hidden in training
+    channels: SpanConfig = SpanConfig(probability=0.0, length=64, min_spans=0)  # channels that are set to 0
+    channels_first: bool = False
+
+
+@config
 class TextClassifyConfig:
     """RoBERTa's head on the first token: dropout, linear, tanh, dropout, linear."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from avssl.batch import Batch, Stream
 from avssl.errors import DataError, UsageError, check
 from avssl.loss import Loss, LossOutput, Term
 from avssl_data2vec import masks
-from avssl_data2vec.config import CtcConfig
+from avssl_data2vec.config import CtcConfig, SpanConfig
 from avssl_data2vec.decode import distance, greedy
 
 
@@ -43,6 +44,34 @@ class SpeechMask:
     channels: Tensor | None  # (B, D) bool
 
 
+def check_channels(backbone: Backbone, channels: SpanConfig) -> None:
+    """Raises UsageError for channel masks with a backbone that has none."""
+    if channels.probability > 0 and "hide_channels" not in signature(backbone.forward).parameters:
+        raise UsageError(f"{type(backbone).__name__} cannot hide channels", fix="set loss.channels.probability=0")
+
+
+def draw_mask(backbone: Backbone, batch: Batch, spans: SpanConfig, channels: SpanConfig) -> SpeechMask:
+    """Frames and channels that a step of fine-tuning hides; probability 0 = none."""
+    hidden = off = None
+    if spans.probability > 0:
+        lengths = [int(n) for n in backbone.extractor.frames(batch.need("audio").lengths)]
+        size = backbone.grid(batch)["audio"].shape[0]
+        hidden = torch.from_numpy(masks.spans(masks.generators(batch.seeds, 0), size, lengths, spans))
+    if channels.probability > 0:
+        rngs = masks.generators(batch.seeds, 1)
+        off = torch.from_numpy(masks.spans(rngs, backbone.dim, [backbone.dim] * len(rngs), channels))
+    return SpeechMask(hidden, off)
+
+
+def masked_features(backbone: Backbone, batch: Batch, draw: SpeechMask, channels_first: bool = False) -> Features:
+    device = batch.need("audio").x.device
+    hide = None if draw.frames is None else {"audio": draw.frames.to(device)}
+    extra: dict[str, Any] = {}
+    if draw.channels is not None:
+        extra = {"hide_channels": draw.channels.to(device), "channels_first": channels_first}
+    return backbone(batch, hide=hide, only={"audio"}, **extra)
+
+
 class Ctc(Loss[Backbone]):
     """CTC over letters; batch.targets.x is (B, N) symbol ids, padded, without blanks. Frames and channels are hidden in
     training as in pretraining. The sum over a batch is divided by the number of items (fairseq's `sentence_avg`)."""
@@ -56,28 +85,16 @@ class Ctc(Loss[Backbone]):
             f"loss.classes is {config.classes}: there is nothing to recognise",
             fix="give labelled data with data.target=characters, or set loss.classes",
         )
-        if config.channels.probability > 0 and "hide_channels" not in signature(backbone.forward).parameters:
-            raise UsageError(f"{type(backbone).__name__} cannot hide channels", fix="set loss.channels.probability=0")
+        check_channels(backbone, config.channels)
         self.head = LetterHead(backbone.dim, config.classes, config.final_dropout)
 
     def exports(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "head": self.head}
 
     def sample(self, batch: Batch) -> SpeechMask:
-        c = self.config
         if not self.training:
             return SpeechMask(None, None)
-        frames = channels = None
-        if c.spans.probability > 0:
-            stream = batch.need("audio")
-            lengths = [int(n) for n in self.backbone.extractor.frames(stream.lengths)]
-            size = self.backbone.grid(batch)["audio"].shape[0]
-            frames = torch.from_numpy(masks.spans(masks.generators(batch.seeds, 0), size, lengths, c.spans))
-        if c.channels.probability > 0:
-            dim = self.backbone.dim
-            rngs = masks.generators(batch.seeds, 1)
-            channels = torch.from_numpy(masks.spans(rngs, dim, [dim] * len(rngs), c.channels))
-        return SpeechMask(frames, channels)
+        return draw_mask(self.backbone, batch, self.config.spans, self.config.channels)
 
     def counts(self, batch: Batch, draw: SpeechMask) -> dict[str, int]:
         return {"ctc": len(batch)}
@@ -87,15 +104,9 @@ class Ctc(Loss[Backbone]):
             raise DataError(
                 "a fine-tuning batch has no targets", fix="set data.target=characters, and give transcripts"
             )
-        device = batch.need("audio").x.device
-        hide = None if draw.frames is None else {"audio": draw.frames.to(device)}
-        extra = (
-            {}
-            if draw.channels is None
-            else {"hide_channels": draw.channels.to(device), "channels_first": self.config.channels_first}
-        )
-        features = self.backbone(batch, hide=hide, only={"audio"}, **extra)
+        features = masked_features(self.backbone, batch, draw, self.config.channels_first)
         logits = self.head(features)
+        device = logits.device
         log_probs = logits.float().log_softmax(-1)
         pad = features.pad.get("audio")
         frames = (

@@ -72,6 +72,10 @@ def ctc(folder: Path) -> dict[str, Any]:
     return {**audio(folder), "loss": {"classes": 5}}
 
 
+def audio_classify(folder: Path) -> dict[str, Any]:
+    return {**audio(folder), "loss": {"classes": 2, "spans": {"probability": 0.3, "length": 2}}}
+
+
 def text_classify(folder: Path) -> dict[str, Any]:
     return {**text(folder), "loss": {"classes": 2, "dropout": 0.0}}
 

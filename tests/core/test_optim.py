@@ -44,6 +44,14 @@ def test_biases_and_norms_do_not_decay() -> None:
     assert groups(weight_decay=0.1, decay_all=True)["backbone.norm.weight"]["weight_decay"] == 0.1
 
 
+def test_patterns_say_what_decays_whatever_its_dimensions() -> None:
+    found = groups(weight_decay=0.1, decay=("*.norm.weight", "head.bias"), no_decay=("*.embed.weight", "head.b*"))
+    assert found["backbone.norm.weight"]["weight_decay"] == found["head.weight"]["weight_decay"] == 0.1
+    assert found["backbone.embed.weight"]["weight_decay"] == found["backbone.norm.bias"]["weight_decay"] == 0.0
+    assert found["head.bias"]["weight_decay"] == 0.0  # no_decay has the last word
+    assert groups(weight_decay=0.1, decay_all=True, no_decay=("*.bias",))["head.bias"]["weight_decay"] == 0.0
+
+
 def test_layer_decay_grows_toward_the_top() -> None:
     found = groups(layer_decay=0.5)
     scales = [

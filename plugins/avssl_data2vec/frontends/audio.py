@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,11 +33,46 @@ class AudioFrontend(Frontend):
             start = float(rng.uniform(0, length - seconds))
         elif rng is not None and seconds is not None and length is None:
             seconds = None  # decode it all: only then a random part can be chosen
-        return Request({"audio": AudioRequest(start, seconds)})
+        partners = int(rng is not None and self.config.mixup is not None)
+        return Request({"audio": AudioRequest(start, seconds)}, partners)
 
     def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
         """Raises DataError for a clip that is too short or has no sound at all."""
-        clip, c = clips[0], self.config
+        clip = clips[0]
+        wave, target = self._wave(clip, rng), clip.target
+        if rng is not None and len(clips) > 1:
+            wave, target = self._mixed(wave, clips, rng)
+        targets = None if target is None else Stream(torch.as_tensor(target)[None])
+        x = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))[None]
+        return Batch((clip.id,), torch.tensor([clip.seed], dtype=torch.int64), {"audio": Stream(x)}, targets)
+
+    def _mixed(
+        self, wave: np.ndarray, clips: Sequence[Clip], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A share r of the first clip and 1 - r of the second, at the loudness of one; targets likewise.
+
+        The second is cut or padded with silence to the first one's length. The official code draws one r for a batch,
+        this one an r for each item.
+        """
+        c, first, second = self.config, clips[0], clips[1]
+        other = self._wave(second, rng)[: len(wave)]
+        other = np.pad(other, (0, len(wave) - len(other)))
+        share = float(rng.uniform(max(1e-6, c.mixup or 0.0), 1))
+        mixed = (share * wave + (1 - share) * other) / math.sqrt(share**2 + (1 - share) ** 2)
+        if first.target is None:
+            return mixed, None
+        for clip in clips[:2]:
+            check(
+                np.ndim(clip.target) == 1,
+                f"{clip.id}: sounds are mixed, but the target is no vector over the classes",
+                fix="--set data.target=multi_hot",
+                error=DataError,
+            )
+        return mixed, (share * np.asarray(first.target) + (1 - share) * np.asarray(second.target)).astype(np.float32)
+
+    def _wave(self, clip: Clip, rng: np.random.Generator | None) -> np.ndarray:
+        """(L,) float32 at `rate`, cropped and normalised."""
+        c = self.config
         part: Waveform = clip.parts["audio"]
         wave = np.asarray(resample(mono(part.samples), part.rate, c.rate), dtype=np.float32)
         limit = c.eval_seconds if rng is None else c.seconds
@@ -53,9 +89,7 @@ class AudioFrontend(Frontend):
         )
         if c.normalise:
             wave = (wave - wave.mean(dtype=np.float64)) / np.sqrt(wave.var(dtype=np.float64) + 1e-5)
-        target = None if clip.target is None else Stream(torch.as_tensor(clip.target)[None])
-        x = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))[None]
-        return Batch((clip.id,), torch.tensor([clip.seed], dtype=torch.int64), {"audio": Stream(x)}, target)
+        return wave
 
     def batch(self, batch: Batch) -> Batch:
         stream = batch.streams.get("audio")

@@ -17,6 +17,7 @@ class AudioFrontendConfig:
     eval_seconds: float | None = None  # longest clip otherwise, its beginning; None = whole files
     min_seconds: float = 0.025  # shorter clips are bad items; one frame of the models needs 400 samples at 16 kHz
     crop: Literal["none", "shortest"] = "none"  # shortest: in training, all items are cropped to the batch's shortest
+    mixup: float | None = None  # in training, mix another clip in; the own one's share is uniform between this and 1
 
 
 @config
