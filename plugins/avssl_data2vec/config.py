@@ -343,6 +343,7 @@ class Data2Vec2Config:
     scale: float | None = None
     weight: float = 1.0  # of the regression
     class_weight: float = 0.0  # of the class token's regression to the mean target
+    reconstruction_weight: float = 0.0  # of the hidden patches' own pixels, normalised patch by patch (images)
     guard: GuardConfig = field(default_factory=GuardConfig)
 
 

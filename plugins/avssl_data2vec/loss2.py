@@ -58,6 +58,7 @@ class Data2Vec2(Loss[Multi2]):
         self.decoder = Decoder(backbone.dim, backbone.modality == "vision", config.decoder)
         if not backbone.config.mae_init:
             bert_init(self.decoder)
+        self.pixel_head = _pixel_head(backbone) if config.reconstruction_weight > 0 else None
         self.teacher = make_teacher(backbone, config.teacher)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
@@ -70,11 +71,14 @@ class Data2Vec2(Loss[Multi2]):
     def sample(self, batch: Batch) -> Clones:
         grid = self.backbone.grid(batch)[self.backbone.modality]
         rngs = masks.generators(batch.seeds, 0)
-        mask = (
-            self._spans(rngs, grid)
-            if self._in_spans(grid)
-            else np.concatenate([masks.multi(rng, grid.shape, self.config.mask) for rng in rngs])
-        )
+        pad = self.backbone.local_pad(batch)
+        if self._in_spans(grid):
+            mask = self._spans(rngs, grid)
+        elif pad is not None and len(grid.shape) == 1:
+            lengths = (~pad).sum(1).tolist()
+            mask = masks.multi_padded(rngs, grid.shape[0], lengths, self.config.mask)
+        else:
+            mask = np.concatenate([masks.multi(rng, grid.shape, self.config.mask) for rng in rngs])
         order = np.argsort(mask, axis=1, kind="stable")  # kept first, each part in the order of the tokens
         kept = int((~mask[0]).sum())
         dim, clones = self.backbone.dim, self.config.mask.clones
@@ -105,7 +109,8 @@ class Data2Vec2(Loss[Multi2]):
 
     def counts(self, batch: Batch, draw: Clones) -> dict[str, Tensor]:
         hidden = self._scored(batch, draw).sum()
-        return {"regression": hidden} | ({"class": hidden} if self.config.class_weight > 0 else {})
+        weights = {"class": self.config.class_weight, "reconstruction": self.config.reconstruction_weight}
+        return {"regression": hidden} | {name: hidden for name, weight in weights.items() if weight > 0}
 
     def _scored(self, batch: Batch, draw: Clones, pad: Tensor | None = None) -> Tensor:
         pad = self.backbone.local_pad(batch) if pad is None else pad
@@ -135,6 +140,10 @@ class Data2Vec2(Loss[Multi2]):
             token = student.tokens[name][:, self.backbone.config.extra_tokens - 1]
             error = regression(token, target.mean(1).repeat_interleave(clones, 0), c.beta).sum() * scale
             terms["class"] = Term(c.class_weight, error * hidden, hidden)  # summed, and not divided by the tokens
+        if self.pixel_head is not None:
+            own = pixels(batch.need(name).x, self.backbone.config.patch).repeat_interleave(clones, 0)[scored]
+            error = regression(self.pixel_head(predicted), own, c.beta).sum() * scale
+            terms["reconstruction"] = Term(c.reconstruction_weight, error, hidden)
         spread = {"target": mean_std(wanted), "prediction": mean_std(predicted.detach())}
         guard(spread["target"], spread["prediction"], int(self.updates), c.guard, name)
         metrics: dict[str, Any] = {f"{what}_std": (value, 1) for what, value in spread.items()}
@@ -168,3 +177,23 @@ class Data2Vec2(Loss[Multi2]):
         """Average the student as it is after this update into the teacher: the next step is taught by it."""
         self.updates.fill_(updates)
         follow(self.teacher, self.backbone, decay_at(updates, self.config.teacher), self.config.teacher.copied)
+
+
+def _pixel_head(backbone: Multi2) -> torch.nn.Linear:
+    patch = backbone.config.channels * backbone.config.patch**2 if backbone.modality == "vision" else 0
+    check(
+        patch == backbone.dim,
+        f"loss.reconstruction_weight: a patch has {patch} values, the predictions {backbone.dim}",
+        fix="set loss.reconstruction_weight=0, or backbone.dim to the values of a patch (ViT-B: 16 x 16 x 3 = 768)",
+    )
+    return torch.nn.Linear(backbone.dim, backbone.dim)
+
+
+@torch.no_grad()
+def pixels(images: Tensor, patch: int) -> Tensor:
+    """(B, C, H, W) -> (B, patches, patch * patch * C) float32: row by row, each patch to mean 0 and unbiased variance 1."""
+    x = images[:, 0] if images.ndim == 5 else images
+    x = x.float().unfold(2, patch, patch).unfold(3, patch, patch)  # (B, C, rows, columns, patch, patch)
+    x = x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+    var, mean = torch.var_mean(x, dim=-1, keepdim=True)
+    return (x - mean) * torch.rsqrt(var + 1e-6)

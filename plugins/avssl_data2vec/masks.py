@@ -163,11 +163,28 @@ def multi(rng: np.random.Generator, shape: tuple[int, ...], cfg: Mask2Config) ->
     for _ in range(cfg.clones):
         if cfg.kind == "random" or cfg.length <= 1:
             row = np.ones(size, dtype=bool)
-            row[rng.permutation(size)[: int(size * (1 - cfg.probability))]] = False
+            row[rng.permutation(size)[: max(1, int(size * (1 - cfg.probability)))]] = False
         else:
             row = _block_row(rng, shape, cfg)
         rows.append(row)
     return np.stack(rows)
+
+
+def multi_padded(
+    rngs: Sequence[np.random.Generator], size: int, lengths: Sequence[int], cfg: Mask2Config
+) -> np.ndarray:
+    """(items * clones, size) bool: the masks of items of unequal lengths in time, each drawn over the item alone.
+
+    All rows keep the same number of tokens, as a batch must: those of shorter items keep padding too. (The official code
+    draws over the padding as well, so that a short item may keep nothing.)
+    """
+    drawn = [multi(rng, (n,), cfg) for rng, n in zip(rngs, lengths, strict=True)]
+    kept = [int((~rows[0]).sum()) for rows in drawn]
+    out = np.ones((len(drawn), cfg.clones, size), dtype=bool)
+    for item, rows, n, own in zip(out, drawn, lengths, kept, strict=True):
+        item[:, :n] = rows
+        item[:, n : n + max(kept) - own] = False
+    return out.reshape(-1, size)
 
 
 def _block_row(rng: np.random.Generator, shape: tuple[int, ...], cfg: Mask2Config) -> np.ndarray:

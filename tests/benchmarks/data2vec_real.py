@@ -81,7 +81,7 @@ def sentences(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
 VOCABULARY = 2000
 PARTS = {
     "audio": Part("audio", "data2vec/audio_tiny", digits),
-    "vision": Part("vision", "data2vec/vision_tiny", pictures),
+    "vision": Part("vision", "data2vec/vision2_tiny", pictures),
     "text": Part("text", "data2vec/text_tiny", sentences),
 }
 
@@ -107,7 +107,7 @@ def classes(name: str, options: argparse.Namespace) -> None:
                 machine=MACHINE,
             )
             few = [f"per_class={PER_CLASS}", f"seed={seed}"]
-            stream = [f'streams=["{part.stream}"]', "bootstrap=0"]
+            stream = [f'streams=["{part.stream}"]', "bootstrap=0", "c=[0.1]"]
             columns.setdefault(start, {}).setdefault("probe, all labels", []).append(
                 measured(model, labelled, "probe", f"probe.{part.stream}.accuracy", stream)
             )

@@ -152,3 +152,19 @@ def test_a_recogniser_goes_out_and_in_in_both_formats(tmp_path: Path):
     for again in (import_checkpoint(file, "data2vec_fairseq"), import_checkpoint(tmp_path / "hf")):
         same(again.tensors, made.tensors)
         assert build(again).config.spans.probability == 0.65
+
+
+def test_the_pixel_loss_of_the_second_version_goes_out_and_in(tmp_path: Path):
+    from avssl.imports import build
+    from avssl.model import build_backbone, build_loss
+
+    tables = example.data2vec2(tmp_path)
+    tables["backbone"] |= {"name": "data2vec2_vision", "dim": 48, "patch": 4}
+    tables["loss"] |= {"name": "data2vec2", "reconstruction_weight": 0.3}
+    loss = build_loss(tables, build_backbone(tables))
+    made = Imported(backbone=tables["backbone"], loss=tables["loss"], tensors=loss.state_dict())
+    write_imported(made, tmp_path / "model")
+    (file,) = to_fairseq.write(open_model(tmp_path / "model"), tmp_path / "multi.pt")
+    again = import_checkpoint(file, "data2vec_fairseq")
+    same(again.tensors, made.tensors)
+    assert build(again).config.reconstruction_weight == 0.3

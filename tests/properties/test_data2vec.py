@@ -20,7 +20,7 @@ from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig, TeacherConfig
 from avssl_data2vec.convolution import conv_last
 from avssl_data2vec.loss import Data2Vec
-from avssl_data2vec.loss2 import Data2Vec2
+from avssl_data2vec.loss2 import Data2Vec2, pixels
 from avssl_data2vec.targets import average_targets, guard, normalise
 from avssl_data2vec.teacher import decay_at
 
@@ -289,6 +289,30 @@ def learns(loss, batch: Batch, updates: int = 25, lr: float = 3e-3) -> tuple[flo
         optimiser.step()
         loss.after_step(step)
     return float(totals[0]), float(totals[-1])
+
+
+def test_hidden_patches_are_also_regressed_to_their_own_pixels():
+    tables = example.data2vec2(Path())
+    tables["backbone"] |= {"name": "data2vec2_vision", "dim": 48, "patch": 4}
+    tables["loss"] |= {"name": "data2vec2", "reconstruction_weight": 0.3}
+    torch.manual_seed(0)
+    loss = build_loss(tables, build_backbone(tables))
+    batch = pictures(2)
+    draw = loss.sample(batch)
+    out = loss(batch, draw)
+    image = batch.need("vision").x[1]
+    patch = image[:, 8:12, 20:24].permute(1, 2, 0).flatten()  # row 2, column 5
+    ours = pixels(batch.need("vision").x, 4)
+    torch.testing.assert_close(ours[1, 2 * 8 + 5], (patch - patch.mean()) / patch.std())
+    seen = []
+    loss.pixel_head.register_forward_hook(lambda _m, _a, y: seen.append(y))
+    term = loss(batch, draw).terms["reconstruction"]
+    wanted = ours.repeat_interleave(2, 0)[draw.mask]
+    torch.testing.assert_close(term.sum, (seen[0] - wanted).square().sum() / 48**0.5)
+    assert term.weight == 0.3 and int(term.count) == int(draw.mask.sum()) == int(out.terms["regression"].count)
+    with pytest.raises(UsageError, match="48 values"):
+        tables["backbone"]["dim"] = 32
+        build_loss(tables, build_backbone(tables))
 
 
 def test_version_one_learns():

@@ -137,6 +137,18 @@ def test_blocks_of_time(record):
         close(name, drawn[:, frame], record[f"p_masked_{name}"], draws)
 
 
+@pytest.mark.parametrize("kind,length", [("random", 1), ("blocks", 5)])
+def test_padding_is_kept_before_an_item_loses_more_than_its_share(kind: str, length: int):
+    cfg = Mask2Config(clones=3, kind=kind, length=length, probability=0.48)
+    lengths = [40, 3, 17, 40, 9]
+    drawn = masks.multi_padded(rngs(5), 40, lengths, cfg).reshape(5, 3, 40)
+    assert len({int(n) for n in (~drawn).sum(2).flatten()}) == 1  # a batch keeps one number of tokens
+    for item, n, rng in zip(drawn, lengths, rngs(5), strict=True):
+        alone = masks.multi(rng, (n,), cfg)
+        np.testing.assert_array_equal(item[:, :n], alone)
+        assert (~alone).any(1).all()
+
+
 @pytest.mark.parametrize("record", records("text"))
 def test_corrupted_tokens(record):
     cfg = TokenConfig(

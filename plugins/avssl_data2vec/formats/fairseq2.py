@@ -37,9 +37,9 @@ def read(
             error=CheckpointError,
         )
     check(
-        cfg.get("shared_decoder") is None and not cfg.get("recon_loss"),
-        f"{where}: a shared decoder or pixel loss",
-        fix="neither is supported",
+        cfg.get("shared_decoder") is None,
+        f"{where}: its modalities share a decoder",
+        fix="this is not supported; no published model has one",
         error=CheckpointError,
     )
     backbone = _backbone(cfg, m, tensors, key, pad, mask)
@@ -49,6 +49,8 @@ def read(
         tables.decoder2(_projections(m, key)).to_ours({k: v for k, v in flat(tensors, key).items() if k in left})[0],
         {k for k in left if not k.startswith("decoder.")},
     )
+    head = {k: tensors[f"recon_proj.{k}"] for k in ("weight", "bias")} if cfg.get("recon_loss") else {}
+    left -= {f"shared.recon_proj.{k}" for k in head}
     unknown(left, where)
     encoder_only = bool(cfg.get("ema_encoder_only", True))
     own_local = bool(m.get("ema_local_encoder", False)) and not encoder_only
@@ -73,6 +75,7 @@ def read(
         **({} if cfg.get("loss_scale") is None else {"scale": float(cfg["loss_scale"])}),
         "weight": float(cfg.get("d2v_loss", 1)),
         "class_weight": float(cfg.get("cls_loss", 0)),
+        "reconstruction_weight": float(cfg.get("recon_loss") or 0),
         "guard": {
             "min_target_std": float(cfg.get("min_target_var", 0.1)),
             "min_prediction_std": float(cfg.get("min_pred_var", 0.01)),
@@ -86,6 +89,7 @@ def read(
         tensors={
             **prefixed(ours, "backbone."),
             **prefixed(decoder, "decoder."),
+            **prefixed(head, "pixel_head."),
             **prefixed(teacher, "teacher."),
             "updates": torch.tensor(fairseq1.finished_updates(data)),
         },

@@ -260,6 +260,7 @@ def _multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     out: dict[str, Any] = names.to_theirs(own_tensors(model))
     out |= tables.decoder2(objective.decoder.projection_layers).to_theirs(part(state, "decoder."))
     out = fairseq2.unflat(out, key)
+    out |= {f"recon_proj.{k}": v for k, v in part(state, "pixel_head.").items()}
     encoder_only = "prenet.*" in objective.teacher.copied
     if teacher := part(state, "teacher."):
         averaged = fairseq2.unflat(names.to_theirs(teacher), key)
@@ -297,7 +298,7 @@ def _multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "mae_init": c.mae_init,
         "shared_decoder": None,
         "cls_loss": objective.class_weight,
-        "recon_loss": 0.0,
+        "recon_loss": objective.reconstruction_weight,
         "d2v_loss": objective.weight,
         "modalities": {"image" if key == "IMAGE" else modality: _modality(model, objective, key)},
     }
