@@ -4,139 +4,30 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import io
 import mmap
-import pickle
 import tarfile
 import types
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO
 
 from avssl.errors import CheckpointError
+from avssl.unpickler import Absurd, Inert, Screen, Unpickler
 
 MAX_RATIO = 20  # a torch archive stores its members; more than this is a bomb
-# torch.load knows the typed storages itself
-STORAGES = frozenset({("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage")})
-_PLAIN = frozenset({
-    ("collections", "OrderedDict"), ("collections", "defaultdict"), ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    ("torch", "device"), ("builtins", "set"), ("builtins", "frozenset"), ("builtins", "complex"), ("builtins", "slice"),
-    ("builtins", "range"),
-})  # fmt: skip
+PICKLES = 5  # that begin a file of torch before 1.6: magic number, version, machine, the objects, the storages
 
 
-class Inert(dict):
-    """Stands for an object of a class that is not loaded: its state as a plain dictionary, and the class's name."""
-
-    kind = ""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        if args or kwargs:
-            self["__args__"] = [*args, *kwargs.items()]
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, tuple) and len(state) == 2 and all(s is None or isinstance(s, dict) for s in state):
-            for part in state:
-                self.update(part or {})
-        elif isinstance(state, dict):
-            self.update(state)
-        else:
-            self["__state__"] = state
-
-    def append(self, value: Any) -> None:
-        self.setdefault("__items__", []).append(value)
-
-    def extend(self, values: Any) -> None:
-        self.setdefault("__items__", []).extend(values)
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return id(self)
-
-
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    """Knows tensors and containers; every other class becomes an `Inert` one.
-
-    The unpickler in pure Python: the one in C allocates whatever index a memo operation names.
-    """
-
-    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
-
-    def find_class(self, module: str, name: str) -> Any:
-        import torch
-
-        if (module, name) in _PLAIN or (module, name) in STORAGES:
-            return super().find_class(module, name)
-        if (module, name) in _OWN:
-            return _OWN[module, name]
-        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
-            return getattr(torch, name)
-        return type(name.rpartition(".")[2], (Inert,), {"kind": f"{module}.{name}"})
-
-    def load_build(self) -> None:
-        """State for an inert object. The pickle's own rule would set attributes of functions and classes, for good."""
-        state, instance = self.stack.pop(), self.stack[-1]
-        if isinstance(instance, Inert):
-            instance.__setstate__(state)
-        elif not isinstance(instance, dict):  # attributes of a dictionary (torch's `_metadata`) carry nothing we need
-            raise pickle.UnpicklingError(f"state for a {type(instance).__name__}")
-
-    def refuse(self) -> None:
-        raise pickle.UnpicklingError("an operation that no checkpoint needs")
-
-    dispatch[pickle.BUILD[0]] = load_build
-    for _code in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4):
-        dispatch[_code[0]] = refuse
-
-
-def _tensor(storage: Any, offset: int, size: Sequence[int], stride: Sequence[int], *rest: Any) -> Any:
-    """torch's `_rebuild_tensor_v2`, which enlarges a storage that is too small, with a check instead."""
-    import torch
-
-    last = sum((n - 1) * s for n, s in zip(size, stride, strict=True)) + 1 if all(size) else 0
-    available = storage._untyped_storage.nbytes() // storage.dtype.itemsize
-    if min([offset, *size, *stride], default=0) < 0 or offset + last > available:
-        raise pickle.UnpicklingError("a tensor reaches beyond its data")
-    return torch._utils._rebuild_tensor_v2(storage, offset, tuple(size), tuple(stride), False, None)
-
-
-def _data(data: Any, *rest: Any) -> Any:
-    """A parameter is its tensor: hooks and attributes stay behind."""
-    return data
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes into a Python 2 pickle; other codecs are code."""
-    if encoding.replace("-", "").lower() != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _bytes(*args: Any) -> bytes:
-    """A bytearray's content; `bytearray(n)` would take n bytes of memory."""
-    if not args:
-        return b""
-    return args[0] if isinstance(args[0], bytes) else _encode(*args)
-
-
-_OWN = {
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor, ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _data, ("torch._utils", "_rebuild_parameter_with_state"): _data,
-    ("_codecs", "encode"): _encode, ("builtins", "bytearray"): _bytes, ("__builtin__", "bytearray"): _bytes,
-}  # fmt: skip
-
-
-def _pickle_module() -> types.SimpleNamespace:
+def _pickle_module(budget: int) -> types.SimpleNamespace:
     """What torch.load takes for `pickle`."""
+    limited = type("Limited", (Unpickler,), {"budget": budget})
 
     def load(file: Any, **kwargs: Any) -> Any:
-        return _Unpickler(file, **kwargs).load()
+        return limited(file, **kwargs).load()
 
-    return types.SimpleNamespace(Unpickler=_Unpickler, load=load, __name__="avssl.safeload")
+    return types.SimpleNamespace(Unpickler=limited, load=load, __name__="avssl.safeload")
 
 
 def load_torch(path: str | Path) -> Any:
@@ -158,7 +49,7 @@ def load_torch(path: str | Path) -> Any:
             with contextlib.suppress(Exception):  # not weights alone, or damaged: the second reader decides
                 value = torch.load(path, map_location="cpu", weights_only=True)
         if value is None:
-            value = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module())
+            value = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(_budget(size)))
         _check_sizes(path, value, size)
         return value
     except CheckpointError:
@@ -173,7 +64,7 @@ def load_torch(path: str | Path) -> Any:
 
 def _look_inside(path: Path) -> tuple[int, bool]:
     """Bytes that the file holds when unpacked, and whether torch's own reader must be spared it: a
-    `bytearray(n)` makes it take n bytes. Raises CheckpointError for what is not even opened."""
+    `bytearray(n)` makes it take n bytes. Raises CheckpointError for what is not even opened, or asks for endless work."""
     stored = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(4)
@@ -185,7 +76,9 @@ def _look_inside(path: Path) -> tuple[int, bool]:
         if not stored:
             raise CheckpointError(f"{path}: the file is empty", fix="download it again")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return stored, content.find(b"bytearray") >= 0
+            found = content.find(b"bytearray") >= 0
+        with path.open("rb") as file:
+            return stored, _screen(path, [file] * PICKLES, stored) or found
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -200,10 +93,32 @@ def _look_inside(path: Path) -> tuple[int, bool]:
                     f"{path}: a TorchScript archive, which is a program",
                     fix="where you trust it, save its state_dict()",
                 )
-            pickles = b"".join(archive.read(m) for m in members if m.filename.endswith(".pkl"))
+            pickles = [archive.read(m) for m in members if m.filename.endswith(".pkl")]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         raise CheckpointError(f"{path}: damaged archive: {error}", fix="download it again") from None
-    return max(size, stored), b"bytearray" in pickles or start != b"PK\x03\x04"
+    suspect = _screen(path, [io.BytesIO(p) for p in pickles], size)
+    return max(size, stored), suspect or any(b"bytearray" in p for p in pickles) or start != b"PK\x03\x04"
+
+
+def _screen(path: Path, pickles: Sequence[BinaryIO], size: int) -> bool:
+    """Whether one of the pickles is more than torch's own reader should be given. Raises CheckpointError for one that
+    asks for more work than its size explains."""
+    suspect = False
+    for file in pickles:
+        screen = Screen(file)
+        screen.budget = _budget(size)
+        try:
+            screen.load()
+        except Absurd as error:
+            raise CheckpointError(f"{path}: {error}", fix="this is no checkpoint: do not trust its source") from None
+        except Exception:  # a damaged pickle may raise anything; the second reader says what
+            return True
+        suspect = suspect or screen.foreign
+    return suspect
+
+
+def _budget(size: int) -> int:
+    return 1_000_000 + 4 * size
 
 
 def _check_sizes(path: Path, value: Any, limit: int) -> None:
@@ -277,3 +192,6 @@ def _plain(value: Any, known: dict[int, Any], depth: int) -> Any:
             else [_plain(v, known, depth + 1) for v in value]
         )
     return known[id(value)]
+
+
+__all__ = ["Inert", "load_safetensors", "load_torch", "plain"]

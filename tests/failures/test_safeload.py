@@ -125,9 +125,7 @@ def run_attack(wrap: Callable[[bytes, Path], Path], name: str, tmp_path: Path) -
     except CheckpointError as error:
         assert str(path) in str(error)
     else:
-        assert not callable(result) and isinstance(result, (dict, str, bytes, list, tuple, type(None), Inert)), (
-            result
-        )
+        assert not callable(result) and isinstance(result, (dict, str, bytes, list, tuple, type(None), Inert)), result
         plain(result)
     assert not victim.exists(), "it was executed"
     assert torch._utils._rebuild_tensor_v2.__defaults__ == defaults
@@ -251,6 +249,135 @@ def _load_all(folder: str) -> None:
             print(path.stem)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - grown
     assert grown < 300_000, f"{grown} kB"
+
+
+# -- endless work -----------------------------------------------------------------------------------------------------
+def nested(levels: int) -> bytes:
+    """A tuple of a tuple twice, of a tuple twice, ...: hashing it visits 2^levels, each of five bytes doubles that."""
+    return b")" + b"q\x07h\x07\x86" * levels
+
+
+def huge(text_length: int) -> bytes:
+    return b"X" + struct.pack("<I", text_length) + b"a" * text_length
+
+
+KEY, MANY = "a key that is nested without end", "its objects multiply far beyond its size"
+WORK = {  # what a pickle asks for, and what is said of it
+    "key": (b"\x80\x02}" + nested(60) + b"Ns.", KEY),
+    "keys": (b"\x80\x02}(" + nested(60) + b"Nu.", KEY),
+    "dict": (b"\x80\x02(" + nested(60) + b"Nd.", KEY),
+    "deep-key": (b"\x80\x02})" + b"\x85" * 2_000_000 + b"Ns.", KEY),  # would overflow the C stack
+    "set": (b"\x80\x02c__builtin__\nset\n](" + nested(60) + b"e\x85R.", KEY),
+    "set-4": (b"\x80\x04\x8f(" + nested(60) + b"\x90.", KEY),
+    "frozenset": (b"\x80\x04(" + nested(60) + b"\x91.", KEY),
+    "ordered": (b"\x80\x02ccollections\nOrderedDict\n](" + nested(60) + b"N\x86e\x85R.", KEY),
+    "counter": (b"\x80\x02ccollections\nCounter\n](" + nested(60) + b"e\x85R.", KEY),
+    "storage": (b"\x80\x02(" + text("storage") + b"ctorch\nFloatStorage\n" + nested(60) + text("cpu") + b"K\x01tQ.", KEY),
+    "colliding": (
+        b"\x80\x02}("
+        + b"".join(b"\x8a\x0a" + (n * (2**61 - 1)).to_bytes(10, "little", signed=True) + b"N" for n in range(50_000))
+        + b"u.",
+        "a key that is a huge number",
+    ),
+    "shared-state": (
+        b"\x80\x02]}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(20_000)) + b"uq\x010("
+        + b"cargparse\nNamespace\nq\x020" + b"h\x02)\x81h\x01b" * 20_000 + b"e.",
+        MANY,
+    ),
+    "shared-text": (
+        b"\x80\x02" + huge(1_000_000) + b"q\x010c_codecs\nencode\nq\x020" + b"h\x02h\x01\x85R0" * 100_000 + b"N.",
+        MANY,
+    ),
+    "classes": (
+        b"\x80\x02" + b"".join(f"cm\n{n:x}\n0".encode() for n in range(100_000)) + b"N.",
+        "it names more than 10000 classes",
+    ),
+}  # fmt: skip
+ENDLESS = {  # what is no checkpoint for a simpler reason
+    "range": b"\x80\x02c__builtin__\nset\nc__builtin__\nrange\n\x8a\x06\x00\x00\x00\x00\x00\x10\x85R\x85R.",
+    "size": b"\x80\x02ctorch\nSize\nc__builtin__\nrange\n\x8a\x06\x00\x00\x00\x00\x00\x10\x85R\x85R.",
+    "default": b"\x80\x02ccollections\ndefaultdict\nNc__builtin__\nrange\n\x8a\x06\x00\x00\x00\x00\x00\x10\x85R\x86R.",
+}
+
+
+def _load_and_tell(folder: str) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (16 * 2**30, 16 * 2**30))
+    for path in sorted(Path(folder).glob("*.pt")):
+        began = time.monotonic()
+        with pytest.raises(CheckpointError) as caught:
+            load_torch(path)
+        print(json.dumps([path.name, str(caught.value), time.monotonic() - began]))
+
+
+@pytest.mark.parametrize("wrap", [in_zip, in_legacy, raw])
+def test_endless_work_is_refused_at_once(wrap: Callable[[bytes, Path], Path], tmp_path: Path) -> None:
+    """In a process of its own, which may take a minute for all; without the checks each of them takes for ever."""
+    for name, (content, _) in WORK.items():
+        wrap(content, tmp_path / f"{name}.pt")
+    for name, content in ENDLESS.items():
+        wrap(content, tmp_path / f"{name}.pt")
+    ended = Running(tmp_path / "logs", _load_and_tell, str(tmp_path)).end(timeout=60)
+    assert ended.code == 0, ended.stderr[-2000:]
+    told = {
+        Path(name).stem: (message, seconds) for name, message, seconds in map(json.loads, ended.stdout.splitlines())
+    }
+    assert told.keys() == WORK.keys() | ENDLESS.keys()
+    for name, (_, reason) in WORK.items():
+        assert told[name][0] == f"{tmp_path / name}.pt: {reason} (this is no checkpoint: do not trust its source)"
+    for name in ENDLESS:
+        assert told[name][0].startswith(f"{tmp_path / name}.pt: not a readable checkpoint: ")
+    assert max(seconds for _, seconds in told.values()) < 15
+
+
+def test_storage_keys_are_looked_at_too(tmp_path: Path) -> None:
+    """torch looks the keys of a legacy file's last pickle up."""
+    head = b"".join(pickle.dumps(x, 2) for x in (MAGIC, PROTOCOL, SYSTEM, {}))
+    path = raw(head + b"\x80\x02](" + nested(60) + b"e.", tmp_path / "x.pt")
+    with pytest.raises(CheckpointError) as caught:
+        load_torch(path)
+    assert str(caught.value) == f"{path}: {KEY} (this is no checkpoint: do not trust its source)"
+
+
+@pytest.mark.parametrize("name", ["key", "deep-key", "range"])
+def test_endless_work_is_real(name: str, tmp_path: Path) -> None:
+    """The same bytes hang or crash a process that simply unpickles them."""
+    content = WORK[name][0] if name in WORK else ENDLESS[name]
+    try:
+        ended = Running(tmp_path / "logs", _unpickle, content).end(timeout=3)
+    except AssertionError as error:
+        assert "still running after 3 s" in str(error)
+    else:
+        assert ended.code != 0
+
+
+def _unpickle(content: bytes) -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+    pickle.loads(content)
+
+
+def test_what_real_checkpoints_hold_is_read_as_ever(tmp_path: Path) -> None:
+    content = {
+        "model": collections.OrderedDict(a=torch.ones(2)),
+        "size": torch.Size([2, 3]),
+        "set": {1, "two", (3, 4)},
+        "frozen": frozenset({1, 2}),
+        "default": collections.defaultdict(list, {"x": [1]}),
+        "counts": collections.Counter("hello"),
+        ("a", ("tuple", 3)): 2**80,
+        "args": argparse.Namespace(x=1),
+    }
+    for protocol in (2, 4):
+        torch.save(content, tmp_path / "a.pt", pickle_protocol=protocol)
+        loaded = load_torch(tmp_path / "a.pt")
+        assert torch.equal(loaded["model"].pop("a"), torch.ones(2)) and dict(loaded.pop("args")) == {"x": 1}
+        assert loaded == {
+            **{k: v for k, v in content.items() if k not in ("model", "args")},
+            "model": {},
+        }
 
 
 def test_a_tensor_beyond_its_data(tmp_path: Path) -> None:
