@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -27,11 +28,13 @@ class BadItem(NamedTuple):
 class BadFiles:
     """The list of a run or job, written to `path` as it grows (None: kept in memory).
 
-    budget: number of distinct bad items above which `add` raises DataError; "missing" ones do not count.
+    share, of: `add` raises DataError when more than this share of so many items are bad (None: it never does); "missing"
+    ones do not count.
     """
 
     path: Path | None = None
-    budget: float = float("inf")
+    share: float | None = None
+    of: int = 0
     items: dict[tuple[str, str], BadItem] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,12 +58,21 @@ class BadFiles:
             self._keep(item)
         if fresh and self.path is not None:
             self._append(fresh)
-        counted = sum(i.what != "missing" for i in self.items.values())
-        if counted > self.budget:
-            last = next(reversed(self.items.values()))
-            raise DataError(f"{counted} bad items, more than data.max_bad allows; the last: {last.path}: {last.reason}",
-                            fix=f"see {self.path or 'the log'}; mend the data or raise data.max_bad")
+        if fresh and self.share is not None:
+            self._check(self.share)
         return fresh
+
+    def _check(self, share: float) -> None:
+        counted = [i for i in self.items.values() if i.what != "missing"]
+        allowed = math.ceil(share * self.of)
+        if len(counted) <= allowed:
+            return
+        last = counted[-1]
+        reason = last.reason if last.path in last.reason else f"{last.path}: {last.reason}"
+        raise DataError(
+            f"{len(counted)} of {self.of} items are bad, data.max_bad = {share:g} allows {allowed}; the last: {reason}",
+            fix=f"they are listed in {self.path}; mend them or raise data.max_bad",
+        )
 
     def _append(self, fresh: list[BadItem]) -> None:
         assert self.path is not None

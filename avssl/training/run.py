@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import math
 import os
 import sys
 import time
@@ -242,12 +241,13 @@ def _freeze(
     recipe: Recipe, data: str | Path | Sequence[Row], out: Path, machine: Machine, init: Initial | None
 ) -> None:
     """Look at the data and write the manifest of a new run."""
-    rows, unusable = look(_rows(data, recipe), machine)
+    given = _rows(data, recipe)
+    rows, unusable = look(given, machine)
     (out / "bad_files.csv").unlink(missing_ok=True)  # of an attempt that never began
     rejected = [b for b in unusable if b.what != "missing"]
     if rejected and recipe.data.on_bad == "fail":
         raise DataError(f"{rejected[0].path}: {rejected[0].reason}", fix="data.on_bad=skip goes on without it")
-    BadFiles(out / "bad_files.csv", budget=math.ceil(recipe.data.max_bad * len(rows))).add(unusable)
+    BadFiles(out / "bad_files.csv", recipe.data.max_bad, len(given)).add(unusable)
     check(
         bool(rows),
         f"none of the {len(unusable)} items can be used",

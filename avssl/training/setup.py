@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -188,7 +187,8 @@ def build_run(
     )
     bad = BadFiles(
         folder / ("bad_files.csv" if world.first else f"bad_files-{world.rank}.csv"),
-        budget=math.ceil(recipe.data.max_bad * len(plan.train)),
+        recipe.data.max_bad,
+        len(plan.train) + len(plan.validation),
     )
     workers = default_workers() if machine.workers is None else machine.workers
     loader = TrainingLoader(items, sampler, bad, workers, micro, world.rank, world.ranks, machine.timeout)

@@ -63,9 +63,29 @@ def test_fail_names_the_file(tainted: Path, tmp_path: Path) -> None:
 def test_the_budget_ends_a_run(tainted: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     ended = avssl(tmp_path / "logs", *pretrain_arguments(tainted, out, "data.max_bad=0.02"))
-    assert ended.code == 3
-    assert ended.last.startswith("error: 2 bad items, more than data.max_bad allows; the last: ")
-    assert ended.last.endswith(f"(see {out / 'bad_files.csv'}; mend the data or raise data.max_bad)")
+    last = list(BadFiles(out / "bad_files.csv").items.values())[-1]
+    assert last.reason.startswith(f"{last.path}: ")
+    assert (ended.code, ended.last) == (
+        3,
+        f"error: 2 of 24 items are bad, data.max_bad = 0.02 allows 1; the last: {last.reason} "
+        f"(they are listed in {out / 'bad_files.csv'}; mend them or raise data.max_bad)",
+    )
+
+
+def test_the_budget_ends_a_run_before_it_begins(sounds: Path, tmp_path: Path) -> None:
+    """Files that say of themselves that they are broken are counted against all the data."""
+    data, out = tmp_path / "sounds", tmp_path / "run"
+    shutil.copytree(sounds, data)
+    for name in ("003", "007", "011"):
+        (data / f"{name}.wav").write_bytes(b"RIFF")
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(data, out, "data.max_bad=0.05"))
+    last = BadFiles(out / "bad_files.csv").by_id["011"]
+    assert (ended.code, ended.last) == (
+        3,
+        f"error: 3 of 24 items are bad, data.max_bad = 0.05 allows 2; the last: {last.reason} "
+        f"(they are listed in {out / 'bad_files.csv'}; mend them or raise data.max_bad)",
+    )
+    assert not (out / "manifest.parquet").exists()
 
 
 # -- the list ---------------------------------------------------------------------------------------------------------
