@@ -109,7 +109,10 @@ def run_folds(
     resume: bool = False,
     machine: Machine | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune once for each fold, validating on it; metrics with mean and standard deviation over the folds."""
+    """Fine-tune once for each fold, validating on it; metrics with mean and standard deviation over the folds.
+
+    `{fold}` in an override becomes the fold's number: what a run is given (a teacher, say) must not have seen its fold.
+    """
     out = Path(out)
     check(
         resume or not out.exists() or not any(out.iterdir()),
@@ -117,9 +120,14 @@ def run_folds(
         fix="add --resume to go on with it, or choose another directory",
     )
     base = read_initial(source, source_format).tables if source is not None else None
-    loaded = load_recipe(recipe, overrides, base=base)
-    if not isinstance(loaded, Recipe):
-        raise UsageError(f"{recipe} is a pipeline", fix="choose a fine-tuning recipe")
+
+    def loaded_for(fold: int | str) -> Recipe:
+        loaded = load_recipe(recipe, [o.replace("{fold}", str(fold)) for o in overrides], base=base)
+        if not isinstance(loaded, Recipe):
+            raise UsageError(f"{recipe} is a pipeline", fix="choose a fine-tuning recipe")
+        return loaded
+
+    loaded = loaded_for("{fold}")
     rows = _rows(data, loaded)
     folds = sorted({r.fold for r in rows if r.fold is not None})
     check(len(folds) > 1, "--kfold: the data have no folds", fix="give a manifest with a fold column")
@@ -129,7 +137,7 @@ def run_folds(
             stop.check(f"before fold {fold}")
             print(f"== fold {fold} of {len(folds)}", file=sys.stderr)
             reports[fold] = finetune(
-                loaded,
+                loaded_for(fold),
                 source,
                 rows,
                 out / f"fold-{fold}",

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from avssl.batch import Batch, Stream
-from avssl.data.clip import Clip, Waveform
+from avssl.data.clip import Clip, Row, Waveform
 from avssl.errors import CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
 from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model
+from avssl.training.pipeline import run_folds
+from avssl.training.setup import Machine
 from avssl_tiny.augment import augment_wave, spec_augment, stretch
 from avssl_tiny.backbone import Tiny
 from avssl_tiny.checkpoint import write
@@ -228,6 +233,7 @@ def test_the_divergence_is_kullback_leibler_at_a_temperature():
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
     tables = {
         "name": "t",
         "backbone": {"name": "tiny", "dim": 32, "stack": 2, "input_norm": True},
@@ -260,13 +266,29 @@ def test_a_student_learns_from_the_sound_it_hears_and_leaves_its_teacher_alone(s
     before = [p.clone() for p in loss.teacher.model.backbone.parameters()]
     optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
     first = float(loss(batch).total().detach())
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         loss(batch).total().backward()
         optimizer.step()
     assert float(loss(batch).total().detach()) < 0.7 * first
     assert all(torch.equal(a, b) for a, b in zip(before, loss.teacher.model.backbone.parameters(), strict=True))
     assert not loss.teacher.model.backbone.training and not any("teacher" in k for k in loss.state_dict())
+
+
+def test_each_fold_of_a_student_has_the_teacher_that_did_not_see_it(saved, tmp_path):
+    rows = [
+        Row(str(i), {"audio": str(tmp_path / f"{i}.wav")}, labels=("abc"[i % 3],), fold=1 + i // 4) for i in range(8)
+    ]
+    for row in rows:
+        soundfile.write(row.parts["audio"], noise(16000, seed=int(row.id)), 16000)
+    for fold in (1, 2):
+        shutil.copytree(saved, tmp_path / f"fold-{fold}")
+    teacher = str(tmp_path / "fold-{fold}")
+    sets = [f"loss.teacher={teacher}", "train.epochs=1", "data.batch_size=4", "frontend.seconds=1.0"]
+    run_folds("tiny/6k-distill", None, rows, tmp_path / "out", overrides=sets, machine=Machine(workers=0))
+    for fold in (1, 2):
+        recipe = tomllib.loads((tmp_path / "out" / f"fold-{fold}" / "recipe.toml").read_text())
+        assert recipe["loss"]["teacher"] == str(tmp_path / f"fold-{fold}")
 
 
 def test_the_format_goes_out_and_comes_back(saved, tmp_path):
