@@ -82,8 +82,9 @@ def backbones(
         if as_json:
             print_json(sizes)
         elif sizes:
-            rows = [[f"{v:,}" if isinstance(v, int) else v for v in row.values()] for row in sizes]
-            print_table(list(sizes[0]), rows)
+            columns = list(dict.fromkeys(key for row in sizes for key in row))
+            cells = [[row.get(key, "-") for key in columns] for row in sizes]
+            print_table(columns, [[f"{v:,}" if isinstance(v, int) else v for v in row] for row in cells])
         return
     if as_json:
         print_json([{**e, "losses": reg.fitting_losses(e["name"])} for e in listing("backbone")])

@@ -27,6 +27,7 @@ def avssl_backbones() -> list[BackboneEntry]:
             cls="avssl_tiny.cnn:TinyCnn",
             config="avssl_tiny.config:TinyCnnConfig",
             example="avssl_tiny.examples:cnn",
+            sizes="avssl_tiny.cost:cnn_rows",
             modalities=frozenset({"audio"}),
             frontend="avssl_tiny.frontend:SoundFrontend",
             frontend_config="avssl_tiny.config:MfccConfig",

@@ -12,6 +12,7 @@ from avssl.batch import Batch
 from avssl.errors import UsageError
 
 from .config import TinyCnnConfig
+from .cost import cnn_macs
 
 
 class Block(nn.Sequential):
@@ -85,8 +86,4 @@ class TinyCnn(Backbone):
 
     def macs(self, frames: int) -> int:
         """Multiply-accumulates of a clip of `frames` frames without the classifier."""
-        total, time, height = 0, frames, self.config.features
-        for i, o in itertools.pairwise((1, *self.config.widths)):
-            total += time * height * 9 * i * o
-            time, height = time // 2, height // 2
-        return total + sum(i * o for i, o in itertools.pairwise((self.config.widths[-1], *self.config.dense)))
+        return cnn_macs(self.config, frames)

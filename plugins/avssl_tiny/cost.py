@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from avssl.schema import structure
 
-from .config import PRESETS, TinyConfig
+from .config import PRESETS, TinyCnnConfig, TinyConfig
 
 
 def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
@@ -66,3 +67,25 @@ def rows(frames: int = 216, classes: int = 50, presets: Presets = PRESETS) -> li
         costs = {"MACs": plain["macs"], "MACs, patches": patches["macs"], "float32 bytes": plain["bytes_float32"]}
         out.append({"preset": name, **sized, "parameters": plain["parameters"], **costs, "RAM int8": plain["ram_int8"]})
     return out
+
+
+def cnn_rows(frames: int = 216, classes: int = 50) -> list[dict[str, Any]]:
+    """The CNN at its default size."""
+    c = TinyCnnConfig()
+    parameters = cnn_parameters(c, classes)
+    costs = {"parameters": parameters, "MACs": cnn_macs(c, frames) + c.dim * classes, "float32 bytes": 4 * parameters}
+    return [{"preset": "cnn-4m", "features": c.features, "dim": c.dim, "layers": len(c.widths) + len(c.dense), **costs}]
+
+
+def cnn_parameters(c: TinyCnnConfig, classes: int) -> int:
+    convolutions = sum(9 * i * o + 2 * o for i, o in itertools.pairwise((1, *c.widths)))
+    return convolutions + sum((i + 1) * o for i, o in itertools.pairwise((c.widths[-1], *c.dense, classes)))
+
+
+def cnn_macs(c: TinyCnnConfig, frames: int) -> int:
+    """Multiply-accumulates of a clip of `frames` frames without the classifier."""
+    total, time, height = 0, frames, c.features
+    for i, o in itertools.pairwise((1, *c.widths)):
+        total += time * height * 9 * i * o
+        time, height = time // 2, height // 2
+    return total + sum(i * o for i, o in itertools.pairwise((c.widths[-1], *c.dense)))

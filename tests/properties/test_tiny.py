@@ -24,6 +24,7 @@ from avssl_tiny.backbone import Tiny
 from avssl_tiny.checkpoint import write
 from avssl_tiny.cnn import TinyCnn
 from avssl_tiny.config import MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
+from avssl_tiny.cost import cnn_parameters, cnn_rows
 from avssl_tiny.distill import divergence
 from avssl_tiny.features import FrameFeatures, dct_matrix, mel_bank, standardised
 from avssl_tiny.frontend import SoundFrontend
@@ -141,6 +142,13 @@ def test_learned_positions_are_resized_and_the_class_token_keeps_its_row():
     assert tensors["positions"].shape == (21, 16)
     torch.testing.assert_close(tensors["positions"][0], old.positions[0])
     new.load_state_dict(tensors)
+
+
+def test_the_table_of_sizes_counts_the_cnn_too():
+    config = TinyCnnConfig(features=20, widths=(4, 8), dense=(16,))
+    loss = build_loss({"loss": {"name": "tiny_classify", "classes": 5}}, TinyCnn(config))
+    assert cnn_parameters(config, 5) == sum(p.numel() for p in loss.parameters())
+    assert [r["preset"] for r in cnn_rows()] == ["cnn-4m"] and 3.9e6 < cnn_rows()[0]["parameters"] < 4.1e6
 
 
 def test_the_cnn_has_four_million_parameters():
