@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,13 +26,21 @@ if TYPE_CHECKING:
 
 
 class TaughtFrontend(SoundFrontend):
-    """The student's frontend; the augmented waveform travels on in stream "sound" (B, L), for the teacher."""
+    """The student's frontend; the augmented waveform travels on in stream "sound" (B, L), for the teacher.
+
+    Mixup mixes waveforms here, not frames, so that teacher and student hear the same mixture.
+    """
 
     config: SoundConfig
 
-    def __init__(self, config: SoundConfig) -> None:
-        super().__init__(config)
-        check(not config.mixup, "distillation does not mix clips", fix="--set frontend.mixup=0")
+    def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
+        made = super().item(clips, rng)
+        if "partner" not in made.streams:
+            return made
+        share = made.need("share").x[:, None]
+        mixed = share * made.need("audio").x + (1 - share) * made.need("partner").x
+        streams = {k: v for k, v in made.streams.items() if k != "partner"}
+        return replace(made, streams={**streams, "audio": Stream(mixed)})
 
     def batch(self, batch: Batch) -> Batch:
         sound = batch.need("audio")

@@ -10,8 +10,9 @@ are used once, after a fixed number of epochs. `--inner` trains on three folds a
 fold, whole folds only; settings were chosen by its means, from equally many CANDIDATES for either network.
 
 Log-mel frames are computed once. Augmentation therefore works on frames: the circular shift by whole frames, the gain
-as an offset in dB, mixup and masks as in the recipes. A teacher is heard beforehand, at TAUGHT_SHIFTS shifts of every
-clip. One thread per process; the CNN trains in bfloat16 (autocast) and is tested in float32.
+as an offset in dB, mixup and masks as in the recipes. A teacher (the CNN of the same fold and seed) answers beforehand,
+for MIXTURES mixed waveforms of the training clips that teacher and student both hear. One thread per process; the CNN
+trains in bfloat16 (autocast, float32 weights) and is tested in float32.
 """
 
 from __future__ import annotations
@@ -43,15 +44,14 @@ from avssl.schema import structure
 from avssl_tiny.augment import spec_augment
 from avssl_tiny.backbone import Tiny
 from avssl_tiny.cnn import TinyCnn
-from avssl_tiny.config import ClassifyConfig, MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
+from avssl_tiny.config import ClassifyConfig, SoundConfig, TinyCnnConfig, TinyConfig
 from avssl_tiny.distill import divergence
 from avssl_tiny.features import standardised
 from avssl_tiny.frontend import SoundFrontend
 from avssl_tiny.loss import Classify, supervised
-from avssl_tiny.masked import MaskedFrames
 
 FOLDS, SECONDS, RATE, BATCH = (1, 2, 3, 4, 5), 5.0, 16000, 32
-TAUGHT_SHIFTS = 16
+MIXTURES = 6000
 FRAMES = {40: (2048, 2048), 79: (2048, 1024), 157: (1024, 512)}  # number of frames: (n_fft, hop)
 AUGMENTED = {"shift": 1.0, "gain_db": 6.0, "mixup": 0.2}
 MASKED = {**AUGMENTED, "time_masks": 2, "frequency_masks": 2}
@@ -74,21 +74,28 @@ class Variant:
     epochs: int = 300
     lr: float = 3e-3
     weight_decay: float = 0.01
-    pretrain: int = 0  # epochs of masked frames on the training clips before
-    teacher: str = ""  # a variant; its seeds of the same fold teach together
+    teacher: str = ""  # a variant: its model of the same fold and seed
     temperature: float = 3.0
     weight: float = 0.7  # of the imitation
 
 
-TINY = Variant("tiny", mel(), {"pooler": "mean"})
-CNN = Variant("tiny_cnn", mfcc(), epochs=40, lr=1e-3)
-CANDIDATES: dict[str, Variant] = {
-    "tiny-6k": TINY,
-    "tiny-6k, floor 1e-6": replace(TINY, sound=mel(floor=1e-6)),
-    "tiny-6k, floor 1e-4": replace(TINY, sound=mel(floor=1e-4)),
-    "cnn-4m": CNN,
+TINY = Variant("tiny", mel(79, n_mels=32, floor=1e-4), {"pooler": "mean", "stack": 2}, lr=1e-2)  # 40 tokens
+CNN = Variant("tiny_cnn", mfcc(floor=1e-4), epochs=40, lr=1e-3)
+WHOLE = replace(TINY, sound=mel(), sizes={"pooler": "mean"}, lr=3e-3)  # 64 bands, one frame a token
+CANDIDATES: dict[str, Variant] = {  # compared by --inner
+    "tiny-6k": WHOLE,
+    "tiny-6k, floor 1e-6": replace(WHOLE, sound=mel(floor=1e-6)),
+    "tiny-6k, floor 1e-4": replace(WHOLE, sound=mel(floor=1e-4)),
+    "tiny-6k, 32 bands x 2": TINY,
+    "tiny-6k, 16 bands x 4": replace(TINY, sound=mel(157, n_mels=16, floor=1e-4), sizes={"pooler": "mean", "stack": 4}),
+    "tiny-6k, 32 bands x 2, taught": replace(
+        TINY, sound=mel(79, n_mels=32, floor=1e-4, mixup=1.0), teacher="cnn-4m, floor 1e-4, masks"
+    ),
+    "cnn-4m": replace(CNN, sound=mfcc()),
     "cnn-4m, floor 1e-6": replace(CNN, sound=mfcc(floor=1e-6)),
-    "cnn-4m, floor 1e-4": replace(CNN, sound=mfcc(floor=1e-4)),
+    "cnn-4m, floor 1e-4": CNN,
+    "cnn-4m, floor 1e-4, masks": replace(CNN, sound=mfcc(**MASKED, floor=1e-4)),
+    "cnn-4m, floor 1e-4, 79 frames": replace(CNN, sound=mfcc(79, floor=1e-4)),
 }
 VARIANTS: dict[str, Variant] = {}
 
@@ -96,7 +103,7 @@ VARIANTS: dict[str, Variant] = {}
 # ---- data ------------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Clips:
-    mels: Tensor  # (N, T, M), dB, with the lowest floor
+    mels: Tensor  # (N, T, M) in dB, with the lowest floor
     labels: Tensor  # (N,)
     folds: Tensor  # (N,)
 
@@ -131,27 +138,33 @@ def sound_config(variant: Variant) -> SoundConfig:
     return structure(SoundConfig, {"seconds": SECONDS, "rate": RATE, **variant.sound})
 
 
-def clips_for(config: SoundConfig, data: str, out: Path, memory: dict[Any, Clips]) -> Clips:
+def mels_of(config: SoundConfig, sound: Tensor) -> Tensor:
+    """(n, L) -> (n, T, M) in dB."""
+    extract = SoundFrontend(replace(config, kind="mel", floor=1e-10)).extract
+    with torch.inference_mode():
+        return torch.cat([extract(part) for part in sound.split(20)]).clone()
+
+
+def clips_for(config: SoundConfig, args: argparse.Namespace, memory: dict[Any, Clips]) -> Clips:
     key = (config.n_fft, config.hop, config.n_mels)
     if key not in memory:
-        sound, labels, folds, _ = waves(data, out)
-        extract = SoundFrontend(replace(config, kind="mel", floor=1e-10)).extract
-        with torch.inference_mode():
-            frames = torch.cat([extract(torch.from_numpy(part)) for part in np.array_split(sound, 20)]).clone()
-        memory[key] = Clips(frames, torch.from_numpy(labels), torch.from_numpy(folds))
+        sound, labels, folds, _ = waves(args.data, args.out)
+        mels = mels_of(config, torch.from_numpy(sound))
+        memory[key] = Clips(mels, torch.from_numpy(labels), torch.from_numpy(folds))
     return memory[key]
 
 
 class View:
-    """Rows of clips -> what the backbone reads (n, T, F): gain and shift as given, then floor, DCT, standardisation."""
+    """Rows of log-mels -> what the backbone reads (n, T, F): gain, shift, floor, DCT, standardisation."""
 
-    def __init__(self, clips: Clips, config: SoundConfig) -> None:
-        self.clips, self.config = clips, config
+    def __init__(self, mels: Tensor, config: SoundConfig) -> None:
+        """mels: (N, T, M) in dB, with the lowest floor."""
+        self.mels, self.config = mels, config
         self.dct = SoundFrontend(config).extract.dct if config.kind == "mfcc" else None
 
-    def __call__(self, rows: Tensor, shift: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
+    def __call__(self, rows: Tensor | slice, shift: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
         """shift: (n,) shares of the clip; gain: (n,) dB."""
-        frames = self.clips.mels[rows]
+        frames = self.mels[rows]
         if gain is not None:
             frames = frames + gain[:, None, None]
         if shift is not None:
@@ -223,47 +236,59 @@ def draw(config: SoundConfig, count: int, rng: np.random.Generator) -> dict[str,
     return {"shift": torch.from_numpy(shift), "gain": torch.from_numpy(gain).float()}
 
 
-def train(variant: Variant, view: View, rows: Tensor, seed: int, taught: Tensor | None) -> Classify:
-    """taught: (N, TAUGHT_SHIFTS, C) logits of the teacher."""
-    config, labels = view.config, view.clips.labels
+@dataclass(frozen=True)
+class Lessons:
+    """Mixtures of two training clips, and what the teacher says about them."""
+
+    mels: Tensor  # (N, T, M) in dB, the student's
+    labels: Tensor  # (N,)
+    others: Tensor  # (N,)
+    shares: Tensor  # (N,) of the clip itself, at least a half
+    logits: Tensor  # (N, C)
+
+
+def train(
+    variant: Variant, config: SoundConfig, clips: Clips, rows: Tensor, seed: int, taught: Lessons | None
+) -> Classify:
+    """rows: of the training clips."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 7])
-    loss = build(variant, config, int(labels.max()) + 1)
-    if variant.pretrain:
-        masked = MaskedFrames(loss.backbone, MaskedConfig())
-
-        def reconstruction(chosen: Tensor) -> Tensor:
-            seeds = torch.from_numpy(rng.integers(0, 2**60, len(chosen)))
-            return masked(as_batch(view(chosen, **draw(config, len(chosen), rng)), None, seeds)).total()
-
-        fit(masked, variant, rows, variant.pretrain, rng, reconstruction)
+    loss = build(variant, config, int(clips.labels.max()) + 1)
+    view, labels, epochs = View(clips.mels, config), clips.labels, variant.epochs
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=variant.backbone == "tiny_cnn")
     if variant.backbone == "tiny_cnn":
         loss.to(memory_format=torch.channels_last)
 
-    def classification(chosen: Tensor) -> Tensor:
-        how = draw(config, len(chosen), rng)
-        if taught is not None:
-            place = torch.from_numpy(rng.integers(TAUGHT_SHIFTS, size=len(chosen)))
-            how["shift"] = place / TAUGHT_SHIFTS
-        x = spec_augment(view(chosen, **how), torch.from_numpy(rng.integers(0, 2**60, len(chosen))), config)
+    def logits_for(batch: Batch) -> Tensor:
+        with bf16:
+            return loss.head(loss.backbone(batch)).float()
+
+    def mixed(chosen: Tensor) -> Tensor:
+        x = view(chosen, **draw(config, len(chosen), rng))
+        x = spec_augment(x, torch.from_numpy(rng.integers(0, 2**60, len(chosen))), config)
         streams = {}
         if config.mixup:
             other = chosen[torch.from_numpy(rng.permutation(len(chosen)))]
             share = torch.from_numpy(rng.beta(config.mixup, config.mixup, len(chosen))).float()
             share = torch.maximum(share, 1 - share)
-            x = share[:, None, None] * x + (1 - share)[:, None, None] * view(other, **how)
+            partner = view(other, **draw(config, len(chosen), rng))
+            x = share[:, None, None] * x + (1 - share)[:, None, None] * partner
             streams = {"share": Stream(share), "other": Stream(labels[other])}
         batch = as_batch(x, labels[chosen], **streams)
-        with bf16:
-            logits = loss.head(loss.backbone(batch)).float()
+        return supervised(logits_for(batch), batch, loss.config.label_smoothing).total()
+
+    def imitated(chosen: Tensor) -> Tensor:
+        streams = {"share": Stream(taught.shares[chosen]), "other": Stream(taught.others[chosen])}
+        batch = as_batch(view(chosen), taught.labels[chosen], **streams)
+        logits = logits_for(batch)
         objective = supervised(logits, batch, loss.config.label_smoothing).total()
-        if taught is None:
-            return objective
-        imitation = divergence(logits, taught[chosen, place], variant.temperature) / len(chosen)
+        imitation = divergence(logits, taught.logits[chosen], variant.temperature) / len(chosen)
         return (1 - variant.weight) * objective + variant.weight * imitation
 
-    fit(loss, variant, rows, variant.epochs, rng, classification)
+    if taught is not None:  # as many steps as without a teacher
+        view, epochs = View(taught.mels, config), max(1, epochs * len(rows) // len(taught.mels))
+        rows = torch.arange(len(taught.mels))
+    fit(loss, variant, rows, epochs, rng, mixed if taught is None else imitated)
     return loss
 
 
@@ -277,7 +302,7 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {"accuracy": float((guess == labels).float().mean()), "macro_f1": float(np.mean(f1))}
 
 
-def int8_scores(loss: Classify, view: View, train_rows: Tensor, test_rows: Tensor) -> dict[str, float]:
+def int8_scores(loss: Classify, view: View, train_rows: Tensor, test_rows: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy of the int8 definition that the C code repeats, calibrated on 128 training clips."""
 
     class Model:
@@ -287,7 +312,7 @@ def int8_scores(loss: Classify, view: View, train_rows: Tensor, test_rows: Tenso
     plan, _ = folded(original, sound)
     quantised = calibrate(plan, view(train_rows[:: max(1, len(train_rows) // 128)][:128]).split(32))
     logits = forward_int8(quantised, view(test_rows))
-    return {f"int8_{k}": v for k, v in scores(logits, view.clips.labels[test_rows]).items()}
+    return {f"int8_{k}": v for k, v in scores(logits, labels).items()}
 
 
 def key_of(name: str, fold: int, seed: int) -> str:
@@ -302,19 +327,19 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[
     if result.is_file():
         return
     config = sound_config(variant)
-    clips = clips_for(config, args.data, args.out, memory)
-    view = View(clips, config)
+    clips = clips_for(config, args, memory)
     tested = fold % len(FOLDS) + 1 if args.inner else fold
     train_rows = torch.nonzero((clips.folds != fold) & (clips.folds != tested))[:, 0]
     test_rows = torch.nonzero(clips.folds == tested)[:, 0]
     taught = None
     if variant.teacher:
-        for each in args.seeds:
-            run(variant.teacher, fold, each, args, memory)
-        taught = lessons(out, variant.teacher, fold, args, memory)
+        run(variant.teacher, fold, seed, args, memory)
+        weights = out / f"{key_of(variant.teacher, fold, seed)}.safetensors"
+        taught = lessons(config, train_rows, variant.teacher, weights, args, memory)
     start = time.process_time()
-    loss = train(variant, view, train_rows, seed, taught)
+    loss = train(variant, config, clips, train_rows, seed, taught)
     seconds = time.process_time() - start
+    view = View(clips.mels, config)
     labels = clips.labels[test_rows]
     record = {
         "variant": name,
@@ -325,30 +350,47 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[
         "epochs": variant.epochs,
         "parameters": sum(p.numel() for p in loss.parameters()),
         **scores(logits_of(loss, view(test_rows)), labels),
+        "train_accuracy": scores(logits_of(loss, view(train_rows)), clips.labels[train_rows])["accuracy"],
         "macs": loss.backbone.macs(clips.mels.shape[1]) + loss.head.weight.numel(),
     }
     if variant.backbone == "tiny":
-        record |= int8_scores(loss, view, train_rows, test_rows)
+        record |= int8_scores(loss, view, train_rows, test_rows, labels)
     out.mkdir(parents=True, exist_ok=True)
-    if any(v.teacher == name for v in VARIANTS.values()):
+    if any(v.teacher == name for v in {**VARIANTS, **CANDIDATES}.values()):
         save_tensors(result.with_suffix(".safetensors"), loss.state_dict())
     write_json(result, record)
     print(f"{name}, fold {fold}, seed {seed}: {record['accuracy']:.1%} in {seconds:.0f} s of CPU", flush=True)
 
 
-def lessons(out: Path, name: str, fold: int, args: argparse.Namespace, memory: dict[Any, Clips]) -> Tensor:
-    """(N, TAUGHT_SHIFTS, C) logits of every clip at evenly spaced shifts, the mean over the teacher's seeds."""
-    variant = VARIANTS[name]
-    config = sound_config(variant)
-    clips = clips_for(config, args.data, args.out, memory)
-    view, rows = View(clips, config), torch.arange(len(clips.labels))
-    total = torch.zeros(())
-    for seed in args.seeds:
-        loss = build(variant, config, int(clips.labels.max()) + 1).eval()
-        loss.load_state_dict(load_file(out / f"{key_of(name, fold, seed)}.safetensors"))
-        shifts = [torch.full((len(rows),), k / TAUGHT_SHIFTS) for k in range(TAUGHT_SHIFTS)]
-        total = total + torch.stack([logits_of(loss, view(rows, shift)) for shift in shifts], 1)
-    return total / len(args.seeds)
+def lessons(
+    config: SoundConfig, rows: Tensor, name: str, weights: Path, args: argparse.Namespace, memory: dict[Any, Clips]
+) -> Lessons:
+    """Pairs of the clips `rows`, each shifted and amplified, mixed as waveforms; config: the student's, with the mixup."""
+    variant = {**CANDIDATES, **VARIANTS}[name]
+    theirs = sound_config(variant)
+    sound, labels, _, _ = waves(args.data, args.out)
+    teacher = build(variant, theirs, int(labels.max()) + 1).eval()
+    teacher.load_state_dict(load_file(weights))
+    rng = np.random.default_rng(MIXTURES)
+    one, other = (rng.choice(rows.numpy(), MIXTURES) for _ in range(2))
+    share = rng.beta(config.mixup, config.mixup, MIXTURES)
+    share = np.maximum(share, 1 - share).astype(np.float32)
+    mels, logits = [], []
+
+    def augmented(row: int) -> np.ndarray:
+        gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
+        return np.float32(gain) * np.roll(sound[row], rng.integers(sound.shape[1]))
+
+    for part in np.array_split(np.arange(MIXTURES), MIXTURES // 50):
+        mixed = [share[i] * augmented(one[i]) + (1 - share[i]) * augmented(other[i]) for i in part]
+        wave = torch.from_numpy(np.stack(mixed))
+        mels.append(mels_of(config, wave))
+        logits.append(logits_of(teacher, View(mels_of(theirs, wave), theirs)(slice(None))))
+    return Lessons(
+        torch.cat(mels),
+        *(torch.from_numpy(x) for x in (labels[one], labels[other], share)),
+        torch.cat(logits),
+    )
 
 
 def table(folder: Path) -> str:

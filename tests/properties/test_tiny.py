@@ -25,7 +25,7 @@ from avssl_tiny.checkpoint import write
 from avssl_tiny.cnn import TinyCnn
 from avssl_tiny.config import MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
 from avssl_tiny.cost import cnn_parameters, cnn_rows
-from avssl_tiny.distill import divergence
+from avssl_tiny.distill import TaughtFrontend, divergence
 from avssl_tiny.features import FrameFeatures, dct_matrix, mel_bank, standardised
 from avssl_tiny.frontend import SoundFrontend
 from avssl_tiny.loss import supervised
@@ -281,6 +281,18 @@ def test_a_student_learns_from_the_sound_it_hears_and_leaves_its_teacher_alone(s
     assert float(loss(batch).total().detach()) < 0.7 * first
     assert all(torch.equal(a, b) for a, b in zip(before, loss.teacher.model.backbone.parameters(), strict=True))
     assert not loss.teacher.model.backbone.training and not any("teacher" in k for k in loss.state_dict())
+
+
+def test_a_student_and_its_teacher_hear_one_mixture():
+    frontend = TaughtFrontend(SoundConfig(seconds=1.0, mixup=1.0)).train()
+    clips = [clip(noise(1, 16000, seed=i), target=np.int64(i)) for i in (0, 1)]
+    ready = frontend.batch(Batch.cat([frontend.item(clips, np.random.default_rng(s)) for s in range(4)]))
+    share, sounds = ready.streams["share"].x[:, None], [torch.from_numpy(noise(16000, seed=i)) for i in (0, 1)]
+    want = share * sounds[0] + (1 - share) * sounds[1]
+    torch.testing.assert_close(ready.need("sound").x, want, rtol=0, atol=1e-6)
+    alone = SoundFrontend(SoundConfig(seconds=1.0)).eval()
+    torch.testing.assert_close(ready.need("audio").x, alone.batch(batch_of(want)).need("audio").x, rtol=0, atol=1e-4)
+    assert "partner" not in ready.streams and ready.streams["other"].x.tolist() == [1] * 4
 
 
 def test_each_fold_of_a_student_has_the_teacher_that_did_not_see_it(saved, tmp_path):
