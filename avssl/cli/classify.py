@@ -52,8 +52,14 @@ def classify(
             print(f"{'' if live else heard.id + '  '}{heard.start:.2f}-{heard.end:.2f} s  {labels}", flush=live)
 
     if live:
+        windows = 0
         for heard in classifier.stream(sys.stdin.buffer, rate, channels=channels, encoding=encoding):  # type: ignore[arg-type]
             show(heard)
+            windows += 1
+        if not windows:
+            raise DataError(
+                "standard input gave no sound", fix="pipe raw PCM into it, e.g. from ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -"
+            )
         return
     rows = [row for path in inputs for row in read_rows(path, modalities=["audio"])]
     bad = 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import soundfile
+import torch
 from export.models import RATE, clips
 
 from avssl.cli import main
@@ -90,6 +93,17 @@ def test_classify_prints_labels_with_times(folder, capsys):
     assert avssl("classify", folder / "data", "--model", folder / "model", "--top", "2", "--json") == Exit.OK
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 6 and all((x["start"], x["end"]) == (0, 1) and len(x["labels"]) == 2 for x in lines)
+
+
+@pytest.mark.parametrize("seconds,windows", [(0, 0), (0.5, 1), (2.5, 3)])
+def test_classify_hears_standard_input(folder, capsys, monkeypatch, seconds, windows):
+    sound = clips(3).need("audio").x.flatten()[: int(seconds * RATE)]
+    pcm = (sound * 32767).to(torch.int16).numpy().tobytes()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(pcm)))
+    code = avssl("classify", "-", "--model", folder / "model", "--hop", "1", "--rate", RATE, "--json")
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == windows
+    assert code == (Exit.OK if windows else Exit.DATA) and ("no sound" in said.err) == (not windows)
 
 
 def test_a_damaged_file_is_named_and_the_others_are_classified(folder, tmp_path, capsys):
