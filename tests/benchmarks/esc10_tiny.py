@@ -10,7 +10,7 @@ are used once, after a fixed number of epochs. `--inner` trains on three folds a
 fold, whole folds only; settings were chosen by its means, from equally many CANDIDATES for either network.
 
 Log-mel frames are computed once. Augmentation therefore works on frames: the circular shift by whole frames, the gain
-as an offset in dB, mixup and masks as in the recipes. A teacher (the CNN of the same fold and seed) answers beforehand,
+as an offset in dB, mixup and masks as in the recipes. A teacher (the CNN of the same fold, first seed) answers beforehand,
 for MIXTURES mixed waveforms of the training clips that teacher and student both hear. One thread per process; the CNN
 trains in bfloat16 (autocast, float32 weights) and is tested in float32.
 """
@@ -51,7 +51,7 @@ from avssl_tiny.frontend import SoundFrontend
 from avssl_tiny.loss import Classify, supervised
 
 FOLDS, SECONDS, RATE, BATCH = (1, 2, 3, 4, 5), 5.0, 16000, 32
-MIXTURES = 6000
+MIXTURES = 4000
 FRAMES = {40: (2048, 2048), 79: (2048, 1024), 157: (1024, 512)}  # number of frames: (n_fft, hop)
 AUGMENTED = {"shift": 1.0, "gain_db": 6.0, "mixup": 0.2}
 MASKED = {**AUGMENTED, "time_masks": 2, "frequency_masks": 2}
@@ -74,7 +74,7 @@ class Variant:
     epochs: int = 300
     lr: float = 3e-3
     weight_decay: float = 0.01
-    teacher: str = ""  # a variant: its model of the same fold and seed
+    teacher: str = ""  # a variant: its model of the same fold, first seed
     temperature: float = 3.0
     weight: float = 0.7  # of the imitation
 
@@ -91,13 +91,24 @@ CANDIDATES: dict[str, Variant] = {  # compared by --inner
     "tiny-6k, 32 bands x 2, taught": replace(
         TINY, sound=mel(79, n_mels=32, floor=1e-4, mixup=1.0), teacher="cnn-4m, floor 1e-4, masks"
     ),
+    "tiny-6k, 32 bands x 2, taught alone": replace(
+        TINY, sound=mel(79, n_mels=32, floor=1e-4, mixup=1.0), teacher="cnn-4m, floor 1e-4, masks", weight=1.0
+    ),
     "cnn-4m": replace(CNN, sound=mfcc()),
     "cnn-4m, floor 1e-6": replace(CNN, sound=mfcc(floor=1e-6)),
     "cnn-4m, floor 1e-4": CNN,
     "cnn-4m, floor 1e-4, masks": replace(CNN, sound=mfcc(**MASKED, floor=1e-4)),
     "cnn-4m, floor 1e-4, 79 frames": replace(CNN, sound=mfcc(79, floor=1e-4)),
 }
-VARIANTS: dict[str, Variant] = {}
+PLAIN = {"shift": 0.0, "gain_db": 0.0, "mixup": 0.0}
+TAUGHT = replace(TINY, sound={**TINY.sound, "mixup": 1.0}, teacher="cnn-4m, augmented")
+VARIANTS: dict[str, Variant] = {  # what the inner splits chose
+    "cnn-4m, augmented": CNN,
+    "tiny-6k, augmented": TINY,
+    "tiny-6k, taught by the CNN": TAUGHT,
+    "tiny-6k, plain": replace(TINY, sound={**TINY.sound, **PLAIN}),
+    "cnn-4m, plain": replace(CNN, sound={**CNN.sound, **PLAIN}),
+}
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
@@ -145,7 +156,7 @@ def mels_of(config: SoundConfig, sound: Tensor) -> Tensor:
         return torch.cat([extract(part) for part in sound.split(20)]).clone()
 
 
-def clips_for(config: SoundConfig, args: argparse.Namespace, memory: dict[Any, Clips]) -> Clips:
+def clips_for(config: SoundConfig, args: argparse.Namespace, memory: dict[Any, Any]) -> Clips:
     key = (config.n_fft, config.hop, config.n_mels)
     if key not in memory:
         sound, labels, folds, _ = waves(args.data, args.out)
@@ -319,7 +330,7 @@ def key_of(name: str, fold: int, seed: int) -> str:
     return f"{name.replace(', ', '--').replace(' ', '-')}--fold{fold}--seed{seed}"
 
 
-def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[Any, Clips]) -> None:
+def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[Any, Any]) -> None:
     """Train and test one variant on one fold, unless its result is there."""
     variant = {**CANDIDATES, **VARIANTS}[name]
     out = args.out / ("inner" if args.inner else "outer")
@@ -333,9 +344,12 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[
     test_rows = torch.nonzero(clips.folds == tested)[:, 0]
     taught = None
     if variant.teacher:
-        run(variant.teacher, fold, seed, args, memory)
-        weights = out / f"{key_of(variant.teacher, fold, seed)}.safetensors"
-        taught = lessons(config, train_rows, variant.teacher, weights, args, memory)
+        first = args.seeds[0]
+        run(variant.teacher, fold, first, args, memory)
+        weights = out / f"{key_of(variant.teacher, fold, first)}.safetensors"
+        if (config, weights) not in memory:
+            memory[config, weights] = lessons(config, train_rows, variant.teacher, weights, args)
+        taught = memory[config, weights]
     start = time.process_time()
     loss = train(variant, config, clips, train_rows, seed, taught)
     seconds = time.process_time() - start
@@ -362,9 +376,7 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[
     print(f"{name}, fold {fold}, seed {seed}: {record['accuracy']:.1%} in {seconds:.0f} s of CPU", flush=True)
 
 
-def lessons(
-    config: SoundConfig, rows: Tensor, name: str, weights: Path, args: argparse.Namespace, memory: dict[Any, Clips]
-) -> Lessons:
+def lessons(config: SoundConfig, rows: Tensor, name: str, weights: Path, args: argparse.Namespace) -> Lessons:
     """Pairs of the clips `rows`, each shifted and amplified, mixed as waveforms; config: the student's, with the mixup."""
     variant = {**CANDIDATES, **VARIANTS}[name]
     theirs = sound_config(variant)
@@ -434,7 +446,7 @@ def main() -> None:
     if not args.table:
         if args.data is None:
             parser.error("--data is needed to train")
-        memory: dict[Any, Clips] = {}
+        memory: dict[Any, Any] = {}
         for seed in args.seeds:
             for name in args.variants or (CANDIDATES if args.inner else VARIANTS):
                 for fold in args.folds:
