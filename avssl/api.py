@@ -16,7 +16,7 @@ from avssl.training.setup import Machine
 if TYPE_CHECKING:
     from avssl.embedding.encode import Vectors
     from avssl.evaluation.report import Report
-    from avssl.predict import Predictions
+    from avssl.prediction import Predictions
 
 Data = str | Path | Sequence[Row]
 
@@ -84,9 +84,9 @@ def embed(model: str | Path | Model, inputs: Any, **options: Any) -> Vectors:
 
 
 def predict(model: str | Path | Model, data: str | Path | Sequence[Row], **options: Any) -> Predictions:
-    """Labels with scores from a fine-tuned model; options are those of `avssl.predict.predict_rows`."""
+    """Labels with scores from a fine-tuned model; options are those of `avssl.prediction.predict_rows`."""
     from avssl.data.manifest import read_rows
-    from avssl.predict import predict_rows
+    from avssl.prediction import predict_rows
 
     rows = read_rows(str(data)) if isinstance(data, (str, Path)) else data
     return predict_rows(model if isinstance(model, Model) else open_model(model), rows, **options)

@@ -116,9 +116,12 @@ class ModalityEntry(Entry):
     """A kind of signal: how its files are recognised and how one becomes part of a Clip.
 
     suffixes: file endings, lower case, with the dot; columns: manifest columns that name it, the first is the one we
-    write; decode: import string of `decode(source, request) -> part` (see `avssl.data.clip`); probe: import string of
-    `probe(path) -> Probe` or "". inline: the manifest column holds the value itself (a caption), not a path.
-    sample: import string of `sample(folder, number) -> source`: writes a small example for the conformance suite.
+    write; decode: import string of `decode(source, request, *, start, end, limits) -> part`, where source is a path, the
+    paths of several files or an inline value, request is what the frontend's `plan` asks of this modality (None = all),
+    start and end are the row's window in seconds (None = open) and limits is a `Limits`; it raises DataError for a file
+    that is bad, `avssl.data.clip.Absent` for one without such a signal. probe: import string of `probe(path) -> Probe`,
+    or "". inline: the manifest column holds the value itself (a caption), not a path. sample: import string of
+    `sample(folder, number) -> source`: writes a small example for the conformance suite and `avssl bench`.
     """
 
     kind = "modality"

@@ -21,6 +21,7 @@ from avssl.data.clip import Clip, Waveform
 from avssl.embedding.encode import EmbedOptions, Encoder, embed_clips
 from avssl.errors import DataError, UsageError, check
 from avssl.model import Model, open_model
+from avssl.registry import registry
 
 HOP = 0.05  # seconds between time stamps: what the HEAR tasks ask for at most
 WINDOW = 1.0  # seconds of sound around a time stamp, where tokens have no time
@@ -28,12 +29,16 @@ BATCH = 32
 
 
 class HearModel(nn.Module):
-    """A model behind the HEAR attributes."""
+    """A model behind the HEAR attributes. Raises UsageError for one that does not work on sound alone."""
 
     def __init__(self, model: Model, batch_size: int = BATCH) -> None:
         super().__init__()
         check("audio" in model.backbone.modalities, f"{model.path} reads no sound",
               fix=f"it reads {', '.join(sorted(model.backbone.modalities))}")
+        entry = registry().get("backbone", model.recipe["backbone"]["name"])
+        others = sorted(entry.modalities - entry.optional - {"audio"})
+        check(not others, f"{model.path} reads sound only together with {', '.join(others)}",
+              fix="HEAR has sound alone: choose another model")
         self.model, self.batch_size = model, batch_size
         self.backbone = model.backbone  # registered: `.to(device)` and `.parameters()` work as for any module
         self.frontend = model.frontend
@@ -76,7 +81,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     vectors = embed_clips(encoder, clips, model.batch_size)["audio"]
     times = np.tile(centres / rate * 1000.0, (len(waves), 1)).astype(np.float32)
     device = model.model.device
-    return torch.from_numpy(vectors.reshape(len(waves), count, -1)).to(device), torch.from_numpy(times).to(device)
+    return torch.from_numpy(vectors.reshape(len(waves), count, model.timestamp_embedding_size)).to(device), torch.from_numpy(times).to(device)
 
 
 def rate_of(model: Model) -> int:

@@ -178,7 +178,8 @@ def load(kind: str, name: str, attribute: str = "cls") -> Any:
     entry = registry().get(kind, name)
     target = getattr(entry, attribute)
     if not target:
-        raise UsageError(f"{kind} {name!r} has no {attribute}", fix=LISTINGS.get(kind, "").strip() or f"registered by {entry.origin}")
+        fix = LISTINGS.get(kind, "").strip() or f"name one in the entry that {entry.origin} registers"
+        raise UsageError(f"{kind} {name!r} has no {attribute}", fix=fix)
     try:
         return resolve(target)
     except PluginError as error:

@@ -37,7 +37,7 @@ def predict(
         raise UsageError(f"{out}: what format is {out.suffix or 'a name without an ending'}?",
                          fix="end it with .json or .csv")
     rows = rows_of(paths)
-    from avssl.predict import predict_rows
+    from avssl.prediction import predict_rows
 
     bad = BadFiles()
     found = predict_rows(opened(model, format, device), rows, views=views, batch_size=batch_size,

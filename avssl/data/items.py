@@ -10,7 +10,7 @@ import numpy as np
 
 from avssl.batch import Batch, Stream
 from avssl.data.bad import BadItem
-from avssl.data.clip import Absent, Clip, Limits, Request, Row, Waveform
+from avssl.data.clip import Absent, Clip, Limits, Request, Row, Source, Waveform
 from avssl.data.sampler import Key, item_seed
 from avssl.data.targets import Codec
 from avssl.data.workers import Blame
@@ -39,7 +39,7 @@ def decode_clip(
         try:
             part = parts[modality] = decode(row.parts[modality], wish, start=row.start, end=row.end, limits=limits)
             if isinstance(part, Waveform) and not part.samples.shape[-1]:  # padding would make it silence
-                raise DataError(f"{path_of(row)}: holds no samples", fix="remove the file")
+                raise DataError(f"{file_of(row.parts[modality])}: holds no samples", fix="remove the file")
         except Absent as error:
             if not some:
                 raise
@@ -48,7 +48,7 @@ def decode_clip(
             raise
         except Exception as error:  # a decoder is a stranger: whatever it raises, this item is bad and no other
             raise DataError(
-                f"{path_of(row) or row.id}: the {modality} decoder failed: {type(error).__name__}: {error}",
+                f"{file_of(row.parts[modality])}: the {modality} decoder failed: {type(error).__name__}: {error}",
                 fix="mend or remove the file",
             ) from error
     if absent is not None and not parts:
@@ -251,9 +251,12 @@ def made_by(frontend: Frontend, clips: list[Clip], rng: np.random.Generator | No
 
 def path_of(row: Row) -> str:
     """The file of a row, for messages: the first path among its parts."""
-    for source in row.parts.values():
-        return source[0] if isinstance(source, tuple) else str(source)[:200]
-    return ""
+    return next((file_of(source) for source in row.parts.values()), "")
+
+
+def file_of(source: Source) -> str:
+    """A source in a message: its path, the first of several, or the beginning of a text."""
+    return source[0] if isinstance(source, tuple) else source[:200]
 
 
 def usable(rows: Sequence[Row], needed: Collection[str]) -> tuple[list[Row], list[BadItem]]:

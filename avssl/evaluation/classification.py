@@ -11,7 +11,7 @@ from avssl.evaluation.features import note_bad, protocol
 from avssl.evaluation.labels import Splits, encode, evaluation_split, labelled
 from avssl.evaluation.report import Report
 from avssl.evaluation.scoring import score
-from avssl.predict import predict_rows
+from avssl.prediction import predict_rows
 
 if TYPE_CHECKING:
     from avssl.model import Model

@@ -103,3 +103,11 @@ def test_configs_import_no_torch(plugin: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin"}
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_verb_has_the_name_of_a_module() -> None:
+    """Importing `avssl.x` binds the module to that name, and a function of the same name is gone."""
+    import avssl
+
+    modules = {p.stem for p in (ROOT / "avssl").iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert not modules & set(avssl.__all__)

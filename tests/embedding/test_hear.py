@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import toy
 from avssl import hear
 from avssl.embedding.encode import embed_inputs
 from avssl.errors import UsageError
+from avssl.registry import registry
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,21 @@ def test_timestamp_embeddings_follow_the_sound(model):
     change = (got[0, 1:] - got[0, :-1]).norm(dim=1)
     assert 500 <= times[0, int(change.argmax())] <= 1500  # the windows that reach across the onset at one second
     assert torch.allclose(got[0, 0], got[1, 0]) and not torch.allclose(got[0, -1], got[1, -1])
+
+
+def test_no_sounds_give_no_embeddings(model):
+    nothing = torch.zeros(0, 8000)
+    embeddings, times = hear.get_timestamp_embeddings(nothing, model)
+    assert hear.get_scene_embeddings(nothing, model).shape == (0, 16)
+    assert embeddings.shape == (0, 10, 16) and times.shape == (0, 10)
+
+
+def test_a_model_that_needs_more_than_sound_is_refused(toy_path, monkeypatch):
+    entry = registry().get("backbone", "toy")
+    needy = replace(entry, modalities=frozenset({"audio", "vision"}), optional=frozenset({"audio"}))
+    monkeypatch.setitem(registry().entries["backbone"], "toy", needy)
+    with pytest.raises(UsageError, match="reads sound only together with vision"):
+        hear.load_model(str(toy_path))
 
 
 @pytest.mark.parametrize(("audio", "text"), [

@@ -232,7 +232,7 @@ def test_k_fold_without_folds_is_refused(toy_model, rows):
 # -- the model's own head ----------------------------------------------------------------------------------------------
 def test_classification_averages_probabilities_over_the_views(toy_classifier, rows):
     from avssl.model import open_model
-    from avssl.predict import predict_rows
+    from avssl.prediction import predict_rows
 
     model = open_model(toy_classifier)
     # two pictures: two views of each item
