@@ -100,12 +100,15 @@ class LossEntry(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationEntry(Entry):
-    """A protocol: `(model, splits, config) -> Report`; modalities: what it is about, for listings."""
+    """A protocol: `(model, splits, config) -> Report`; modalities: what it is about, for listings. names: import string of
+    `names(model, config) -> metric names` that it can give ("*" for what only the data tell); without it a misspelt
+    `--fail-under` is found only after the evaluation."""
 
     kind = "evaluation"
     cls: str
     config: str
     modalities: frozenset[str] = frozenset()
+    names: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "modalities", _frozen(self.modalities))

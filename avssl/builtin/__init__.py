@@ -86,6 +86,7 @@ def avssl_evaluations() -> list[EvaluationEntry]:
             summary=summary,
             cls=f"avssl.evaluation.{module}:{name}",
             config=f"avssl.evaluation.configs:{config}",
+            names=f"avssl.evaluation.names:{name}",
         )
 
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,9 +40,9 @@ def evaluate(
     from avssl.evaluation.gates import check_gates, parse
 
     for gate in fail_under or []:
-        parse(gate)  # a typo is an error before the work, not after it
+        parse(gate)  # a mistake is an error before the work, not after it
     report = run(model, data, task, train=train, format=format, split=split, overrides=overrides or [],
-                 batch_size=batch_size, workers=workers, device=device, on_bad=on_bad)
+                 batch_size=batch_size, workers=workers, device=device, on_bad=on_bad, gates=fail_under or [])
     written = _write(report, out, Path(model), task)
     if as_json:
         print_json(report.plain())
@@ -67,10 +68,12 @@ def evaluate(
 
 def run(model: str, data: list[str], task: str, *, train: list[str] | None = None, format: str = "", split: str = "",
         overrides: list[str] | tuple[str, ...] = (), batch_size: int = 32, workers: int | None = None,
-        device: str = "auto", on_bad: str = "skip") -> Report:
-    """The report of a registered protocol, from the same words as the command line."""
+        device: str = "auto", on_bad: str = "skip", gates: Sequence[str] = ()) -> Report:
+    """The report of a registered protocol, from the same words as the command line. gates: refused when they name a
+    metric that the protocol cannot give."""
+    from avssl.evaluation.gates import check_names
     from avssl.recipe import apply_override
-    from avssl.registry import load
+    from avssl.registry import load, registry
     from avssl.schema import keys, structure
 
     config_class = load("evaluation", task, "config")  # an unknown task is an error before data are read
@@ -90,7 +93,10 @@ def run(model: str, data: list[str], task: str, *, train: list[str] | None = Non
         evaluated = {k: v for k, v in splits.items() if k != name} or {"test": splits[name]}
         splits = {**({"test": evaluated[""]} if set(evaluated) == {""} else evaluated), name: rows_of(train)}
     check(bool(rows), "no data", fix="give a folder or a manifest")
-    return load("evaluation", task)(opened(model, format, device), splits, config)
+    opened_model = opened(model, format, device)
+    if gates and registry().get("evaluation", task).names:
+        check_names(list(load("evaluation", task, "names")(opened_model, config)), gates)
+    return load("evaluation", task)(opened_model, splits, config)
 
 
 def _write(report: Report, out: Path | None, model: Path, task: str) -> Path | None:

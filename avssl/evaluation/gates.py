@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
 
 from avssl.errors import GateError, UsageError, check, nearest
 
-LOWER_IS_BETTER = ("median_rank", "mse", "mae", "std")
+LOWER_IS_BETTER = ("median_rank", "mse", "mae", "std", "wer", "cer")
 
 
 def check_gates(metrics: Mapping[str, float], gates: Sequence[str]) -> list[str]:
@@ -51,6 +52,15 @@ def matching(metrics: Mapping[str, float], name: str) -> list[str]:
     if not found:
         raise UsageError(f"--fail-under {name}: no such metric", fix=nearest(name, set(metrics)))
     return found
+
+
+def check_names(known: Collection[str], gates: Sequence[str]) -> None:
+    """Refuse gates that none of the known metric names can satisfy, before they are computed. A "*" in a known name
+    stands for anything."""
+    for gate in gates:
+        name, _ = parse(gate)
+        if name in known or not any(fnmatchcase(name, metric) for metric in known):
+            matching(dict.fromkeys(known, 0.0), name)
 
 
 def _higher(name: str) -> bool:

@@ -115,7 +115,7 @@ def _timeout() -> float:
 
 
 # -- waiting for the first process ----------------------------------------------------------------------------------
-BEATS, BLOCKS = "avssl/beats", "avssl/blocks"  # counters in the group's key-value store, which every process reads
+ALIVE, BLOCKS = "avssl/alive", "avssl/blocks"  # counters in the group's key-value store, which every process reads
 
 
 def _store() -> Any:
@@ -132,7 +132,7 @@ def _heartbeat() -> Iterator[None]:
     def beat() -> None:
         with contextlib.suppress(RuntimeError):  # the store is gone: whoever is left finds out by itself
             while not over.wait(min(5.0, _timeout() / 8)):
-                store.add(BEATS, 1)
+                store.add(ALIVE, 1)
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -148,10 +148,10 @@ def _heartbeat() -> Iterator[None]:
 def _wait_for_first(world: World) -> None:
     store = _store()
     block = store.add(f"{BLOCKS}/{world.rank}", 1)  # the number of this one
-    beats, since, pause = -1, time.monotonic(), 0.001
+    signs, since, pause = -1, time.monotonic(), 0.001
     while store.add(BLOCKS, 0) < block:
-        if (now := store.add(BEATS, 0)) != beats:
-            beats, since = now, time.monotonic()
+        if (now := store.add(ALIVE, 0)) != signs:
+            signs, since = now, time.monotonic()
         if time.monotonic() - since > _timeout():
             raise PeerLost(
                 f"process {world.rank} of {world.ranks} lost process 0: no sign of life for {_timeout():g} s", fix=LOST

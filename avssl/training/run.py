@@ -31,6 +31,7 @@ from avssl.training.meter import read_journal
 from avssl.training.setup import (
     DataPlan,
     Machine,
+    autocast_dtype,
     build_run,
     environment,
     needed_modalities,
@@ -133,6 +134,7 @@ def _execute(
     trackers: Sequence[str],
 ) -> dict[str, Any]:
     device = pick_device(machine.device)
+    autocast_dtype(machine.precision or recipe.train.precision, device)  # what cannot be is said before data are read
     with StopRequest() as stop, member_of_world(device) as world:
         with world.first_works():
             if world.first:

@@ -35,6 +35,7 @@ from avssl.training.optim import build_optimizer, schedule
 from avssl.training.step import Stepper, seed_everything
 from avssl.training.weights import Averages, shard
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 VALIDATION = ("val", "valid", "validation", "dev")
 
 
@@ -46,6 +47,13 @@ class Machine:
     precision: str = ""  # "" = the recipe's
     workers: int | None = None  # None = chosen from the cores
     timeout: float = 120.0  # seconds that one item may take to decode
+
+    def __post_init__(self) -> None:
+        check(
+            self.precision in ("", *PRECISIONS),
+            f"--precision {self.precision!r} is none",
+            fix=f"{', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}",
+        )
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,6 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The autocast type of a precision on a device; None = float32 throughout."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
-    check(precision in ("fp32", "bf16", "fp16"), f"--precision {precision!r}", fix="auto, fp32, bf16 or fp16")
     check(precision != "fp16" or device.type != "cpu", "fp16 needs a GPU", fix="--precision bf16")
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 

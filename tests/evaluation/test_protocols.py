@@ -289,6 +289,25 @@ def test_a_gate_that_means_nothing_is_a_usage_error(gate, text):
         check_gates(METRICS, [gate])
 
 
+def test_every_metric_that_a_protocol_gives_was_announced(toy_model, toy_classifier, rows):
+    """Or a gate on it would be refused."""
+    from fnmatch import fnmatchcase
+
+    from avssl.model import open_model
+    from avssl.registry import load
+
+    numbers = [replace(r, labels=(f"{i % 7}.5",)) for i, r in enumerate(rows)]
+    several = [replace(r, labels=(*r.labels, "also") if i % 2 else r.labels) for i, r in enumerate(rows)]
+    for task in ("retrieval", "probe", "knn", "kfold", "classification"):
+        model = open_model(toy_classifier) if task == "classification" else toy_model
+        config = load("evaluation", task, "config")()
+        names = list(load("evaluation", task, "names")(model, config))
+        for data in (rows,) if task == "classification" else (rows, numbers, several):
+            report = evaluate(task, model, data)
+            assert report.metrics
+            assert all(any(fnmatchcase(m, n) for n in names) for m in report.metrics), (task, names)
+
+
 def test_every_metric_of_every_protocol_is_explained(toy_model, toy_classifier, rows):
     from avssl.model import open_model
 
