@@ -239,7 +239,7 @@ def _heads(given: int | None, dim: int, width: int, option: str, where: str) -> 
     """As told, or the official width of a head. A file does not show it, and a wrong guess loads without an error."""
     if given is None:
         check(dim % width == 0, f"{where}: a width of {dim} does not say how many heads there are",
-              fix=f"import it with the authors' number: --option {option}=12", error=CheckpointError)
+              fix=f"import it with the authors' number: --option {option}={12 if option == 'heads' else 16}", error=CheckpointError)
         return dim // width
     check(given > 0 and dim % given == 0, f"{option}={given} does not divide the width {dim}",
           fix="give the authors' number")

@@ -73,12 +73,12 @@ class CavMaeFrontend(Frontend):
     def views(self, row: Row) -> Sequence[Request]:
         """One view for each picture (frame ensemble), where the row has more than one picture, or a window of sound
         for each (`span`)."""
-        c = self.config
+        c, row = self.config, self._measured(row)
         pictures = "vision" in c.modalities and _several(row.parts.get("vision"))
-        windows = c.span > c.frames and "audio" in c.modalities and "audio" in row.parts
+        longer = row.seconds is None or row.seconds > self.seconds
+        windows = c.span > c.frames and longer and "audio" in c.modalities and "audio" in row.parts
         if not c.ensemble or c.together or not (pictures or windows):
             return [self.plan(row, None)]
-        row = self._measured(row)
         return [self._request(row, i, 0.0, 0, f"frame {i}") for i in range(c.pictures)]
 
     @property
@@ -102,8 +102,9 @@ class CavMaeFrontend(Frontend):
         if "audio" in c.modalities and "audio" in row.parts:
             offset = 0.0
             if c.span and not c.together:  # Sync: the window lies around the picture, inside the clip
-                there = None if row.seconds is None else int(self.fbank.frames(int((row.seconds - start) * c.rate)))
-                offset = laid(c.pictures, c.span, c.frames, there)[picture] * self.fbank.shift / c.rate
+                length = (row.seconds or self.clip_seconds) - start
+                there = torch.tensor([self.fbank.frames(int(length * c.rate))])
+                offset = laid(c.pictures, c.span, c.frames, there)[0, picture].item() * self.fbank.shift / c.rate
             parts["audio"] = AudioRequest(start + offset, self.seconds)
         if "vision" in c.modalities and "vision" in row.parts:
             parts["vision"] = self._frames(row, range(c.pictures) if c.together else (picture,), start)
@@ -190,8 +191,8 @@ class CavMaeFrontend(Frontend):
         """(B, extent, F) clips -> (B, K, frames, F): the window around each picture. samples: (B,) of each clip's sound,
         which says how long it is."""
         c = self.config
-        starts = [laid(c.pictures, self.extent, c.frames, int(self.fbank.frames(n))) for n in samples.tolist()]
-        at = torch.tensor(starts, device=mel.device)[:, :, None] + torch.arange(c.frames, device=mel.device)  # (B, K, T)
+        starts = laid(c.pictures, self.extent, c.frames, self.fbank.frames(samples.to(mel.device)))
+        at = starts[:, :, None] + torch.arange(c.frames, device=mel.device)  # (B, K, T)
         return mel[torch.arange(len(mel), device=mel.device)[:, None, None], at]
 
     def draw(self, seeds: Tensor) -> Augment:
@@ -283,14 +284,16 @@ def fit(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[top : top + size, left : left + size].transpose(2, 0, 1))
 
 
-def laid(pictures: int, span: int, window: int, there: int | None = None) -> list[int]:
-    """First frames of the windows of `window` frames around each of a clip's pictures, inside its `span` frames
-    (official map_frame_to_spectrogram). there: frames that the recording has, None = unknown; one that is more than a
-    tenth shorter than the span is laid out by its own length (the official windows would end in padding, or hold
-    nothing else)."""
-    if there is not None and there < 0.9 * span:
-        span = max(there, window)
-    return [min(max(round(i * span / pictures) - window // 2, 0), span - window) for i in range(pictures)]
+def laid(pictures: int, span: int, window: int, there: Tensor) -> Tensor:
+    """(B, pictures) int64: first frames of the windows of `window` frames around each of a clip's pictures, inside its
+    `span` frames (official map_frame_to_spectrogram).
+
+    there: (B,) frames that each recording has; one that is more than a tenth shorter than the span is laid out by its
+    own length (the official windows would end in padding, or hold nothing else).
+    """
+    whole = torch.where(there < 0.9 * span, there.clamp(min=window), span)[:, None]  # (B, 1)
+    middle = (torch.arange(pictures, device=there.device) * whole / pictures).round().long()
+    return (middle - window // 2).clamp(min=0).minimum(whole - window)
 
 
 def existing(files: Sequence[str], index: int) -> int:

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from avssl.batch import Batch, Stream
 from avssl.data.clip import Clip, Frames, Row, Waveform
 from avssl.embedding.encode import EmbedOptions, embed_inputs, embed_rows
+from avssl.embedding.job import embed as embed_files
 from avssl.errors import CheckpointError, DataError, UsageError
 from avssl.evaluation import ranking
+from avssl.evaluation.explain import explain
 from avssl.evaluation.labels import splits_of
 from avssl.evaluation.similarity import similarities
 from avssl.imports import build
@@ -64,13 +66,17 @@ def pair_of(batch: Batch, k: int) -> Batch:
 # -- windows of sound --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("window", [96, 192, 304, 416, 512, 624, 720, 1024])
 def test_windows_lie_around_their_pictures_inside_the_clip(window):
-    for f, start in enumerate(laid(16, 1024, window, there=998)):  # ten seconds: 998 frames, padded to 1024
+    for f, start in enumerate(starts(16, 1024, window, 998)):  # ten seconds: 998 frames, padded to 1024
         assert start == min(max(round(f * 1024 / 16) - window // 2, 0), 1024 - window)
 
 
 def test_a_shorter_recording_is_laid_out_by_its_own_length():
-    assert laid(4, 1024, 100, there=400) == [0, 50, 150, 250]
-    assert laid(4, 1024, 416, there=200) == [0, 0, 0, 0]
+    assert starts(4, 1024, 100, 400) == [0, 50, 150, 250]
+    assert starts(4, 1024, 416, 200) == [0, 0, 0, 0]
+
+
+def starts(pictures: int, span: int, window: int, there: int) -> list[int]:
+    return laid(pictures, span, window, torch.tensor([there]))[0].tolist()
 
 
 def sound(seconds: float) -> Waveform:
@@ -90,11 +96,11 @@ def test_all_windows_of_a_clip_are_those_of_its_single_views(seconds):
     mel = together.augmented(together.log_mel(item.streams["audio"]), together.draw(item.seeds))[0]
     views = alone.views(row)
     assert windows.shape == (1, 4, 64, 32) and len(views) == 4
-    for k, (view, start) in enumerate(zip(views, laid(4, 192, 64, 1 + (len(wave.samples[0]) - 400) // 160),
+    for k, (view, first) in enumerate(zip(views, starts(4, 192, 64, 1 + (len(wave.samples[0]) - 400) // 160),
                                           strict=True)):
         x = alone(alone.item([Clip("a", {"audio": cut(wave, view.parts["audio"])})], None)).streams["audio"].x[0]
         torch.testing.assert_close(x, windows[0, k], atol=2e-4, rtol=1e-4)
-        assert torch.equal(windows[0, k], mel[start : start + 64])
+        assert torch.equal(windows[0, k], mel[first : first + 64])
 
 
 def cut(wave: Waveform, request) -> Waveform:
@@ -105,8 +111,15 @@ def cut(wave: Waveform, request) -> Waveform:
 def test_a_recording_of_unknown_length_is_measured_before_windows_are_laid(tmp_path):
     soundfile.write(tmp_path / "a.wav", sound(1.0).samples[0], 16000)
     frontend = CavMaeFrontend(dataclasses.replace(CLIPS, together=False))
-    starts = [v.parts["audio"].start for v in frontend.views(Row("a", {"audio": str(tmp_path / "a.wav")}))]
-    assert starts == [s / 100 for s in laid(4, 192, 64, 98)] and max(starts) == pytest.approx(0.34)
+    found = [v.parts["audio"].start for v in frontend.views(Row("a", {"audio": str(tmp_path / "a.wav")}))]
+    assert found == [s / 100 for s in starts(4, 192, 64, 98)] and max(found) == pytest.approx(0.34)
+
+
+def test_sound_alone_is_seen_in_its_windows_and_what_fits_into_one_only_once():
+    frontend = CavMaeFrontend(dataclasses.replace(CLIPS, together=False))
+    counts = [len(frontend.views(Row("a", {"audio": "a.wav", "vision": "a.png"}, duration=s))) for s in (0.3, 1.5)]
+    assert counts == [1, 4] and len(frontend.views(Row("a", {"audio": "a.wav"}, duration=1.5))) == 4
+    assert len(CavMaeFrontend(CLIPS).views(Row("a", {"audio": "a.wav"}, duration=1.5))) == 1
 
 
 def test_training_on_a_long_recording_takes_clips_of_it_with_their_pictures():
@@ -300,6 +313,15 @@ def test_retrieval_compares_clips_view_by_view(folder, compare):
     assert report.protocol["compare"] == compare and report.protocol["views"] == "all" and report.n["views"] == 4
     first = report.hits["retrieval.audio->vision.instance"][0]["hits"][0]
     assert first["id"] == str(table[0].argmax()) and first["similarity"] == pytest.approx(table[0].max(), abs=1e-6)
+
+
+def test_a_report_says_how_clips_were_compared_and_files_keep_one_vector_per_clip(folder, tmp_path):
+    report = evaluate(model_of(), rows_in(folder), compare="diagonal_mean")
+    assert any("r@1: " in line and "mean over k of the cosines of view k with view k" in line for line in explain(report))
+    with pytest.raises(UsageError, match="one vector per clip"):
+        embed_files(model_of(), rows_in(folder), tmp_path / "x.npz", EmbedOptions(views="each"))
+    with pytest.raises(UsageError, match="sequence"):
+        EmbedOptions(views="each", sequence=True)
 
 
 def test_views_keep_their_order_beyond_nine_and_a_mean_is_their_mean(folder):
