@@ -20,6 +20,7 @@ class Stream:
     pad: Tensor | None = None  # (B, L) bool, True = padding; None = nothing is padded
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Stream:
+        """Both tensors on `device`."""
         pad = None if self.pad is None else self.pad.to(device, non_blocking=non_blocking)
         return Stream(self.x.to(device, non_blocking=non_blocking), pad)
 

@@ -35,6 +35,7 @@ class Frontend(nn.Module):
         self.config = config
 
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
+        """What to decode of a row; random crops are chosen here, so that nothing is decoded in vain."""
         raise NotImplementedError
 
     def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
@@ -42,9 +43,11 @@ class Frontend(nn.Module):
         raise NotImplementedError
 
     def batch(self, batch: Batch) -> Batch:
+        """The device half; default: nothing is left to do."""
         return batch
 
     def forward(self, batch: Batch) -> Batch:
+        """`batch`: what a device, a compiler and an exporter see of a frontend."""
         return self.batch(batch)
 
     def save_assets(self, folder: Path) -> Any:
@@ -53,4 +56,5 @@ class Frontend(nn.Module):
         return self.config
 
     def views(self, row: Row) -> Sequence[Request]:
+        """Everything of a row that an evaluation should see; scores and vectors are averaged over it."""
         return [self.plan(row, None)]

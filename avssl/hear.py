@@ -48,6 +48,7 @@ class HearModel(nn.Module):
         self.timestamp_embedding_size: int = size
 
     def forward(self, audio: Tensor) -> Tensor:
+        """Scene embeddings."""
         return get_scene_embeddings(audio, self)
 
 
@@ -80,8 +81,9 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     clips = [_clip(f"{n}@{s}", wave[s : s + window], rate) for n, wave in enumerate(padded) for s in centres]
     vectors = embed_clips(encoder, clips, model.batch_size)["audio"]
     times = np.tile(centres / rate * 1000.0, (len(waves), 1)).astype(np.float32)
+    embeddings = torch.from_numpy(vectors.reshape(len(waves), count, model.timestamp_embedding_size))
     device = model.model.device
-    return torch.from_numpy(vectors.reshape(len(waves), count, model.timestamp_embedding_size)).to(device), torch.from_numpy(times).to(device)
+    return embeddings.to(device), torch.from_numpy(times).to(device)
 
 
 def rate_of(model: Model) -> int:

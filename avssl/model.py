@@ -50,9 +50,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
+        """Where the backbone's weights are."""
         return next(self.backbone.parameters()).device
 
     def to(self, device: torch.device | str) -> Model:
+        """Move all parts, in place; the model itself, as of torch's modules."""
         for part in (self.backbone, self.frontend, self.head):
             if part is not None:
                 part.to(device)

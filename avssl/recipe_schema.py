@@ -48,7 +48,7 @@ def recipe_schema() -> dict[str, Any]:
             "tags": {"type": "array", "items": text},
             "backbone": components("backbone"),
             "loss": components("loss"),
-            "frontend": {"anyOf": [{k: v for k, v in closed(resolve(f)).items()} for f in sorted(frontends)]},
+            "frontend": {"anyOf": [closed(resolve(f)) for f in sorted(frontends)]},
             "data": closed(DataConfig),
             "optim": closed(OptimConfig),
             "schedule": closed(ScheduleConfig),

@@ -43,6 +43,7 @@ class PluginStatus:
 
     @property
     def label(self) -> str:
+        """Distribution and version; of an uninstalled plugin, its import string."""
         return f"{self.distribution} {self.version}".strip() or self.target
 
 

@@ -1,7 +1,15 @@
-"""The contract that every backbone and loss passes, ours and third parties' (`avssl plugins check NAME`).
+"""The contract that every backbone, loss and modality passes, ours and third parties' (`avssl plugins check NAME`).
 
 Each check is a plain function that raises AssertionError; `check_backbone` and `check_loss` are for use in a plugin's own
-tests, `check_plugin` runs everything that a plugin registers and reports.
+tests, `check_plugin` runs everything that a plugin registers and reports. What the checks ask of a plugin:
+
+modality  `ModalityEntry.sample` writes a small file; `decode` takes the keywords that the entry's docstring lists.
+frontend  A `Frontend` with `plan` and `item` at least. `avssl.batch.item(id, seed, target, audio=...)` makes the batch of
+          one that `item` returns; `batch` (the device half) and `views` have defaults.
+backbone  A `Backbone` with `modalities`, `forward` and `grid`; its config has `dim`, or the class says `dim` (and
+          `widths()` where streams differ). `BackboneEntry.supports` names what `forward` does with hide, keep and layers;
+          each of them is then checked. `BackboneEntry.example` gives a size that builds in a moment.
+loss      A `Loss` with `compute` (or `local` and `joint`); all randomness in `sample`, from `avssl.batch.generators`.
 """
 
 from __future__ import annotations
@@ -46,6 +54,7 @@ class Subject:
     items: list[Batch]
 
     def batch(self, rows: slice | None = None, training: bool = False) -> Batch:
+        """The items (or some of them), padded together, as the backbone reads them."""
         self.frontend.train(training)
         return self.frontend(Batch.cat(self.items[rows or slice(None)], self.frontend.pad_values))
 

@@ -27,6 +27,7 @@ IMAGE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 @hookimpl
 def avssl_modalities() -> list[ModalityEntry]:
+    """Sound, pictures, text."""
     return [
         ModalityEntry(
             name="audio",
@@ -60,6 +61,7 @@ def avssl_modalities() -> list[ModalityEntry]:
 
 @hookimpl
 def avssl_losses() -> list[LossEntry]:
+    """Objectives for any backbone."""
     return [
         LossEntry(
             name="classify",
@@ -80,6 +82,8 @@ def avssl_losses() -> list[LossEntry]:
 
 @hookimpl
 def avssl_evaluations() -> list[EvaluationEntry]:
+    """Protocols for any model."""
+
     def entry(name: str, summary: str, module: str, config: str) -> EvaluationEntry:
         return EvaluationEntry(
             name=name,
@@ -120,6 +124,7 @@ def avssl_evaluations() -> list[EvaluationEntry]:
 
 @hookimpl
 def avssl_layouts() -> list[LayoutEntry]:
+    """Public data sets as their authors arrange them."""
     layouts = "avssl.data.layouts"
     return [
         LayoutEntry(

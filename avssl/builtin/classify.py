@@ -58,9 +58,11 @@ class Classify(Loss[Backbone]):
         self.head = Head(streams, sizes.pop(), config.classes, config.norm, config.dropout)
 
     def exports(self) -> dict[str, nn.Module]:
+        """The head goes with the backbone: it is what predicts."""
         return {"backbone": self.backbone, "head": self.head}
 
     def compute(self, batch: Batch, draw: None) -> LossOutput:
+        """One term, named after the loss, and the accuracy where there is one class each."""
         logits = self.head(self.backbone(batch, only=self.head.streams))  # (B, C)
         return supervised(logits, batch, self.config.loss, self.config.label_smoothing)
 
@@ -81,7 +83,8 @@ def supervised(logits: Tensor, batch: Batch, kind: str, label_smoothing: float =
         f"loss.loss = {kind!r} cannot be computed from targets of shape {tuple(target.shape)}, {target.dtype}",
         fix="cross_entropy goes with data.target=index, bce with multi_hot, mse with float",
     )
-    check(not label_smoothing or kind == "cross_entropy", f"loss.label_smoothing means nothing to {kind}", fix="set it to 0")
+    useless = label_smoothing > 0 and kind != "cross_entropy"
+    check(not useless, f"loss.label_smoothing means nothing to {kind}", fix="set it to 0")
     logits = logits.float()
     metrics = {}
     if kind == "cross_entropy":

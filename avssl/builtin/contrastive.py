@@ -40,12 +40,14 @@ class Contrastive(Loss[Backbone]):
         self.log_scale = nn.Parameter(log_scale) if config.learn_temperature else nn.Buffer(log_scale)
 
     def local(self, batch: Batch, draw: None) -> tuple[LossOutput, dict[str, Tensor]]:
+        """Stream -> (B, D) of length one."""
         pooled = self.backbone(batch, only=self.streams).pooled
         out = {s: self.projections[s](pooled[s]) if self.config.dim else pooled[s] for s in self.streams}
         out = {s: F.normalize(x.float(), dim=-1) for s, x in out.items()}  # (B, D)
         return LossOutput({}), out
 
     def joint(self, representations: Mapping[str, Tensor]) -> LossOutput:
+        """Every item of the global batch is a negative of every other."""
         scale = self.log_scale.exp().clamp(max=100.0)
         truth = torch.arange(len(next(iter(representations.values()))), device=scale.device)
         total, correct, rounds = scale.new_zeros(()), scale.new_zeros(()), 0

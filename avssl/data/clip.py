@@ -72,6 +72,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Waveform:
+    """Decoded sound at its own rate, channels kept."""
+
     samples: np.ndarray  # (C, L) float32, finite; |x| may exceed 1 in float files
     rate: int  # Hz
     start: float = 0.0  # seconds from the start of the row's window
@@ -79,6 +81,8 @@ class Waveform:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
+    """Decoded pictures of one size."""
+
     pixels: np.ndarray  # (K, H, W, 3) uint8, RGB, upright, square pixels
     times: tuple[float, ...] = ()  # seconds from the start of the row's window, when they have one
 

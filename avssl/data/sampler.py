@@ -52,6 +52,7 @@ class ShuffledSampler:
         return max(1, (self.epoch_items or len(self.rows)) // self.batch_size)
 
     def epoch(self, epoch: int) -> list[list[Key]]:
+        """The batches of an epoch; items come again only where the epoch is longer than the data, or balanced."""
         rng = np.random.default_rng([self.seed & 0xFFFFFFFF, epoch, 0x5A3])
         wanted = len(self) * self.batch_size
         if self.balance:

@@ -76,6 +76,7 @@ class Codec:
 
     @staticmethod
     def load(state: Mapping[str, Any]) -> Codec:
+        """The codec that `state()` described."""
         return Codec(state["kind"], tuple(state["classes"]))
 
 

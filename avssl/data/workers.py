@@ -131,6 +131,7 @@ class WorkerPool(Generic[K, R]):
                 fresh.give(task)
 
     def close(self) -> None:
+        """End the workers at once, whatever they are doing."""
         for worker in self._workers:
             worker.kill()
         self._workers = []

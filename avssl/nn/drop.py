@@ -13,7 +13,8 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, ...)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, ...), one draw for each item."""
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate

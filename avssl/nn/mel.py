@@ -92,6 +92,7 @@ class KaldiFbank(nn.Module):
         return torch.matmul(power, self.bank).clamp_(min=LOG_FLOOR).log_()
 
     def extra_repr(self) -> str:
+        """Rate, bins and sizes in samples."""
         return f"rate={self.rate}, bins={self.bins}, size={self.size}, shift={self.shift}, fft={self.fft}"
 
 

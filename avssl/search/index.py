@@ -49,6 +49,7 @@ class Answer:
     media: dict[str, Any]  # of the query
 
     def plain(self) -> dict[str, Any]:
+        """JSON-able, for `--json`."""
         return asdict(self)
 
 
@@ -70,12 +71,15 @@ class SearchIndex:
         return [stream for stream in self.vectors if (self.scales[stream] > 0).any()]
 
     def media(self, row: int) -> dict[str, Any]:
+        """Modality -> path(s) or text of a clip, and its window."""
         return json.loads(self._media[row])
 
     def labels(self, row: int) -> list[str]:
+        """Class names of a clip."""
         return list(self._labels[row])
 
     def row(self, id: str) -> int | None:
+        """The position of an id; None when the index does not have it."""
         try:
             return self.ids.index(id)
         except ValueError:
@@ -140,6 +144,7 @@ def prepare(path: str | Path) -> None:
 
 
 def cache_of(path: Path) -> Path:
+    """The folder of an index's search cache."""
     return path.with_name(f".{path.name}.search")
 
 
