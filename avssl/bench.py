@@ -54,7 +54,9 @@ def bench(
         "matmul_gflops": round(ceiling / 1e9, 1),
         **out,
     }
-    if against is not None:
+    if against is None:  # the peak of a process that ran both would say nothing of either
+        out["recipe"]["peak_memory_gib"] = round(memory(device), 2)
+    else:
         a, b = out["recipe"], out["against"]
         report["ratio"] = {
             k: round(b[k] / a[k], 3) for k in ("update_s", "update_cpu_s", "forward_s", "seconds_per_clip")
@@ -137,7 +139,6 @@ class _Subject:
             "seconds_per_clip": round(update / self.clips, 5),
             "gflop_per_update": round(flops / 1e9, 1),
             "mfu": round(flops / update / ceiling, 3),
-            "peak_memory_gib": round(memory(self.device), 2),
             "parameters": sum(p.numel() for p in self.run.loss.backbone.parameters()),
             "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.run.stepper.dtype],
         }

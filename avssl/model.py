@@ -62,13 +62,14 @@ class Model:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 over weights, architecture and frontend: equal digests give equal embeddings."""
+        """sha256 over weights, architecture and frontend with its files: equal digests give equal embeddings."""
         import hashlib
 
         out = hashlib.sha256()
         for key in ("backbone", "frontend"):
-            table = dict(self.recipe[key])
-            out.update(json.dumps(unstructure(table), sort_keys=True).encode())
+            out.update(json.dumps(unstructure(self.recipe[key]), sort_keys=True).encode())
+        for asset in filter(_is_asset, self.recipe["frontend"].values()):
+            out.update(sha256(self.path / asset).encode())
         for name, tensor in sorted(self.backbone.state_dict().items()):
             out.update(name.encode())
             out.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
@@ -201,10 +202,13 @@ def build_frontend(tables: Mapping[str, Any], folder: Path) -> Frontend:
     """The frontend of a plain recipe; values that begin with "assets/" are files of the model folder."""
     cls, config_cls = _frontend_entry(tables)
     table = {
-        k: str(folder / v) if isinstance(v, str) and v.startswith("assets/") else v
-        for k, v in dict(tables.get("frontend", {})).items()
+        k: str(folder / v) if _is_asset(v) else v for k, v in dict(tables.get("frontend", {})).items()
     }
     return cls(structure(config_cls, table, "frontend"))
+
+
+def _is_asset(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("assets/")
 
 
 def build_loss(tables: Mapping[str, Any], backbone: Backbone) -> Loss:

@@ -57,10 +57,11 @@ class Predictions:
 
 def predict_rows(model: Model, rows: Sequence[Row], *, views: str = "all", batch_size: int = 32, workers: int = 0,
                  on_bad: str = "skip", bad: BadFiles | None = None, limits: Limits | None = None) -> Predictions:
-    """Scores of rows: the mean over the frontend's views of the head's probabilities.
+    """Scores of rows: the mean over the frontend's views ("one": of its one evaluation view) of the head's probabilities.
 
     Raises CheckpointError for a model without a head or class list, DataError when nothing could be read.
     """
+    check(views in ("all", "one"), f"views is {views!r}", fix="all or one")
     codec = model.codec
     check(model.head is not None and codec is not None, f"{model.path} has no head that predicts",
           fix="fine-tune it first: avssl finetune RECIPE --from ...", error=CheckpointError)

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from avssl.data.clip import Row
+from avssl.errors import DataError, check
 
 
 class Key(NamedTuple):
@@ -47,6 +48,10 @@ class ShuffledSampler:
     seed: int
     epoch_items: int | None = None
     balance: bool = False
+
+    def __post_init__(self) -> None:
+        labelled = not self.balance or any(row.labels for row in self.rows)
+        check(labelled, "data.balance draws by label, and no item has one", fix="label them", error=DataError)
 
     def __len__(self) -> int:
         return max(1, (self.epoch_items or len(self.rows)) // self.batch_size)

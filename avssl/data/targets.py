@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -53,11 +54,16 @@ class Codec:
             return out
         if self.kind == "float":
             try:
-                return np.float32(row.labels[0])
+                number = float(row.labels[0])
             except ValueError:
-                raise DataError(
-                    f"{row.id}: label {row.labels[0]!r} is no number", fix="give numbers, or data.target=index"
-                ) from None
+                number = math.nan
+            check(
+                math.isfinite(number),
+                f"{row.id}: label {row.labels[0]!r} is no number",
+                fix="give numbers, or data.target=index",
+                error=DataError,
+            )
+            return np.float32(number)
         return np.array([self._of(c, row) for c in row.labels[0]], dtype=np.int64)
 
     def _of(self, label: str, row: Row) -> int:

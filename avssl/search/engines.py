@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avssl.errors import UsageError
+from avssl.files import replacing
 
 if TYPE_CHECKING:
     from avssl.search.index import SearchIndex
@@ -45,7 +47,8 @@ def _faiss(index: SearchIndex, stream: str, unit: np.ndarray, top: int) -> list[
         graph = faiss.IndexHNSWFlat(units.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
         graph.add(units)
         if file is not None:
-            faiss.write_index(graph, str(file))
+            with replacing(file) as temporary:
+                faiss.write_index(graph, str(temporary))
     graph.hnsw.efSearch = max(EFFORT, top)
     similarity, found = graph.search(unit[None], min(top, len(rows)))
     return [(int(rows[i]), float(s)) for i, s in zip(found[0], similarity[0], strict=True) if i >= 0]
@@ -61,14 +64,12 @@ def _usearch(index: SearchIndex, stream: str, unit: np.ndarray, top: int) -> lis
         rows, units = _units(index, stream)
         graph.add(rows, units)
         if file is not None:
-            graph.save(str(file))
+            with replacing(file) as temporary:
+                graph.save(str(temporary))
     found = graph.search(unit, top)
     return [(int(k), 1.0 - float(d)) for k, d in zip(found.keys, found.distances, strict=True)]
 
 
-def _graph(index: SearchIndex, stream: str, suffix: str) -> Any:
-    """Where the graph is kept: in the search cache, which a changed index replaces; None without one."""
-    from avssl.search.index import cache_of
-
-    cache = cache_of(index.path)
-    return cache / f"{stream}.{suffix}" if (cache / "index.json").is_file() else None
+def _graph(index: SearchIndex, stream: str, suffix: str) -> Path | None:
+    """Where the graph is kept: in the index's search cache; None without one."""
+    return None if index.cache is None else index.cache / f"{stream}.{suffix}"

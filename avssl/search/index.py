@@ -57,10 +57,12 @@ class SearchIndex:
     """An embedding file, ready to be searched. Raises DataError when it is missing, damaged or holds sequences."""
 
     def __init__(self, path: Path, meta: dict[str, Any], ids: Sequence[str], media: Sequence[str],
-                 labels: Sequence[Any], vectors: dict[str, np.ndarray], scales: dict[str, np.ndarray]) -> None:
+                 labels: Sequence[Any], vectors: dict[str, np.ndarray], scales: dict[str, np.ndarray],
+                 cache: Path | None = None) -> None:
         self.path, self.meta, self.ids, self._media, self._labels = path, meta, ids, media, labels
         self.vectors = vectors  # stream -> (N, D) float32, zeros where absent; perhaps mapped from disk
         self.scales = scales  # stream -> (N,) float32, 1 / length, 0 where absent
+        self.cache = cache  # the search cache, if there is one of this very content
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,6 +136,7 @@ def open_index(path: str | Path) -> SearchIndex:
     if len(found) >= CACHE_FROM:
         with contextlib.suppress(OSError):  # a read-only or full disk: the search works without
             _write_cache(found, cache)
+            found.cache = cache
     return found
 
 
@@ -167,7 +170,7 @@ def _from_cache(path: Path, cache: Path) -> SearchIndex | None:
             return None
         vectors = {s: np.load(cache / f"{s}.npy", mmap_mode="r") for s in note["meta"]["streams"]}
         scales = {s: np.load(cache / f"{s}.scale.npy") for s in vectors}
-        return SearchIndex(path, note["meta"], note["ids"], note["media"], note["labels"], vectors, scales)
+        return SearchIndex(path, note["meta"], note["ids"], note["media"], note["labels"], vectors, scales, cache)
     except (OSError, ValueError, KeyError, TypeError):
         return None  # missing, or half of it deleted: the index itself has everything
 

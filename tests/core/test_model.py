@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from avssl.frontend import Frontend
 from avssl.imports import Imported
-from avssl.model import build_backbone, build_loss, from_imported
+from avssl.model import Model, build_backbone, build_loss, from_imported
+
+
+def test_the_digest_changes_with_a_file_of_the_frontend(tmp_path: Path) -> None:
+    """Two tokenizers under one name give different embeddings."""
+    tables = {"backbone": {"name": "tiny"}, "frontend": {"tokenizer": "assets/tokenizer.txt"}}
+    (tmp_path / "assets").mkdir()
+    backbone = build_backbone(tables)
+    digests = set()
+    for content in ("a", "b", "a"):
+        (tmp_path / "assets" / "tokenizer.txt").write_text(content)
+        digests.add(Model(backbone, Frontend(None), None, None, tables, tmp_path).digest)
+    assert len(digests) == 2
 
 
 def test_every_part_of_an_imported_model_is_in_evaluation_mode(tmp_path: Path) -> None:

@@ -43,8 +43,9 @@ def test_a_label_outside_the_set_is_named() -> None:
 def test_wrong_targets_are_named() -> None:
     with pytest.raises(DataError, match="clip: 2 labels where one class is expected"):
         Codec("index", ("a", "b")).encode(row("a", "b"))
-    with pytest.raises(DataError, match="label 'x' is no number"):
-        Codec("float").encode(row("x"))
+    for text in ("x", "nan", "inf"):
+        with pytest.raises(DataError, match=f"label '{text}' is no number"):
+            Codec("float").encode(row(text))
     with pytest.raises(DataError, match="none of the 1 rows has a label"):
         fit_codec([row()], "index")
     with pytest.raises(DataError, match="clip: no label"):

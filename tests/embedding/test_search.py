@@ -122,6 +122,15 @@ def test_the_cache_gives_the_same_answers_and_follows_the_index(tmp_path, monkey
     assert search(path, "c5", top=5)[0].hits
 
 
+def test_a_cache_of_what_the_index_was_is_not_used(tmp_path, monkeypatch):
+    """A small index writes no cache: the graph of the large one that had its name must not answer for it."""
+    monkeypatch.setattr("avssl.search.index.CACHE_FROM", 10)
+    path = made(tmp_path, np.random.default_rng(0).normal(size=(20, 8)).astype(np.float32))
+    assert open_index(path).cache == open_index(path).cache == cache_of(path)
+    made(tmp_path, np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32))
+    assert cache_of(path).is_dir() and open_index(path).cache is None
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_vectors_answer_within_a_second_start_up_included(tmp_path, toy_plugin):
     path = made(tmp_path, np.random.default_rng(0).normal(size=(100_000, 768)).astype(np.float32))

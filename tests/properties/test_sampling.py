@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avssl.data.clip import Row
 from avssl.data.sampler import Key, ShuffledSampler, balanced_weights, item_seed
+from avssl.errors import DataError
 
 
 def rows(count: int, labels: int = 3) -> list[Row]:
@@ -33,6 +35,11 @@ def test_epochs_and_seeds_differ() -> None:
     sampler = ShuffledSampler(rows(50), 10, 7)
     assert sampler.epoch(0) != sampler.epoch(1)
     assert sampler.epoch(0) != ShuffledSampler(rows(50), 10, 8).epoch(0)
+
+
+def test_balancing_without_labels_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.balance draws by label, and no item has one"):
+        ShuffledSampler([Row("a", {"audio": "a.wav"})], 1, 0, balance=True)
 
 
 def test_a_repeated_item_gets_a_seed_of_its_own() -> None:
