@@ -75,8 +75,7 @@ def _labels(rows: Sequence[Row]) -> list[Problem]:
 
 
 def _duplicates(rows: Sequence[Row], prints: Sequence[Mapping[str, str]]) -> list[Problem]:
-    """Rows of equal content. Two rows are copies when every modality that both have is equal; when only one of several
-    is (one picture with two sounds), that is reported as such and is grave only across splits."""
+    """Rows of equal content, for each modality apart (one picture may go with two sounds); grave across splits."""
     problems = []
     for modality in sorted({m for p in prints for m in p}):
         together: dict[str, list[int]] = defaultdict(list)

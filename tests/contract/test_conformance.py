@@ -10,7 +10,7 @@ from avssl.testing import check_backbone, check_loss
 
 @pytest.mark.parametrize("name", [e.name for e in registry().all("backbone")])
 def test_backbone(name: str) -> None:
-    """Shapes, determinism, equality alone and in a padded batch of unequal lengths, gradients, save and load, masks."""
+    """Shapes, determinism, an item alone and among others, gradients, save and load, masks (padding: test_padding.py)."""
     check_backbone(name)
 
 
