@@ -189,8 +189,15 @@ def recipes_in(package: str) -> list[RecipeEntry]:
         base = path.with_name(str(head.get("extends", "")).removeprefix(f"{system}/") + ".toml")
         if base.is_file():
             head = {**_head(base), **head}
-        found.append(RecipeEntry(name=f"{system}/{path.stem}", summary=str(head.get("summary", "")), path=path,
-                                 tags=frozenset(head.get("tags", ())), stage=str(head.get("stage", "pretrain"))))
+        found.append(
+            RecipeEntry(
+                name=f"{system}/{path.stem}",
+                summary=str(head.get("summary", "")),
+                path=path,
+                tags=frozenset(head.get("tags", ())),
+                stage=str(head.get("stage", "pretrain")),
+            )
+        )
     return found
 
 

@@ -33,12 +33,18 @@ class HearModel(nn.Module):
 
     def __init__(self, model: Model, batch_size: int = BATCH) -> None:
         super().__init__()
-        check("audio" in model.backbone.modalities, f"{model.path} reads no sound",
-              fix=f"it reads {', '.join(sorted(model.backbone.modalities))}")
+        check(
+            "audio" in model.backbone.modalities,
+            f"{model.path} reads no sound",
+            fix=f"it reads {', '.join(sorted(model.backbone.modalities))}",
+        )
         entry = registry().get("backbone", model.recipe["backbone"]["name"])
         others = sorted(entry.modalities - entry.optional - {"audio"})
-        check(not others, f"{model.path} reads sound only together with {', '.join(others)}",
-              fix="HEAR has sound alone: choose another model")
+        check(
+            not others,
+            f"{model.path} reads sound only together with {', '.join(others)}",
+            fix="HEAR has sound alone: choose another model",
+        )
         self.model, self.batch_size = model, batch_size
         self.backbone = model.backbone  # registered: `.to(device)` and `.parameters()` work as for any module
         self.frontend = model.frontend
@@ -98,8 +104,9 @@ def rate_of(model: Model) -> int:
 
 def _waves(audio: Tensor) -> np.ndarray:
     array = audio.detach().cpu().float().numpy() if isinstance(audio, Tensor) else np.asarray(audio, dtype=np.float32)
-    check(array.ndim == 2 and array.shape[1] > 0, f"audio of shape {tuple(array.shape)}",
-          fix="give (n_sounds, n_samples)")
+    check(
+        array.ndim == 2 and array.shape[1] > 0, f"audio of shape {tuple(array.shape)}", fix="give (n_sounds, n_samples)"
+    )
     if not np.isfinite(array).all():
         raise DataError("the sound has values that are not finite", fix="clean it first")
     if np.abs(array).max(initial=0.0) > 32.0:

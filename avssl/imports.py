@@ -37,8 +37,12 @@ def import_checkpoint(path: str | Path, format: str = "", **options: Any) -> Imp
     from avssl.entries import resolve
     from avssl.registry import load, registry
 
-    check(Path(path).exists(), f"{path}: no such file or folder", fix="give the path of a checkpoint",
-          error=CheckpointError)
+    check(
+        Path(path).exists(),
+        f"{path}: no such file or folder",
+        fix="give the path of a checkpoint",
+        error=CheckpointError,
+    )
     if not format:
         found = [e.name for e in registry().all("format") if e.detect and resolve(e.detect)(Path(path))]
         if len(found) != 1:
@@ -62,13 +66,17 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], where: str) 
     """Load a state dict; a missing, unexpected or misshapen tensor raises CheckpointError and names itself."""
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    wrong = [f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}" for k in own.keys() & tensors.keys()
-             if own[k].shape != tensors[k].shape]
+    wrong = [
+        f"{k} {tuple(tensors[k].shape)} for {tuple(own[k].shape)}"
+        for k in own.keys() & tensors.keys()
+        if own[k].shape != tensors[k].shape
+    ]
     for what, names in (("misses", missing), ("has unknown", extra), ("has other shapes:", sorted(wrong))):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise CheckpointError(f"{where} {what} {', '.join(names[:3])}{more}",
-                                  fix="is it a checkpoint of this system and size?")
+            raise CheckpointError(
+                f"{where} {what} {', '.join(names[:3])}{more}", fix="is it a checkpoint of this system and size?"
+            )
     module.load_state_dict(dict(tensors))
 
 

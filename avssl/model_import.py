@@ -20,9 +20,13 @@ def write_imported(imported: Imported, out: Path) -> dict[str, Any]:
     codec = Codec.load(imported.assets["targets"]) if "targets" in imported.assets else None
     save_model(out, loss, build_frontend(tables, out), tables, codec)
     report = {
-        "backbone": tables["backbone"]["name"], "loss": tables["loss"]["name"],
-        "parameters": sum(p.numel() for p in loss.backbone.parameters()), "tensors": len(imported.tensors),
-        "ignored": len(imported.ignored), "licence": imported.licence or "not stated", "source": imported.source,
+        "backbone": tables["backbone"]["name"],
+        "loss": tables["loss"]["name"],
+        "parameters": sum(p.numel() for p in loss.backbone.parameters()),
+        "tensors": len(imported.tensors),
+        "ignored": len(imported.ignored),
+        "licence": imported.licence or "not stated",
+        "source": imported.source,
     }
     write_json(out / "report.json", {"kind": "import", **report, "ignored": dict(imported.ignored)})
     write_card(out)

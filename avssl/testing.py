@@ -153,7 +153,9 @@ def backbone_save_and_load(s: Subject) -> None:
 
     seed_everything(2)
     fresh = build_backbone(s.tables).eval()
-    fresh.load_state_dict(safetensors.load(safetensors.save({k: v.contiguous().clone() for k, v in s.backbone.state_dict().items()})))
+    fresh.load_state_dict(
+        safetensors.load(safetensors.save({k: v.contiguous().clone() for k, v in s.backbone.state_dict().items()}))
+    )
     batch = s.batch()
     with torch.no_grad():
         a, b = s.backbone(batch).pooled, fresh(batch).pooled
@@ -306,7 +308,9 @@ def loss_save_and_load(loss: Loss, s: Subject, batch: Batch) -> None:
 
     seed_everything(6)
     fresh = build_loss(s.tables, build_backbone(s.tables))
-    fresh.load_state_dict(safetensors.load(safetensors.save({k: v.contiguous().clone() for k, v in loss.state_dict().items()})))
+    fresh.load_state_dict(
+        safetensors.load(safetensors.save({k: v.contiguous().clone() for k, v in loss.state_dict().items()}))
+    )
     loss.eval(), fresh.eval()
     draw = loss.sample(batch)
     with torch.no_grad():
@@ -383,8 +387,7 @@ def _backbone_results(entry: BackboneEntry) -> list[dict[str, str]]:
         except Exception as error:
             return [{"entry": f"backbone {entry.name}", "check": "builds", "error": _why(error)}]
         return [
-            _attempt(f"backbone {entry.name}", check, function, s)
-            for check, function in backbone_checks(entry).items()
+            _attempt(f"backbone {entry.name}", check, function, s) for check, function in backbone_checks(entry).items()
         ]
 
 

@@ -17,8 +17,14 @@ MATROSKA = b"\x1a\x45\xdf\xa3"
 CONTAINERS = (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip")  # at byte 4 of QuickTime
 
 
-def decode_audio(source: Source, request: AudioRequest | None = None, *, start: float | None = None,
-                 end: float | None = None, limits: Limits = Limits()) -> Waveform:
+def decode_audio(
+    source: Source,
+    request: AudioRequest | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    limits: Limits = Limits(),
+) -> Waveform:
     """The window `request` of the row's window [start, end), seconds from the beginning of the media.
 
     Returns (C, L) float32 at the file's own rate, finite. `Waveform.start` > 0 when the sound begins later than the
@@ -33,8 +39,11 @@ def decode_audio(source: Source, request: AudioRequest | None = None, *, start: 
     if wish.seconds is not None:
         last = first + wish.seconds if end is None else min(end, first + wish.seconds)
     if first < 0 or (last is not None and last <= first):
-        raise bad(path, f"the window from {first:g} s to {'the end' if last is None else f'{last:g} s'} is empty",
-                  "check start and end")
+        raise bad(
+            path,
+            f"the window from {first:g} s to {'the end' if last is None else f'{last:g} s'} is empty",
+            "check start and end",
+        )
     wave = _soundfile(path, first, last, limits)
     if wave is None:
         wave = _pyav(path, first, last, limits)
@@ -45,8 +54,9 @@ def decode_audio(source: Source, request: AudioRequest | None = None, *, start: 
     return Waveform(wave.samples, wave.rate, wish.start + shift)
 
 
-def _window(path: str, first: float, last: float | None, rate: int, channels: int,
-            limits: Limits) -> tuple[int, int | None]:
+def _window(
+    path: str, first: float, last: float | None, rate: int, channels: int, limits: Limits
+) -> tuple[int, int | None]:
     """First sample and sample count (None = to the end) of a window, checked against the limits."""
     containers.check_rate(path, rate, channels, limits)
     begin = round(first * rate)
@@ -59,8 +69,11 @@ def _window(path: str, first: float, last: float | None, rate: int, channels: in
 def check_length(path: str, count: int, rate: int, channels: int, limits: Limits) -> None:
     """Raises DataError for more sound than may be decoded at once."""
     if count > limits.max_seconds * rate:
-        raise bad(path, f"more than {limits.max_seconds:g} s of sound at once (data.max_seconds)",
-                  "give windows (start, end), or raise data.max_seconds")
+        raise bad(
+            path,
+            f"more than {limits.max_seconds:g} s of sound at once (data.max_seconds)",
+            "give windows (start, end), or raise data.max_seconds",
+        )
     if count * channels * 4 > limits.max_bytes:
         raise bad(path, f"its sound takes more than {limits.max_bytes} bytes at once", "give shorter windows")
 
@@ -172,8 +185,12 @@ def _track(media: containers.Media, first: float, last: float | None, limits: Li
     for frame in containers.frames_of(media.container, stream, failed):
         if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
             if blocks:
-                raise bad(path, f"its sound changes from {channels} channels at {rate} Hz to "
-                                f"{frame.layout.nb_channels} at {frame.sample_rate}", "convert the file")
+                raise bad(
+                    path,
+                    f"its sound changes from {channels} channels at {rate} Hz to "
+                    f"{frame.layout.nb_channels} at {frame.sample_rate}",
+                    "convert the file",
+                )
             rate, channels = frame.sample_rate, frame.layout.nb_channels  # the header was wrong
             begin, count = _window(path, first, last, rate, channels, limits)
         samples = _float(path, frame, channels)

@@ -40,8 +40,14 @@ def _torn(rows: Sequence[Row], keys: Iterable[tuple[str, Row]]) -> list[tuple[st
 
 
 def _groups(rows: Sequence[Row]) -> list[Problem]:
-    return [Problem("group leak", f"group {key!r} is in {', '.join(sorted({_place(r) for r in found}))}",
-                    tuple(r.id for r in found)) for key, found in _torn(rows, ((r.group, r) for r in rows if r.group))]
+    return [
+        Problem(
+            "group leak",
+            f"group {key!r} is in {', '.join(sorted({_place(r) for r in found}))}",
+            tuple(r.id for r in found),
+        )
+        for key, found in _torn(rows, ((r.group, r) for r in rows if r.group))
+    ]
 
 
 def _files(rows: Sequence[Row]) -> list[Problem]:
@@ -50,8 +56,14 @@ def _files(rows: Sequence[Row]) -> list[Problem]:
     problems = []
     for key, found in _torn(rows, keys):
         overlap = any(_overlaps(a, b) for i, a in enumerate(found) for b in found[i + 1 :] if _place(a) != _place(b))
-        problems.append(Problem("shared file", f"{key} is in {', '.join(sorted({_place(r) for r in found}))}"
-                                + ("" if overlap else ", in windows that do not overlap"), tuple(r.id for r in found)))
+        problems.append(
+            Problem(
+                "shared file",
+                f"{key} is in {', '.join(sorted({_place(r) for r in found}))}"
+                + ("" if overlap else ", in windows that do not overlap"),
+                tuple(r.id for r in found),
+            )
+        )
     return problems
 
 
@@ -88,7 +100,14 @@ def _duplicates(rows: Sequence[Row], prints: Sequence[Mapping[str, str]]) -> lis
                 continue  # one file in several rows: `shared file` reports that
             places = sorted({_place(r) for r in members})
             where = f"across {', '.join(places)}" if len(places) > 1 else f"within {places[0] or 'the data'}"
-            problems.append(Problem("duplicate", f"the same {modality} {len(members)} times {where}: "
-                                    + ", ".join(r.id for r in members[:4]) + (" ..." if len(members) > 4 else ""),
-                                    tuple(r.id for r in members), grave=len(places) > 1))
+            problems.append(
+                Problem(
+                    "duplicate",
+                    f"the same {modality} {len(members)} times {where}: "
+                    + ", ".join(r.id for r in members[:4])
+                    + (" ..." if len(members) > 4 else ""),
+                    tuple(r.id for r in members),
+                    grave=len(places) > 1,
+                )
+            )
     return problems

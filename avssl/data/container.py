@@ -76,8 +76,11 @@ def media(path: str) -> Iterator[Media]:
         pass
     try:
         # "file:" keeps a colon in a name from being read as a protocol
-        container = av.open("file:" + os.path.abspath(path), metadata_errors="replace",
-                            container_options={"protocol_whitelist": "file", "format_whitelist": FORMATS})
+        container = av.open(
+            "file:" + os.path.abspath(path),
+            metadata_errors="replace",
+            container_options={"protocol_whitelist": "file", "format_whitelist": FORMATS},
+        )
     except (av.error.FFmpegError, ValueError, OverflowError, OSError) as error:
         raise bad(path, f"cannot be read as media: {reason(error)}") from None
     with container:
@@ -164,8 +167,11 @@ def check_size(path: str, width: int, height: int, limits: Limits) -> None:
     if width <= 0 or height <= 0:
         raise bad(path, f"its pictures are {width}x{height}")
     if width * height > limits.max_pixels:
-        raise bad(path, f"its pictures are {width}x{height}, more than data.max_pixels = {limits.max_pixels}",
-                  "raise data.max_pixels or scale the file down")
+        raise bad(
+            path,
+            f"its pictures are {width}x{height}, more than data.max_pixels = {limits.max_pixels}",
+            "raise data.max_pixels or scale the file down",
+        )
 
 
 def check_rate(path: str, rate: int, channels: int, limits: Limits) -> None:

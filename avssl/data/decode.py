@@ -15,8 +15,14 @@ from avssl.errors import DataError
 MAX_TEXT = 1 << 20  # bytes of a text file
 
 
-def decode_frames(source: Source, request: FramesRequest | None = None, *, start: float | None = None,
-                  end: float | None = None, limits: Limits = Limits()) -> Frames:
+def decode_frames(
+    source: Source,
+    request: FramesRequest | None = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    limits: Limits = Limits(),
+) -> Frames:
     """Pictures of a video, an image, or a folder's frames: (K, H, W, 3) uint8.
 
     An image gives itself for every wanted frame; of several files, `indices` chooses, else `count` of them, spread
@@ -42,15 +48,25 @@ def decode_frames(source: Source, request: FramesRequest | None = None, *, start
     first = pictures[chosen[0]]
     for i in chosen:
         if pictures[i].shape != first.shape:
-            raise bad(paths[i], f"is {pictures[i].shape[1]}x{pictures[i].shape[0]}, other frames of the clip are "
-                                f"{first.shape[1]}x{first.shape[0]}", "make the frames of a clip one size")
+            raise bad(
+                paths[i],
+                f"is {pictures[i].shape[1]}x{pictures[i].shape[0]}, other frames of the clip are "
+                f"{first.shape[1]}x{first.shape[0]}",
+                "make the frames of a clip one size",
+            )
     if first.nbytes * len(chosen) > limits.max_bytes:
         raise bad(paths[0], f"{len(chosen)} pictures take more than {limits.max_bytes} bytes", "ask for fewer frames")
     return Frames(first[None] if len(chosen) == 1 else np.stack([pictures[i] for i in chosen]))
 
 
-def decode_text(source: Source, request: object = None, *, start: float | None = None, end: float | None = None,
-                limits: Limits = Limits()) -> str:
+def decode_text(
+    source: Source,
+    request: object = None,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    limits: Limits = Limits(),
+) -> str:
     """The text itself, or the content of the one .txt file that is named."""
     if isinstance(source, tuple):
         if len(source) != 1:
@@ -81,8 +97,13 @@ def probe(path: str) -> Probe:
             try:
                 with soundfile.SoundFile(descriptor, closefd=False) as file:
                     containers.check_rate(path, file.samplerate, file.channels, Limits())
-                    return Probe(frozenset({"audio"}), file.frames / file.samplerate, file.samplerate, file.channels,
-                                 codec={"audio": file.subtype.lower()})
+                    return Probe(
+                        frozenset({"audio"}),
+                        file.frames / file.samplerate,
+                        file.samplerate,
+                        file.channels,
+                        codec={"audio": file.subtype.lower()},
+                    )
             except (soundfile.LibsndfileError, RuntimeError, TypeError):
                 pass  # another format: FFmpeg may know it
     with containers.media(path) as media:
@@ -94,14 +115,25 @@ def _probe_media(path: str, media: containers.Media) -> Probe:
     if video is None and audio is None:
         raise bad(path, "has neither sound nor video" + (", only a cover picture" if media.picture else ""))
     has = frozenset(name for name, stream in (("audio", audio), ("vision", video)) if stream is not None)
-    codec = {name: stream.codec_context.name for name, stream in (("audio", audio), ("vision", video))
-             if stream is not None and stream.codec_context is not None}
+    codec = {
+        name: stream.codec_context.name
+        for name, stream in (("audio", audio), ("vision", video))
+        if stream is not None and stream.codec_context is not None
+    }
     rate = video.average_rate or video.guessed_rate if video is not None else None
     context = video.codec_context if video is not None else None
     sound = audio.codec_context if audio is not None else None
-    return Probe(has, media.seconds, sound.sample_rate if sound else None, sound.channels if sound else None,
-                 context.width if context else None, context.height if context else None,
-                 (video.frames or None) if video is not None else None, float(rate) if rate else None, codec)
+    return Probe(
+        has,
+        media.seconds,
+        sound.sample_rate if sound else None,
+        sound.channels if sound else None,
+        context.width if context else None,
+        context.height if context else None,
+        (video.frames or None) if video is not None else None,
+        float(rate) if rate else None,
+        codec,
+    )
 
 
 __all__ = ["decode_audio", "decode_frames", "decode_text", "probe"]

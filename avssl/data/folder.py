@@ -24,8 +24,18 @@ from avssl.data.source import REASONS, bad, shown
 from avssl.data.table import read_text
 from avssl.errors import DataError
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-          "test": "test", "testing": "test", "eval": "eval", "evaluation": "eval"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "eval": "eval",
+    "evaluation": "eval",
+}
 FRAME = re.compile(r"frame[_-]?[0-9]+")
 
 
@@ -34,15 +44,20 @@ def read_folder(root: str) -> list[Row]:
     root = os.path.abspath(root)
     if not os.path.isdir(root):
         if not (names := kinds.of_file(root)):
-            raise DataError(f"{shown(root)}: is neither a folder, a manifest nor a media file of a known suffix",
-                            fix="rename it, or list it in a manifest under audio or vision")
+            raise DataError(
+                f"{shown(root)}: is neither a folder, a manifest nor a media file of a known suffix",
+                fix="rename it, or list it in a manifest under audio or vision",
+            )
         return [Row(id=shown(os.path.basename(root)), parts=dict.fromkeys(names, root))]
     found = sorted(_walk(root), key=kinds.natural)
     media = [p for p in found if kinds.of_file(p) != ["text"]]
     texts = [p for p in found if kinds.of_file(p) == ["text"]]
     if not media:
-        return [replace(row, id=f"{shown(os.path.splitext(p)[0])}/{row.id.split('/')[-1]}")
-                for p in texts for row in read_text(os.path.join(root, p))]
+        return [
+            replace(row, id=f"{shown(os.path.splitext(p)[0])}/{row.id.split('/')[-1]}")
+            for p in texts
+            for row in read_text(os.path.join(root, p))
+        ]
     items = _items(root, media, texts)
     return _labelled(items)
 
@@ -86,7 +101,8 @@ def _items(root: str, media: list[str], texts: list[str]) -> dict[str, dict[str,
             files.setdefault(os.path.splitext(path)[0], []).append(path)
     items: dict[str, dict[str, Source]] = {
         stem: {"vision": tuple(os.path.join(root, p) for p in sorted(paths, key=kinds.natural))}
-        for stem, paths in frames.items()}
+        for stem, paths in frames.items()
+    }
     for stem, paths in files.items():
         given = [(p, kinds.of_file(p)) for p in paths]
         names = [n for _, m in given for n in m]
@@ -110,6 +126,12 @@ def _labelled(items: Mapping[str, dict[str, Source]]) -> list[Row]:
     below = {item: p[1:] if has_splits else p for item, p in places.items()}
     classes = {p[-1] for p in below.values() if p}
     has_labels = all(below.values()) and len(classes) >= 2
-    return [Row(id=shown(item).replace(os.sep, "/"), parts=parts,
-                labels=(shown(below[item][-1]),) if has_labels else (),
-                split=SPLITS[places[item][0].lower()] if has_splits else "") for item, parts in items.items()]
+    return [
+        Row(
+            id=shown(item).replace(os.sep, "/"),
+            parts=parts,
+            labels=(shown(below[item][-1]),) if has_labels else (),
+            split=SPLITS[places[item][0].lower()] if has_splits else "",
+        )
+        for item, parts in items.items()
+    ]

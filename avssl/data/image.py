@@ -18,8 +18,22 @@ from avssl.data.source import bad, opened
 from avssl.errors import DataError
 
 # What Pillow's readers raise on damaged files
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
-          MemoryError, ZeroDivisionError, NotImplementedError, AttributeError, RuntimeError)
+DAMAGE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    MemoryError,
+    ZeroDivisionError,
+    NotImplementedError,
+    AttributeError,
+    RuntimeError,
+)
 ORIENTATION = 0x0112  # EXIF tag
 TURNED = (5, 6, 7, 8)  # its values that exchange width and height
 
@@ -62,8 +76,9 @@ def decode_image(path: str, size: int | None, limits: Limits) -> np.ndarray:
         picture = _rgb(ImageOps.exif_transpose(image) if turned else image)
         if size is not None and min(picture.size) > size:
             factor = size / min(picture.size)
-            picture = picture.resize(tuple(max(size, round(s * factor)) for s in picture.size),
-                                     Image.Resampling.BICUBIC)
+            picture = picture.resize(
+                tuple(max(size, round(s * factor)) for s in picture.size), Image.Resampling.BICUBIC
+            )
         return np.asarray(picture, dtype=np.uint8)
 
 
@@ -73,8 +88,9 @@ def probe_image(path: str) -> Probe:
         width, height = image.size
         if image.getexif().get(ORIENTATION, 1) in TURNED:
             width, height = height, width
-        return Probe(frozenset({"vision"}), width=width, height=height, frames=1,
-                     codec={"vision": (image.format or "").lower()})
+        return Probe(
+            frozenset({"vision"}), width=width, height=height, frames=1, codec={"vision": (image.format or "").lower()}
+        )
 
 
 def _rgb(image: Any) -> Any:

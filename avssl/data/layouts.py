@@ -41,8 +41,16 @@ def read_esc50(path: str) -> list[Row]:
         if not name or not record["fold"].isdigit():
             raise bad(table, f"line {line} is no ESC record", "restore the published file")
         extra = {"target": record["target"], "esc10": record["esc10"], "take": record["take"]}
-        rows.append(Row(id=os.path.splitext(name)[0], parts={"audio": os.path.join(folder, name)},
-                        labels=(record["category"],), group=record["src_file"], fold=int(record["fold"]), extra=extra))
+        rows.append(
+            Row(
+                id=os.path.splitext(name)[0],
+                parts={"audio": os.path.join(folder, name)},
+                labels=(record["category"],),
+                group=record["src_file"],
+                fold=int(record["fold"]),
+                extra=extra,
+            )
+        )
     return rows
 
 
@@ -110,14 +118,25 @@ def _present(path: str, listed: list[Listed]) -> list[Row]:
                 for modality in kinds.of_file(file):
                     parts.setdefault(modality, file)
         if parts:
-            rows.append(Row(id=f"{name}_{start:g}", parts=parts, labels=labels, split=split, group=name,
-                            extra={"youtube_start": start, **extra}))
+            rows.append(
+                Row(
+                    id=f"{name}_{start:g}",
+                    parts=parts,
+                    labels=labels,
+                    split=split,
+                    group=name,
+                    extra={"youtube_start": start, **extra},
+                )
+            )
     if not rows:
-        raise DataError(f"{shown(path)}: none of its {len(listed)} clips lies beside it",
-                        fix="put the list into the folder that holds the clips")
+        raise DataError(
+            f"{shown(path)}: none of its {len(listed)} clips lies beside it",
+            fix="put the list into the folder that holds the clips",
+        )
     if len(rows) < len(listed):
-        log.warning("%s: %d of %d clips are not on disk and are left out", shown(path), len(listed) - len(rows),
-                    len(listed))
+        log.warning(
+            "%s: %d of %d clips are not on disk and are left out", shown(path), len(listed) - len(rows), len(listed)
+        )
     return rows
 
 

@@ -71,5 +71,6 @@ def one_path(source: Source) -> str:
 
 def is_image(first: bytes) -> bool:
     """Whether the first bytes are those of a still image. GIF counts as video: it may move."""
-    return (first.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*"))
-            or (first[:4] == b"RIFF" and first[8:12] == b"WEBP"))
+    return first.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*")) or (
+        first[:4] == b"RIFF" and first[8:12] == b"WEBP"
+    )

@@ -76,8 +76,11 @@ def _csv(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if not cells:
                 continue
             if len(cells) != len(header):
-                raise bad(path, f"line {reader.line_num} has {len(cells)} fields, the header has {len(header)}",
-                          "quote fields that contain the separator")
+                raise bad(
+                    path,
+                    f"line {reader.line_num} has {len(cells)} fields, the header has {len(header)}",
+                    "quote fields that contain the separator",
+                )
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise bad(path, f"line {reader.line_num}: {error}", "mend the CSV") from None
@@ -122,11 +125,19 @@ def read_text(path: str) -> list[Row]:
 def _rows(path: str, records: Sequence[tuple[int, Mapping[str, Any]]], columns: Sequence[str]) -> list[Row]:
     specific, generic = _part_columns(columns)
     if not specific and not generic:
-        raise bad(path, f"has no column that names media or text (it has {', '.join(map(repr, columns))})",
-                  "name one " + ", ".join(m.columns[0] for m in kinds.modalities()) + " or path")
+        raise bad(
+            path,
+            f"has no column that names media or text (it has {', '.join(map(repr, columns))})",
+            "name one " + ", ".join(m.columns[0] for m in kinds.modalities()) + " or path",
+        )
     label = _label_column(records, columns)
-    chosen = {"id": _first(columns, IDS), "labels": label, "group": _first(columns, GROUPS),
-              "start": _first(columns, STARTS), "end": _first(columns, ENDS)}
+    chosen = {
+        "id": _first(columns, IDS),
+        "labels": label,
+        "group": _first(columns, GROUPS),
+        "start": _first(columns, STARTS),
+        "end": _first(columns, ENDS),
+    }
     used = {*specific.values(), *generic, *filter(None, chosen.values()), "split", "fold", "duration", "extra"}
     rows, taken = [], set()
     for line, record in records:
@@ -149,11 +160,20 @@ def _rows(path: str, records: Sequence[tuple[int, Mapping[str, Any]]], columns: 
         fold = _number(path, where, "fold", record)
         extra = {k: v for k, v in record.items() if k not in used and v is not None and v != ""}
         extra.update(_extra(path, where, record.get("extra")))
-        rows.append(Row(
-            id=identity, parts=parts, labels=_labels(record.get(label)) if label else (),
-            split=str(_cell(record.get("split")) or ""), group=str(g) if (g := _group(record, chosen["group"])) else "",
-            fold=None if fold is None else int(fold), start=start, end=end,
-            duration=_number(path, where, "duration", record), extra=extra))
+        rows.append(
+            Row(
+                id=identity,
+                parts=parts,
+                labels=_labels(record.get(label)) if label else (),
+                split=str(_cell(record.get("split")) or ""),
+                group=str(g) if (g := _group(record, chosen["group"])) else "",
+                fold=None if fold is None else int(fold),
+                start=start,
+                end=end,
+                duration=_number(path, where, "duration", record),
+                extra=extra,
+            )
+        )
     return rows
 
 
@@ -184,8 +204,9 @@ def _label_column(records: Sequence[tuple[int, Mapping[str, Any]]], columns: Seq
     return present[0] if present else ""
 
 
-def _parts(path: str, where: str, record: Mapping[str, Any], specific: Mapping[str, str],
-           generic: Sequence[str]) -> tuple[dict[str, Source], str]:
+def _parts(
+    path: str, where: str, record: Mapping[str, Any], specific: Mapping[str, str], generic: Sequence[str]
+) -> tuple[dict[str, Source], str]:
     """The parts of a record, and the first file as the manifest writes it."""
     parts: dict[str, Source] = {}
     named = ""
@@ -206,8 +227,11 @@ def _parts(path: str, where: str, record: Mapping[str, Any], specific: Mapping[s
         source = _source(path, where, column, value, base)
         names = ["vision"] if isinstance(source, tuple) else kinds.of_file(source)
         if not names:
-            raise bad(path, f"{where}, {column}: {shown(str(value))} has no suffix of a known kind of media",
-                      "name the column audio or vision")
+            raise bad(
+                path,
+                f"{where}, {column}: {shown(str(value))} has no suffix of a known kind of media",
+                "name the column audio or vision",
+            )
         named = named or _name(value)
         for modality in names:
             parts.setdefault(modality, source)
@@ -241,7 +265,7 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str):
         if value.startswith(JSON):
             try:
-                return json.loads(value[len(JSON):])
+                return json.loads(value[len(JSON) :])
             except json.JSONDecodeError:
                 return value
         return value if value.strip() else None
@@ -299,8 +323,9 @@ def write_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     if suffix not in (".csv", ".jsonl", ".parquet"):
         raise DataError(f"{shown(str(target))}: manifests are .csv, .jsonl or .parquet", fix="change the suffix")
     lists = suffix == ".jsonl" or (suffix == ".parquet" and all(_encodable(label) for r in rows for label in r.labels))
-    records = [_record(row, str(target.parent), typed=suffix != ".csv", raw=suffix == ".jsonl", lists=lists)
-               for row in rows]
+    records = [
+        _record(row, str(target.parent), typed=suffix != ".csv", raw=suffix == ".jsonl", lists=lists) for row in rows
+    ]
     columns = list(dict.fromkeys(k for r in records for k in r))
     with replacing(target) as temporary:
         if suffix == ".jsonl":
@@ -320,6 +345,7 @@ def write_rows(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
 def _record(row: Row, base: str, *, typed: bool, raw: bool, lists: bool) -> dict[str, Any]:
     """A row as table cells. typed: the format has numbers; raw: it can hold any string and object; lists: labels may
     be one (a Parquet column cannot mix lists and strings)."""
+
     def relative(source: Source) -> Any:
         if isinstance(source, tuple):
             return [relative(s) for s in source]
@@ -331,8 +357,14 @@ def _record(row: Row, base: str, *, typed: bool, raw: bool, lists: bool) -> dict
         value = source if modality in kinds.inline() and isinstance(source, str) else relative(source)
         record[modality] = value if raw else _plain(value)
     if row.labels:
-        simple = all(label and label == label.strip() and not set(label) & set(";|") and _plain(label) == label
-                     and not label.startswith("[") for label in row.labels)
+        simple = all(
+            label
+            and label == label.strip()
+            and not set(label) & set(";|")
+            and _plain(label) == label
+            and not label.startswith("[")
+            for label in row.labels
+        )
         labels = list(row.labels)
         record["labels"] = labels if lists else ";".join(labels) if simple else JSON + json.dumps(labels)
     for name in ("split", "group"):

@@ -24,8 +24,9 @@ class _Lost(Exception):
     """The quick way did not find a wanted frame: seeking is not reliable here, or packets are damaged."""
 
 
-def decode_video(path: str, request: FramesRequest, *, start: float | None, end: float | None,
-                 limits: Limits) -> Frames:
+def decode_video(
+    path: str, request: FramesRequest, *, start: float | None, end: float | None, limits: Limits
+) -> Frames:
     """The frames on display at the wanted times: the last one whose time stamp is not later; the first one before that.
 
     Damaged packets are passed over. Raises Absent when the file has no video (a cover picture is none), DataError when
@@ -67,8 +68,9 @@ def wanted_times(media: Media, request: FramesRequest, begin: float, end: float 
         stamps = [t for t in stamps_of(media) if t >= begin and (end is None or t < end)]
         for index in request.indices:
             if not -len(stamps) <= index < len(stamps):
-                raise Absent(f"{shown(media.path)}: has no frame {index}, only {len(stamps)}",
-                             fix="ask for fewer frames")
+                raise Absent(
+                    f"{shown(media.path)}: has no frame {index}, only {len(stamps)}", fix="ask for fewer frames"
+                )
         return [stamps[i] - begin for i in request.indices], True
     seconds, moved = video_end(media)
     length = max(0.0, (seconds if end is None else min(end, seconds)) - begin)
@@ -217,8 +219,9 @@ def thorough(media: Media, stream: Any, times: Sequence[float]) -> dict[float, A
     return found | dict.fromkeys(waiting, previous)  # the last frame stays on display
 
 
-def _pictures(media: Media, times: Sequence[float], begin: float, found: dict[float, Any], size: int | None,
-              limits: Limits) -> Frames:
+def _pictures(
+    media: Media, times: Sequence[float], begin: float, found: dict[float, Any], size: int | None, limits: Limits
+) -> Frames:
     """Convert each frame once; a frame that is wanted several times is repeated."""
     converted: dict[int, np.ndarray] = {}
     pixels, stamps = [], []
@@ -245,8 +248,11 @@ def to_rgb(path: str, frame: Any, size: int | None, stream: Any, limits: Limits,
         factor = size / min(width, height)
         width, height = max(size, round(width * factor)), max(size, round(height * factor))
     if width * height * 3 * count > limits.max_bytes:
-        raise bad(path, f"{count} pictures of {width}x{height} take more than {limits.max_bytes} bytes",
-                  "ask for fewer or smaller frames")
+        raise bad(
+            path,
+            f"{count} pictures of {width}x{height} take more than {limits.max_bytes} bytes",
+            "ask for fewer or smaller frames",
+        )
     try:
         rgb = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC, threads=1)
         return upright(rgb.to_ndarray(), frame)

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float | None = None,
-              dropout: float = 0.0) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, scale: float | None = None, dropout: float = 0.0
+) -> Tensor:
     """softmax(scale * q k^T + bias) v.
 
     q, k, v: (B, H, N, d); bias: broadcastable to (B, H, N, N), added after the scaling, -inf = never attend;

@@ -29,16 +29,28 @@ class KaldiFbank(nn.Module):
     window: Tensor  # (fft,)
     bank: Tensor  # (fft/2 + 1, bins)
 
-    def __init__(self, rate: int = 16000, bins: int = 128, window: Literal["hann", "povey"] = "hann", *,
-                 frame_ms: float = 25.0, shift_ms: float = 10.0, low: float = 20.0, high: float = 0.0,
-                 preemphasis: float = 0.97) -> None:
+    def __init__(
+        self,
+        rate: int = 16000,
+        bins: int = 128,
+        window: Literal["hann", "povey"] = "hann",
+        *,
+        frame_ms: float = 25.0,
+        shift_ms: float = 10.0,
+        low: float = 20.0,
+        high: float = 0.0,
+        preemphasis: float = 0.97,
+    ) -> None:
         super().__init__()
         self.rate, self.bins, self.preemphasis = rate, bins, preemphasis
         self.size = int(rate * frame_ms * 0.001)
         self.shift = int(rate * shift_ms * 0.001)
         self.fft = 1 << max(self.size - 1, 1).bit_length()
-        check(self.shift > 0 and self.size > 1, f"frames of {frame_ms} ms every {shift_ms} ms at {rate} Hz are empty",
-              fix="use longer frames or a higher rate")
+        check(
+            self.shift > 0 and self.size > 1,
+            f"frames of {frame_ms} ms every {shift_ms} ms at {rate} Hz are empty",
+            fix="use longer frames or a higher rate",
+        )
         hann = torch.hann_window(self.size, periodic=False)
         # Not persistent: constants of the class, no part of a model's weights.
         shape = hann if window == "hann" else hann.pow(0.85)
@@ -66,8 +78,10 @@ class KaldiFbank(nn.Module):
         Raises DataError when L is shorter than one frame.
         """
         if wave.shape[-1] < self.size:
-            raise DataError(f"a sound of {wave.shape[-1]} samples is shorter than one frame of {self.size}",
-                            fix=f"give at least {1000 * self.size / self.rate:g} ms")
+            raise DataError(
+                f"a sound of {wave.shape[-1]} samples is shorter than one frame of {self.size}",
+                fix=f"give at least {1000 * self.size / self.rate:g} ms",
+            )
         device = wave.device.type
         with torch.autocast(device, enabled=False):  # half precision would ruin the logarithm of quiet frames
             # A view of frames one sample longer than the FFT; the window is 0 on what lies behind `size`.
@@ -103,8 +117,11 @@ def mel_bank(bins: int, fft: int, rate: int, low: float = 20.0, high: float = 0.
     filters show it. Raises UsageError when the edges do not lie in 0 <= low < high <= rate/2.
     """
     top = high if high > 0 else rate / 2 + high
-    check(0 <= low < top <= rate / 2, f"a mel bank from {low} to {top} Hz does not fit a rate of {rate} Hz",
-          fix="lower the upper edge, or resample")
+    check(
+        0 <= low < top <= rate / 2,
+        f"a mel bank from {low} to {top} Hz does not fit a rate of {rate} Hz",
+        fix="lower the upper edge, or resample",
+    )
     first, last = (1127.0 * math.log(1 + f / 700) for f in (low, top))
     step = (last - first) / (bins + 1)
     index = torch.arange(bins)[:, None]

@@ -28,8 +28,9 @@ def sincos_2d(dim: int, rows: int, columns: int) -> Tensor:
     return torch.cat(grid, -1).reshape(rows * columns, dim).float()
 
 
-def resize_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int],
-                method: Literal["cut", "bilinear", "bicubic"] = "cut") -> Tensor:
+def resize_grid(
+    table: Tensor, old: tuple[int, int], new: tuple[int, int], method: Literal["cut", "bilinear", "bicubic"] = "cut"
+) -> Tensor:
     """Fit a table of positions on the grid `old` (rows, columns) to the grid `new`; row-major, on the grid, not flat.
 
     table: (..., rows * columns, dim); leading dimensions are kept. "cut" keeps the first rows and columns of an axis
@@ -37,8 +38,11 @@ def resize_grid(table: Tensor, old: tuple[int, int], new: tuple[int, int],
     that grows bilinearly; "bilinear" and "bicubic" resample both axes (another resolution of the same picture).
     """
     *lead, count, dim = table.shape
-    check(count == old[0] * old[1], f"a table of {count} positions does not lie on a grid of {old[0]} x {old[1]}",
-          fix="give the grid it was made for")
+    check(
+        count == old[0] * old[1],
+        f"a table of {count} positions does not lie on a grid of {old[0]} x {old[1]}",
+        fix="give the grid it was made for",
+    )
     if old == new:
         return table
     grid = table.reshape(-1, *old, dim)

@@ -12,8 +12,17 @@ from avssl.data.resample import _direct, cancels, mono, resample
 from avssl.errors import DataError
 
 
-@pytest.mark.parametrize(("name", "subtype"), [("a.wav", "FLOAT"), ("a.wav", "PCM_16"), ("a.wav", "PCM_24"),
-                                               ("a.flac", "PCM_16"), ("a.aiff", "PCM_16"), ("a.au", "PCM_16")])
+@pytest.mark.parametrize(
+    ("name", "subtype"),
+    [
+        ("a.wav", "FLOAT"),
+        ("a.wav", "PCM_16"),
+        ("a.wav", "PCM_24"),
+        ("a.flac", "PCM_16"),
+        ("a.aiff", "PCM_16"),
+        ("a.au", "PCM_16"),
+    ],
+)
 def test_channels_and_samples_survive(tmp_path, name, subtype):
     samples = tone(1.5, 22_050, channels=3)
     wave = decode_audio(str(write_sound(tmp_path / name, samples, 22_050, subtype=subtype)))
@@ -37,16 +46,25 @@ def test_a_window_is_a_slice_of_the_whole(tmp_path, suffix):
 def test_a_window_of_a_film_is_a_slice_of_its_sound(tmp_path, suffix):
     rng = np.random.default_rng(0)
     sound = np.convolve(rng.normal(size=64_000), np.ones(8) / 8, "same").astype(np.float32)[None] * 0.2
-    path = str(write_video(tmp_path / f"a.{suffix}", 40, 25 if suffix == "ts" else 10, sound=sound,
-                           codec="mpeg2video" if suffix == "ts" else "mpeg4"))
+    path = str(
+        write_video(
+            tmp_path / f"a.{suffix}",
+            40,
+            25 if suffix == "ts" else 10,
+            sound=sound,
+            codec="mpeg2video" if suffix == "ts" else "mpeg4",
+        )
+    )
     whole = decode_audio(path)
     for start in (0.1, 0.9, 1.7):
         part = decode_audio(path, AudioRequest(start, 0.5))
         first = round((part.start - whole.start) * whole.rate)
         length = part.samples.shape[1]
         slack = 17  # Matroska rounds time stamps to 1 ms
-        errors = [float(np.abs(whole.samples[:, first + lag : first + lag + length] - part.samples).max())
-                  for lag in range(-slack, slack + 1)]
+        errors = [
+            float(np.abs(whole.samples[:, first + lag : first + lag + length] - part.samples).max())
+            for lag in range(-slack, slack + 1)
+        ]
         assert min(errors) < 0.05 and length == 8000
         assert part.start == pytest.approx(start, abs=0.002)
 
@@ -84,8 +102,10 @@ def test_the_mean_of_the_channels_is_the_one_stereo_policy():
     assert cancels(np.stack([stereo[0], -stereo[0]])) and not cancels(stereo) and not cancels(stereo * 0)
 
 
-@pytest.mark.parametrize(("source", "target"), [(44_100, 16_000), (48_000, 16_000), (8_000, 16_000), (16_000, 44_100),
-                                                (11_025, 16_000), (22_050, 16_000)])
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(44_100, 16_000), (48_000, 16_000), (8_000, 16_000), (16_000, 44_100), (11_025, 16_000), (22_050, 16_000)],
+)
 def test_resampling_gives_torchaudios_numbers_whichever_way(source, target):
     torch = pytest.importorskip("torch")
     from math import gcd
@@ -115,6 +135,7 @@ def test_rates_without_a_common_divisor_take_no_memory_to_speak_of():
 
 def test_a_tone_keeps_its_pitch_and_level_and_what_is_too_high_goes():
     low, high = tone(1.0, 48_000, hertz=1000.0), tone(1.0, 48_000, hertz=15_000.0)
-    np.testing.assert_allclose(resample(low, 48_000, 16_000)[0, 500:-500], tone(1.0, 16_000, hertz=1000.0)[0, 500:-500],
-                               atol=2e-3)
+    np.testing.assert_allclose(
+        resample(low, 48_000, 16_000)[0, 500:-500], tone(1.0, 16_000, hertz=1000.0)[0, 500:-500], atol=2e-3
+    )
     assert np.abs(resample(high, 48_000, 16_000)[0, 500:-500]).max() < 5e-3

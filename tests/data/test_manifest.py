@@ -31,8 +31,12 @@ def test_class_folders_are_labels_and_split_folders_are_splits(tmp_path):
         for label in ("cat", "dog"):
             write_image(tmp_path / split / label / "1.png")
     rows = read_rows(tmp_path)
-    assert [(r.split, r.labels) for r in rows] == [("train", ("cat",)), ("train", ("dog",)), ("val", ("cat",)),
-                                                   ("val", ("dog",))]
+    assert [(r.split, r.labels) for r in rows] == [
+        ("train", ("cat",)),
+        ("train", ("dog",)),
+        ("val", ("cat",)),
+        ("val", ("dog",)),
+    ]
     assert [r.labels for r in read_rows(tmp_path / "train")] == [("cat",), ("dog",)]
     assert [r.labels for r in read_rows(tmp_path / "train" / "cat")] == [()]
 
@@ -43,8 +47,11 @@ def test_files_of_one_name_are_one_item_and_a_text_beside_it_its_caption(tmp_pat
     (tmp_path / "x.txt").write_text("a tone")
     (tmp_path / "README.txt").write_text("not an item")
     (row,) = read_rows(tmp_path)
-    assert row.parts == {"audio": str(tmp_path / "x.wav"), "vision": str(tmp_path / "x.png"),
-                         "text": (str(tmp_path / "x.txt"),)}
+    assert row.parts == {
+        "audio": str(tmp_path / "x.wav"),
+        "vision": str(tmp_path / "x.png"),
+        "text": (str(tmp_path / "x.txt"),),
+    }
     write_sound(tmp_path / "x.flac", tone(0.1))
     assert sorted(r.id for r in read_rows(tmp_path)) == ["x.flac", "x.png", "x.wav"]  # which sound is whose is unknown
 
@@ -70,19 +77,33 @@ def test_a_csv_of_another_programme_is_understood(tmp_path):
     (tmp_path / "m.csv").write_bytes(
         b"\xef\xbb\xbfvideo;caption;labels;fold;speaker;start;end;mood\r\n"
         b'clips/1.mp4;"a dog; a ""cat""\nand rain";dog|rain;3;ann;1.5;4;calm\r\n\r\n'
-        b'/abs/2.wav;;"[""x, y"", ""z""]";;;;;\r\n')
+        b'/abs/2.wav;;"[""x, y"", ""z""]";;;;;\r\n'
+    )
     first, second = read_rows(tmp_path / "m.csv")
-    assert first == Row(id="clips/1.mp4#1.5-4", labels=("dog", "rain"), group="ann", fold=3, start=1.5, end=4.0,
-                        parts={"text": 'a dog; a "cat"\nand rain', "audio": str(tmp_path / "clips/1.mp4"),
-                               "vision": str(tmp_path / "clips/1.mp4")}, extra={"mood": "calm"})
+    assert first == Row(
+        id="clips/1.mp4#1.5-4",
+        labels=("dog", "rain"),
+        group="ann",
+        fold=3,
+        start=1.5,
+        end=4.0,
+        parts={
+            "text": 'a dog; a "cat"\nand rain',
+            "audio": str(tmp_path / "clips/1.mp4"),
+            "vision": str(tmp_path / "clips/1.mp4"),
+        },
+        extra={"mood": "calm"},
+    )
     assert second == Row(id="/abs/2.wav", parts={"audio": "/abs/2.wav"}, labels=("x, y", "z"))
 
 
 def test_paths_are_relative_to_the_manifest_and_may_leave_its_folder(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "m.csv").write_text("audio\n../a.wav\nb.wav\n")
-    assert [r.parts["audio"] for r in read_rows(tmp_path / "in" / "m.csv")] == [str(tmp_path / "a.wav"),
-                                                                                str(tmp_path / "in" / "b.wav")]
+    assert [r.parts["audio"] for r in read_rows(tmp_path / "in" / "m.csv")] == [
+        str(tmp_path / "a.wav"),
+        str(tmp_path / "in" / "b.wav"),
+    ]
 
 
 def test_names_of_classes_win_over_their_numbers(tmp_path):
@@ -102,8 +123,10 @@ def test_json_lines_keep_types_and_take_lists(tmp_path):
 
 def test_plain_text_is_one_item_for_each_paragraph(tmp_path):
     (tmp_path / "book.txt").write_text("One\nline.\n\n\nTwo.\n")
-    assert [(r.id, r.parts["text"]) for r in read_rows(tmp_path / "book.txt")] == [("book/0", "One line."),
-                                                                                  ("book/1", "Two.")]
+    assert [(r.id, r.parts["text"]) for r in read_rows(tmp_path / "book.txt")] == [
+        ("book/0", "One line."),
+        ("book/1", "Two."),
+    ]
 
 
 def test_only_the_wanted_modalities_are_kept(tmp_path):
@@ -115,10 +138,12 @@ def test_only_the_wanted_modalities_are_kept(tmp_path):
 
 
 LISTS = {
-    "audioset": ("eval_segments.csv",
-                 "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=2\n# YTID, a, b, c\n"
-                 '--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_"\nAAAAAAAAAAA, 30.000, 40.000, "/m/0bt9lr"\n'),
-    "vggsound": ("vggsound.csv", "--4gqARaEJE,0,people marching,test\nAAAAAAAAAAA,30,\"dog, barking\",train\n"),
+    "audioset": (
+        "eval_segments.csv",
+        "# Segments csv created Sun Mar  5 10:54:25 2017\n# num_ytids=2\n# YTID, a, b, c\n"
+        '--4gqARaEJE, 0.000, 10.000, "/m/068hy,/m/07q6cd_"\nAAAAAAAAAAA, 30.000, 40.000, "/m/0bt9lr"\n',
+    ),
+    "vggsound": ("vggsound.csv", '--4gqARaEJE,0,people marching,test\nAAAAAAAAAAA,30,"dog, barking",train\n'),
 }
 
 
@@ -151,20 +176,34 @@ def test_the_real_sets_are_read(shared_data):
 
 text = st.text(st.characters(exclude_categories=()), max_size=12)
 name = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12).filter(
-    lambda s: s.strip() and s not in (".", ".."))
-odd = st.sampled_from(["caf\udce9.wav", "a;b.wav", "json:x.wav", '"q".wav', "[1].wav", " lead.wav", "tail .wav",
-                       "n\nl.wav"])
+    lambda s: s.strip() and s not in (".", "..")
+)
+odd = st.sampled_from(
+    ["caf\udce9.wav", "a;b.wav", "json:x.wav", '"q".wav', "[1].wav", " lead.wav", "tail .wav", "n\nl.wav"]
+)
 path = st.one_of(name, odd).map(lambda s: "/data/" + s)
 seconds = st.floats(0, 1e6, allow_nan=False)
-rows = st.lists(st.builds(
-    Row, id=st.text(min_size=1, max_size=12).filter(str.strip),
-    parts=st.one_of(st.fixed_dictionaries({"audio": path}),
-                    st.fixed_dictionaries({"vision": st.lists(path, min_size=1, max_size=3).map(tuple)}),
-                    st.fixed_dictionaries({"text": text.filter(str.strip), "audio": path})),
-    labels=st.lists(text, max_size=3).map(tuple), split=name, group=name, fold=st.none() | st.integers(0, 9),
-    start=st.none() | seconds, duration=st.none() | seconds,
-    extra=st.dictionaries(st.sampled_from(["a", "b"]), st.one_of(st.integers(-9, 9), name), max_size=2),
-), min_size=1, max_size=4, unique_by=lambda r: r.id)
+rows = st.lists(
+    st.builds(
+        Row,
+        id=st.text(min_size=1, max_size=12).filter(str.strip),
+        parts=st.one_of(
+            st.fixed_dictionaries({"audio": path}),
+            st.fixed_dictionaries({"vision": st.lists(path, min_size=1, max_size=3).map(tuple)}),
+            st.fixed_dictionaries({"text": text.filter(str.strip), "audio": path}),
+        ),
+        labels=st.lists(text, max_size=3).map(tuple),
+        split=name,
+        group=name,
+        fold=st.none() | st.integers(0, 9),
+        start=st.none() | seconds,
+        duration=st.none() | seconds,
+        extra=st.dictionaries(st.sampled_from(["a", "b"]), st.one_of(st.integers(-9, 9), name), max_size=2),
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda r: r.id,
+)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])

@@ -15,8 +15,14 @@ from avssl.data.clip import Absent, FramesRequest, Limits
 from avssl.data.decode import decode_audio, decode_frames, probe
 from avssl.errors import DataError
 
-FORMATS = [("a.mp4", "mpeg4"), ("a.mkv", "mpeg4"), ("a.avi", "mpeg4"), ("a.mpg", "mpeg1video"), ("a.ts", "mpeg2video"),
-           ("a.webm", "libvpx")]
+FORMATS = [
+    ("a.mp4", "mpeg4"),
+    ("a.mkv", "mpeg4"),
+    ("a.avi", "mpeg4"),
+    ("a.mpg", "mpeg1video"),
+    ("a.ts", "mpeg2video"),
+    ("a.webm", "libvpx"),
+]
 
 
 @pytest.fixture(params=FORMATS, ids=lambda f: "-".join(f))
@@ -32,8 +38,10 @@ def _all(path: Path) -> tuple[list[float], list[np.ndarray]]:
     """Every frame of a file, in order, decoded from the beginning."""
     with containers.media(str(path)) as media:
         stream = containers.need(media, media.video, "video")
-        frames = [(float(f.pts * f.time_base) - media.origin, f.to_ndarray(format="gray"))
-                  for f in containers.frames_of(media.container, stream, [])]
+        frames = [
+            (float(f.pts * f.time_base) - media.origin, f.to_ndarray(format="gray"))
+            for f in containers.frames_of(media.container, stream, [])
+        ]
     return [t for t, _ in frames], [p for _, p in frames]
 
 

@@ -36,8 +36,12 @@ def test_visible_patches_are_rounded_down_and_never_none(count, ratio):
 @given(GRIDS, RATIOS, RATIOS, MODES, st.lists(SEEDS, min_size=1, max_size=4))
 @settings(max_examples=50)
 def test_visible_and_hidden_share_out_the_patches_of_each_item(grid, ratio_a, ratio_v, mode, seeds):
-    masks = draw_masks(torch.tensor(seeds), {"audio": grid, "vision": (4, 4)}, {"audio": ratio_a, "vision": ratio_v},
-                       {"audio": mode, "vision": "unstructured"})
+    masks = draw_masks(
+        torch.tensor(seeds),
+        {"audio": grid, "vision": (4, 4)},
+        {"audio": ratio_a, "vision": ratio_v},
+        {"audio": mode, "vision": "unstructured"},
+    )
     for m, count, ratio in (("audio", grid[0] * grid[1], ratio_a), ("vision", 16, ratio_v)):
         assert masks.kept[m] == keep_count(count, ratio)
         mask = masks.mask(m)
@@ -50,6 +54,7 @@ def test_visible_and_hidden_share_out_the_patches_of_each_item(grid, ratio_a, ra
 def test_an_item_gets_the_same_mask_in_any_batch(grid, ratio, mode, seed, other):
     def order(*seeds: int) -> torch.Tensor:
         return draw_masks(torch.tensor(seeds), {"audio": grid}, {"audio": ratio}, {"audio": mode}).order["audio"]
+
     assert torch.equal(order(seed)[0], order(other, seed)[1])
 
 

@@ -21,8 +21,15 @@ def sound(items: int, samples: int, scale: float = 1.0) -> torch.Tensor:
 
 
 def official(x: torch.Tensor, rate: int, bins: int, window: str, **kwargs: float) -> torch.Tensor:
-    return kaldi.fbank(x, sample_frequency=rate, num_mel_bins=bins, window_type={"hann": "hanning"}.get(window, window),
-                       htk_compat=True, dither=0.0, **kwargs)
+    return kaldi.fbank(
+        x,
+        sample_frequency=rate,
+        num_mel_bins=bins,
+        window_type={"hann": "hanning"}.get(window, window),
+        htk_compat=True,
+        dither=0.0,
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 48000])
