@@ -95,10 +95,13 @@ class CavMae(Backbone):
     def adapt(self, tensors: dict[str, Tensor], source: Any) -> dict[str, Tensor]:
         """Fit position tables of another clip length or picture size: time is cut (a token keeps the time it was
         trained at) or, where the table is the fixed sine-cosine one, continued; pictures are resampled. A backbone of
-        one modality takes its part of a model of both."""
+        one modality takes its part of a model of both. What CAV-MAE Sync adds to a model without it (cls tokens,
+        registers, blocks before the contrast) starts fresh."""
         others = "|".join({*source.modalities} - self.modalities)
         foreign = re.compile(rf"(stacks|contrast|norms|patch|positions|modality|cls|registers)\.({others})(\..*)?")
         out = {k: v for k, v in tensors.items() if not (others and foreign.fullmatch(k))}
+        added = {"cls": not source.cls_tokens, "registers": not source.registers, "contrast": not source.contrast_depth}
+        out |= {k: v for k, v in self.state_dict().items() if added.get(k.split(".")[0]) and k not in out}
         for m in MODALITIES:
             if m not in self.modalities:
                 continue

@@ -376,6 +376,18 @@ def test_a_backbone_for_sound_alone_takes_its_part_of_a_whole_model():
         CavMaeLoss(alone, CavMaeLossConfig())
 
 
+def test_a_sync_model_starts_from_one_without_its_tokens():
+    plain = small(cls_tokens=False, registers=0)
+    sync = small(contrast_depth=1, audio_frames=32)
+    own = sync.adapt(plain.state_dict(), plain.config)
+    fresh = {k: v.clone() for k, v in sync.state_dict().items() if k.split(".")[0] in ("cls", "registers", "contrast")}
+    sync.load_state_dict(own)
+    assert all(torch.equal(sync.state_dict()[k], v) for k, v in fresh.items()) and len(fresh) == 4 + 2 * 12
+    assert torch.equal(sync.patch["audio"].weight, plain.patch["audio"].weight)
+    with pytest.raises(RuntimeError, match="Missing"):  # but half of what a source has is damage, not a choice
+        sync.load_state_dict(sync.adapt({k: v for k, v in sync.state_dict().items() if "cls" not in k}, sync.config))
+
+
 def same_files(a: Path, b: Path) -> None:
     x, y = (torch.load(p, weights_only=True) for p in (a, b))
     assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
