@@ -23,6 +23,11 @@ class BadItem(NamedTuple):
     what: str
     reason: str
 
+    @property
+    def line(self) -> str:
+        """`path: reason`, the path once: most reasons begin with it."""
+        return self.reason if self.reason.startswith(f"{self.path}: ") else f"{self.path}: {self.reason}"
+
 
 @dataclass
 class BadFiles:
@@ -67,10 +72,9 @@ class BadFiles:
         allowed = math.ceil(share * self.of)
         if len(counted) <= allowed:
             return
-        last = counted[-1]
-        reason = last.reason if last.path in last.reason else f"{last.path}: {last.reason}"
+        last = counted[-1].line
         raise DataError(
-            f"{len(counted)} of {self.of} items are bad, data.max_bad = {share:g} allows {allowed}; the last: {reason}",
+            f"{len(counted)} of {self.of} items are bad, data.max_bad = {share:g} allows {allowed}; the last: {last}",
             fix=f"they are listed in {self.path}; mend them or raise data.max_bad",
         )
 

@@ -108,7 +108,10 @@ def evaluation_batches(
             for one in made:
                 for item in bad.add(one.bad):
                     if on_bad == "fail":
-                        raise DataError(f"{item.path or item.id}: {item.reason}", fix="on_bad=skip goes on without it")
+                        raise DataError(
+                            item.line if item.path else f"{item.id}: {item.reason}",
+                            fix="on_bad=skip goes on without it",
+                        )
                 if one.batch is None:
                     continue
                 bucket = waiting.setdefault(_signature(one.batch, mixed, frontend.fixed), [])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avssl.errors import check
 from avssl.loss import Loss
 from avssl.recipe import OptimConfig, ScheduleConfig
 from avssl.training.distributed import whole
@@ -52,6 +53,7 @@ def decays(name: str, parameter: Tensor, cfg: OptimConfig) -> bool:
 def build_optimizer(loss: Loss, cfg: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser of a recipe over the trainable parameters of a loss; the fused kernels where they exist."""
     groups = parameter_groups(loss, cfg)
+    check(bool(groups), "nothing is left to train", fix="see optim.freeze and optim.frozen")
     for group in groups:
         group["lr"] = cfg.lr * group["scale"]
     floats = {p.dtype for g in groups for p in g["params"]}

@@ -44,6 +44,7 @@ from avssl.training.validation import validator
 
 MANIFEST, DATA = "manifest.parquet", "data.json"
 LEFTOVERS = {"bad_files.csv", "run.lock"}  # of an attempt that ended before anything was decided
+MANY = 10_000  # files: looking at them takes minutes
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -248,7 +249,7 @@ def _freeze(
     (out / "bad_files.csv").unlink(missing_ok=True)  # of an attempt that never began
     rejected = [b for b in unusable if b.what != "missing"]
     if rejected and recipe.data.on_bad == "fail":
-        raise DataError(f"{rejected[0].path}: {rejected[0].reason}", fix="data.on_bad=skip goes on without it")
+        raise DataError(rejected[0].line, fix="data.on_bad=skip goes on without it")
     BadFiles(out / "bad_files.csv", recipe.data.max_bad, len(given)).add(unusable)
     check(
         bool(rows),
@@ -291,7 +292,7 @@ def look(rows: list[Row], machine: Machine) -> tuple[list[Row], list[BadItem]]:
     fresh = [r for r in rows if unseen(r)]
     if not fresh:
         return rows, []
-    if len(fresh) > 10_000:
+    if len(fresh) > MANY:
         print(
             f"note: looking at {len(fresh)} files; `avssl data scan` writes a manifest that saves this", file=sys.stderr
         )

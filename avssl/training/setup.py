@@ -241,7 +241,6 @@ def build_run(
     )
     if validator is not None and plan.validation:
         run.validate = validator(run)
-    check(bool(run.parameters), "nothing is left to train", fix="see optim.freeze and optim.frozen")
     return run
 
 

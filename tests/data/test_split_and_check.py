@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from media_files import picture, tone, write_image, write_sound
+from messages import says
 
 from avssl.data.check import check_rows
 from avssl.data.clip import Row
@@ -66,10 +67,12 @@ def test_folds_are_equal_and_stratified():
 
 
 def test_impossible_splits_are_refused():
-    with pytest.raises(DataError, match="do not sum to 1"):
+    with says(DataError, "the shares {'train': 0.5, 'test': 0.6} do not sum to 1 (e.g. train=0.8 val=0.1 test=0.1)"):
         split_rows(_rows(10), {"train": 0.5, "test": 0.6})
-    with pytest.raises(DataError, match="1 groups cannot fill 2 splits"):
+    with says(DataError, "1 groups cannot fill 2 splits (give more groups or fewer splits)"):
         split_rows([replace(r, group="g") for r in _rows(10)], {"train": 0.5, "test": 0.5})
+    with says(DataError, "1 folds are none (give at least 2)"):
+        fold_rows(_rows(10), 1)
     small = Counter(r.split for r in split_rows(_rows(4), {"train": 0.9, "val": 0.05, "test": 0.05}))
     assert set(small) == {"train", "val", "test"}  # no split stays empty
 

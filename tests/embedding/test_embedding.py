@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import toy
+from messages import says
 
 from avssl.data.bad import BadFiles
 from avssl.embedding.encode import BOUND, EmbedOptions, embed_inputs, embed_rows
@@ -63,7 +64,9 @@ def test_a_file_that_cannot_be_read_is_named_and_spoils_nothing(toy_model, toy_m
     assert got.indices == [i for i in range(30) if i != 3]
     assert [i.id for i in bad.items.values()] == ["0003"]
     assert np.array_equal(got["audio"], np.delete(reference["audio"], 3, 0))
-    with pytest.raises(DataError, match=r"broken\.wav"):
+    broken = tmp_path / "broken.wav"
+    why = "cannot be read as media: Invalid data found when processing input"
+    with says(DataError, f"{broken}: {why} (on_bad=skip goes on without it)"):
         embed_rows(toy_model, rows, on_bad="fail")
 
 
@@ -144,12 +147,16 @@ def test_a_long_recording_is_embedded_whole_by_the_views_of_its_frontend(toy_mod
 
 
 @pytest.mark.parametrize(("options", "text"), [
-    ({"streams": ("sound",)}, "no 'sound' stream"), ({"layer": 2, "pooling": "mean"}, "layer 2 of 2"),
-    ({"layer": 0}, "an inner layer has no pooling"), ({"hop": 1.0}, "hop is 1.0 with window None"),
-    ({"window": -1.0}, "window is -1.0"), ({"sequence": True, "pooling": "cls"}, "pooling 'cls' of a sequence"),
+    ({"streams": ("sound",)}, "the model gives no 'sound' stream (did you mean 'vision'?)"),
+    ({"layer": 2, "pooling": "mean"}, "layer 2 of 2 (give -2 to 1)"),
+    ({"layer": 0}, "an inner layer has no pooling of the model (add --pooling mean (or cls, max))"),
+    ({"hop": 1.0}, "hop is 1.0 with window None (give --window, and a hop between 0 and it)"),
+    ({"window": -1.0}, "window is -1.0 (give seconds above 0)"),
+    ({"sequence": True, "pooling": "cls"}, "pooling 'cls' of a sequence (leave out --pooling or --sequence)"),
+    ({"sequence": True, "views": "each"}, "a sequence is of one view (views=one)"),
 ])
 def test_options_that_cannot_be_served_are_refused(toy_model, toy_manifest, options, text):
-    with pytest.raises(UsageError, match=text):
+    with says(UsageError, text):
         embed_rows(toy_model, toy.rows(toy_manifest)[:1], EmbedOptions(**options))
 
 
@@ -166,7 +173,9 @@ def test_arrays_give_what_their_files_give(toy_model, toy_manifest, reference):
 
 @pytest.mark.parametrize("value", [np.zeros(0, np.float32), np.full(100, np.nan), np.zeros((4, 4), np.int64)])
 def test_arrays_that_are_neither_sound_nor_pictures_are_refused(toy_model, value):
-    with pytest.raises(DataError, match="neither sound nor a picture"):
+    text = (f"input 0: an array of {value.dtype} {value.shape} is neither sound nor a picture (give finite floats (L,) "
+            "or (C, L), or uint8 (H, W, 3) or (K, H, W, 3))")
+    with says(DataError, text):
         embed_inputs(toy_model, [value])
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import toy
+from messages import says
 
 from avssl.embedding.encode import EmbedOptions, embed_rows
 from avssl.embedding.files import read_index, read_meta
@@ -122,13 +123,13 @@ def test_repeating_a_finished_job_computes_nothing(toy_model, toy_manifest, tmp_
 def test_an_output_of_other_options_or_files_is_not_overwritten_unasked(toy_model, toy_manifest, tmp_path):
     rows, out = toy.rows(toy_manifest)[:4], tmp_path / "x.parquet"
     embed(toy_model, rows, out)
-    refusal = r"x\.parquet exists and holds something else \(choose another name, or --overwrite\)"
-    with pytest.raises(UsageError, match=refusal):
+    refusal = f"{out} exists and holds something else (choose another name, or --overwrite)"
+    with says(UsageError, refusal):
         embed(toy_model, rows, out, EmbedOptions(normalize=True))
     assert embed(toy_model, rows, out, EmbedOptions(normalize=True), overwrite=True).computed == 1
     assert read_meta(out)["options"]["normalize"]
     out.write_bytes(b"something of the user's")
-    with pytest.raises(UsageError, match="exists and holds something else"):
+    with says(UsageError, refusal):
         embed(toy_model, rows, out)
 
 
@@ -189,32 +190,42 @@ def test_failures_are_listed_beside_the_output(toy_model, toy_manifest, tmp_path
     assert (line["id"], line["path"], line["what"]) == ("0001", str(tmp_path / "bad.wav"), "bad") and line["reason"]
     with pytest.raises(DataError, match=r"1 of 4 items are bad, more than --max-bad allows"):
         embed(toy_model, rows, tmp_path / "y.parquet", max_bad=0.1)
-    with pytest.raises(DataError, match=r"bad\.wav"):
+    why = "cannot be read as media: Invalid data found when processing input"
+    with says(DataError, f"{tmp_path / 'bad.wav'}: {why} (on_bad=skip goes on without it)"):
         embed(toy_model, rows, tmp_path / "z.parquet", on_bad="fail")
     with pytest.raises(DataError, match="none of the 1 items could be embedded"):
         embed(toy_model, rows[1:2], tmp_path / "w.parquet")
     assert not any((tmp_path / f"{n}.parquet").exists() for n in "yzw")
 
 
-@pytest.mark.parametrize(("name", "text"), [("x.csv", "what format is .csv"), ("missing/x.npz", "no such folder")])
+@pytest.mark.parametrize(("name", "text"), [
+    ("x.csv", "{}/x.csv: what format is .csv? (end the name with one of .parquet, .npz, .safetensors)"),
+    ("x", "{}/x: what format is a name without an ending? (end the name with one of .parquet, .npz, .safetensors)"),
+    ("missing/x.npz", "{}/missing: no such folder (make it first, or choose another --out)"),
+])
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(toy_model, toy_manifest, tmp_path, name, text):
-    with pytest.raises(UsageError, match=text):
+    with says(UsageError, text.format(tmp_path)):
         embed(toy_model, toy.rows(toy_manifest), tmp_path / name)
 
 
 def test_ids_must_be_unique(toy_model, toy_manifest, tmp_path):
     row = toy.rows(toy_manifest)[0]
-    with pytest.raises(DataError, match="two items are called '0000'"):
+    with says(DataError, "two items are called '0000' (give unique ids in the manifest)"):
         embed(toy_model, [row, row], tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "npz", "safetensors"])
 def test_a_damaged_or_foreign_file_is_one_clear_error(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
-    with pytest.raises(DataError, match="no such embedding file"):
+    with says(DataError, f"{path}: no such embedding file (make one: avssl embed --model MODEL PATH --out FILE)"):
         read_index(path)
     path.write_bytes(b"PK\x03\x04 not one of ours")
-    with pytest.raises(DataError, match="is no embedding file of avssl, or damaged"):
+    why = {
+        "parquet": "Parquet magic bytes not found in footer. Either the file is corrupted or this is not a parquet file.",
+        "npz": "File is not a zip file",
+        "safetensors": "Error while deserializing header: header too large",
+    }[suffix]
+    with says(DataError, f"{path} is no embedding file of avssl, or damaged: {why} (make it again with `avssl embed`)"):
         read_index(path)
 
 

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import toy
+from messages import says
 from PIL import Image
 
 from avssl.embedding.encode import EmbedOptions
@@ -78,19 +79,22 @@ def test_a_query_gets_the_options_of_the_index(toy_model, toy_manifest, tmp_path
 
 
 def test_a_query_that_is_nothing_names_the_nearest_id(index):
-    with pytest.raises(UsageError, match=r"'00003' is no id of the index and no file.*did you mean '0003'"):
+    missing = "'00003' is no id of the index and no file, and its model reads no text (did you mean '0003'?)"
+    with says(UsageError, missing):
         search(index, "00003")
-    with pytest.raises(UsageError, match="the index has no 'sound' stream"):
+    with says(UsageError, "the index has no 'sound' stream (did you mean 'vision'?)"):
         search(index, "0003", among=["sound"])
 
 
 def test_another_or_a_missing_model_is_refused(index, toy_plugin, toy_manifest, tmp_path):
     wav = str(toy_manifest.parent / "0001.wav")
     other = toy.make_model(tmp_path / "other", seed=1)
-    with pytest.raises(CheckpointError, match="is not the model that made the index, or it has changed"):
+    with says(CheckpointError, f"{other} is not the model that made the index, or it has changed (embed the clips again, or "
+                               "name the right one with --model)"):
         search(index, wav, model=other)
     gone = made(tmp_path, np.eye(3, dtype=np.float32))
-    with pytest.raises(CheckpointError, match="the model that made the index is gone"):
+    with says(CheckpointError, f"the model that made the index is gone: {tmp_path / 'gone'} (name its new place with "
+                               "--model)"):
         search(gone, wav)
 
 
@@ -105,7 +109,8 @@ def test_ties_keep_the_order_of_the_index_and_absent_vectors_are_never_found(tmp
 
 def test_sequences_are_refused_with_what_to_do(toy_model, toy_manifest, tmp_path):
     embed(toy_model, toy.rows(toy_manifest)[:2], tmp_path / "x.npz", EmbedOptions(sequence=True))
-    with pytest.raises(DataError, match="holds sequences"):
+    with says(DataError, f"{tmp_path / 'x.npz'} holds sequences (search needs one vector per clip: embed without "
+                         "--sequence)"):
         search(tmp_path / "x.npz", "0000")
 
 

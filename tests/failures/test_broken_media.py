@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from messages import says
 
 from avssl.data.clip import Absent, FramesRequest, Limits, Row
 from avssl.data.decode import decode_audio, decode_frames
@@ -145,11 +146,15 @@ def test_sound_that_starts_late_keeps_its_place_on_the_clock_of_the_pictures():
 
 
 def test_limits_hold_before_memory_is_taken():
-    with pytest.raises(DataError, match=r"more than 0.5 s of sound at once"):
+    with says(DataError, f"{FOLDER / 'dc-only.wav'}: more than 0.5 s of sound at once (data.max_seconds) (give windows "
+                         "(start, end), or raise data.max_seconds)"):
         decode_audio(str(FOLDER / "dc-only.wav"), limits=Limits(max_seconds=0.5))
-    with pytest.raises(DataError, match="16 channels, the limit is 1 to 8"):
+    with says(DataError, f"{FOLDER / 'sixteen-channels.wav'}: its header says 16 channels, the limit is 1 to 8 (mend or "
+                         "remove the file)"):
         decode_audio(str(FOLDER / "sixteen-channels.wav"), limits=Limits(max_channels=8))
-    with pytest.raises(DataError, match=r"its pictures are 320x214, more than data.max_pixels = 1000"):
+    video = FOLDER / "video-without-audio.mp4"
+    with says(DataError, f"{video}: its pictures are 320x214, more than data.max_pixels = 1000 (raise data.max_pixels or "
+                         "scale the file down)"):
         decode_frames(str(FOLDER / "video-without-audio.mp4"), limits=Limits(max_pixels=1000))
-    with pytest.raises(DataError, match="take more than 100000 bytes"):
+    with says(DataError, f"{video}: 9 pictures of 320x214 take more than 100000 bytes (ask for fewer or smaller frames)"):
         decode_frames(str(FOLDER / "video-without-audio.mp4"), FramesRequest(count=9), limits=Limits(max_bytes=100_000))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from media_files import tone, write_sound, write_video
+from messages import says
 
 from avssl.data.bad import BadFiles
 from avssl.data.decode import decode_audio, decode_frames, probe
@@ -38,7 +39,7 @@ def test_what_is_not_there_or_no_file_is_said_in_one_line(tmp_path):
     _refused(tmp_path / "dangling.wav", "dangling.wav: no such file")
     _refused(tmp_path / "empty.wav" / "x.wav", "x.wav: no such file: a part of the path is no directory")
     _refused(tmp_path / ("x" * 300 + ".wav"), ": the path is too long for this system")
-    with pytest.raises(DataError, match="embedded null"):
+    with says(DataError, "a\0.wav: embedded null byte (check the path)"):
         decode_audio("a\0.wav")
 
 
@@ -146,7 +147,8 @@ def test_nothing_usable_is_one_line(tmp_path):
             read_rows(path)
         assert caught.value.message.endswith(message)
     (tmp_path / "x.xyz").write_text("x")
-    with pytest.raises(DataError, match="is neither a folder, a manifest nor a media file of a known suffix"):
+    with says(DataError, f"{tmp_path / 'x.xyz'}: is neither a folder, a manifest nor a media file of a known suffix "
+                         "(rename it, or list it in a manifest under audio or vision)"):
         read_rows(tmp_path / "x.xyz")
 
 
@@ -158,5 +160,6 @@ def test_a_playlist_opens_no_other_file(tmp_path):
     for name, text in scripts.items():
         (tmp_path / name).write_text(text)
         assert stat.S_ISREG((tmp_path / name).stat().st_mode)
-        with pytest.raises(DataError, match="cannot be read as media"):
+        why = "Invalid data found when processing input" if name == "hls.mp4" else "Invalid argument"
+        with says(DataError, f"{tmp_path / name}: cannot be read as media: {why} (mend or remove the file)"):
             decode_audio(str(tmp_path / name))
