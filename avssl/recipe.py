@@ -100,7 +100,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on CUDA, fp32 on CPU
     micro_batch: int | None = None  # items that go through the network at once; None = batch_size / processes
-    negatives: str = "global"  # contrastive losses: "global", "rank", or a number of items per group
+    negatives: str | int = "global"  # contrastive losses: "global", "rank", or a number of items per group
     compile: bool = False
     checkpoint_activations: bool = False
     shard: bool = False  # FSDP2 instead of DDP
@@ -133,7 +133,7 @@ class TrainConfig:
             fix="choose one of the two",
         )
         check(
-            re.fullmatch("global|rank|[1-9][0-9]*", self.negatives) is not None,
+            re.fullmatch("global|rank|[1-9][0-9]*", str(self.negatives)) is not None,
             f"train.negatives = {self.negatives!r}",
             fix='"global", "rank" or a number of items',
         )

@@ -19,6 +19,9 @@ def config(cls: type[T]) -> type[T]:
     return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
 
 
+_PLAIN = {"str", "int", "float", "bool"}  # pydantic's names of the branches of `str | int`
+
+
 def structure(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass `cls` from plain TOML-like data.
 
@@ -32,14 +35,20 @@ def structure(cls: type[T], data: Mapping[str, Any], where: str = "") -> T:
     try:
         return TypeAdapter(cls).validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join([where, *map(str, first["loc"])] if where else map(str, first["loc"]))
+        errors = error.errors(include_url=False)
+        first = errors[0]
+        loc, message = first["loc"], first["msg"]
+        if loc[-1:] and loc[-1] in _PLAIN and loc[-1] not in _owner(cls, loc[:-1]):  # no key: one of several types
+            loc = loc[:-1]
+            message = " or ".join(e["msg"].removeprefix("Input should be ") for e in errors if e["loc"][:-1] == loc)
+            message = f"Input should be {message}"
+        key = ".".join([where, *map(str, loc)] if where else map(str, loc))
         if first["type"] == "unexpected_keyword_argument":
             owner = _owner(cls, first["loc"][:-1])
             raise UsageError(f"unknown key {key}", fix=nearest(str(first["loc"][-1]), owner)) from None
         if first["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             raise UsageError(f"{key} is missing", fix=f"set it, e.g. --set {key}=...") from None
-        raise UsageError(f"{key} = {first.get('input')!r}: {first['msg']}", fix="see `avssl recipes show`") from None
+        raise UsageError(f"{key} = {first.get('input')!r}: {message}", fix="see `avssl recipes show`") from None
     except TypeError as error:
         raise UsageError(f"{where or cls.__name__}: {error}", fix="use strings, numbers, booleans and lists") from None
 

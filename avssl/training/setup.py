@@ -212,16 +212,6 @@ def build_run(
     dtype = autocast_dtype(precision, device)
     factor = schedule(recipe.schedule, total, per_epoch)
     scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
-    check(
-        cfg.negatives in ("global", "rank") or cfg.negatives.isdigit(),
-        f"train.negatives = {cfg.negatives!r}",
-        fix='"global", "rank" or a number of items',
-    )
-    check(
-        cfg.on_nonfinite == "stop" or cfg.on_nonfinite.removeprefix("skip-").isdigit(),
-        f"train.on_nonfinite = {cfg.on_nonfinite!r}",
-        fix='"stop" or "skip-10"',
-    )
     stepper = Stepper(loss, frontend, device, world, cfg.seed, dtype, cfg.negatives, scaler)
     run = Run(
         recipe=recipe,

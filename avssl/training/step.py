@@ -59,7 +59,7 @@ class Stepper:
     world: World
     seed: int
     dtype: torch.dtype | None = None
-    negatives: str = "global"
+    negatives: str | int = "global"
     scaler: torch.amp.GradScaler | None = None
 
     @torch.no_grad()

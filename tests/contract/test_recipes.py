@@ -80,6 +80,10 @@ def test_a_shipped_recipe_says_where_its_numbers_come_from(name: str) -> None:
         ("train.seed=-1", "train.seed is -1 (give a number from 0 to 2^32 - 1)"),
         ("train.ema=2", "train.ema is 2.0 (a decay between 0 and 1, e.g. 0.999)"),
         ("train.weight_average=[5, 1]", "train.weight_average is (5, 1) (the first and the last epoch)"),
+        (
+            "train.negatives=1.5",
+            "train.negatives = 1.5: Input should be a valid string or a valid integer (see `avssl recipes show`)",
+        ),
         ("train.negatives='all'", "train.negatives = 'all' (\"global\", \"rank\" or a number of items)"),
         ("train.on_nonfinite=skip", "train.on_nonfinite = 'skip' (\"stop\" or \"skip-10\")"),
         ("monitor.patience=0", "monitor.patience is 0 (give at least 1)"),
