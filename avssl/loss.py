@@ -44,7 +44,10 @@ class LossOutput:
         return torch.stack(parts).sum() if parts else torch.zeros(())
 
     def merged(self, other: LossOutput) -> LossOutput:
-        """The terms and metrics of both."""
+        """The terms and metrics of both. Raises ValueError for a name that both use: one would hide the other."""
+        twice = (self.terms.keys() & other.terms.keys()) | (self.metrics.keys() & other.metrics.keys())
+        if twice:
+            raise ValueError(f"two terms or metrics of a loss are called {', '.join(sorted(twice))}")
         return LossOutput({**self.terms, **other.terms}, {**self.metrics, **other.metrics})
 
 

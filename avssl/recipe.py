@@ -13,6 +13,8 @@ from typing import Any, Literal
 from avssl.errors import UsageError, check, nearest
 from avssl.schema import config, keys, structure, unstructure
 
+TABLES = ("backbone", "loss", "frontend", "data", "optim", "schedule", "train", "monitor", "expected")
+
 
 def _at_least(least: float, table: str, settings: Any, *names: str) -> None:
     """Refuse numbers of a section that are smaller, infinite or not numbers; None stands for a default."""
@@ -268,6 +270,10 @@ def _read(name: str) -> dict[str, Any]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: {error}", fix="mend the TOML") from None
+    for key in TABLES:
+        check(isinstance(data.get(key, {}), dict), f"{path}: {key} is no table", fix=f"write [{key}]")
+    extends = data.get("extends", "")
+    check(isinstance(extends, str), f"{path}: extends = {extends!r} is no name", fix="name one recipe")
     data["name"] = data.get("name", path.stem if path == Path(name) else name)
     return data
 

@@ -166,3 +166,19 @@ def test_the_schema_accepts_every_shipped_recipe_key() -> None:
     for entry in registry().all("recipe"):
         for key in tomllib.loads(entry.path.read_text(encoding="utf-8")):
             assert key in schema["properties"], f"{entry.name}: {key}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = 3', "extends = 3 is no name (name one recipe)"),
+        ('extends = "tiny/masked"\ntrain = 3', "train is no table (write [train])"),
+        ('backbone = "tiny"', "backbone is no table (write [backbone])"),
+    ],
+)
+def test_a_recipe_of_another_shape_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError) as caught:
+        load_recipe(str(path), base={"backbone": {"name": "tiny"}})
+    assert str(caught.value) == f"{path}: {message}"

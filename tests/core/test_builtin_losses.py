@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from avssl.batch import Batch, Stream
 from avssl.builtin.classify import supervised
 from avssl.errors import DataError, UsageError
+from avssl.loss import LossOutput, Term
 
 LOGITS = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
 INDEX = torch.tensor([2, 0, 1])
@@ -50,3 +51,9 @@ def test_smoothing_that_nothing_reads_and_missing_targets_are_refused() -> None:
         supervised(LOGITS, batch(MANY), "auto", label_smoothing=0.1)
     with pytest.raises(DataError, match="no targets"):
         supervised(LOGITS, batch(None), "auto")
+
+
+def test_a_term_never_hides_another() -> None:
+    one = LossOutput({"distance": Term(1.0, torch.ones(()), 1)})
+    with pytest.raises(ValueError, match="two terms or metrics of a loss are called distance"):
+        one.merged(one)
