@@ -226,7 +226,8 @@ class Pipeline:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Recipe | Pipeline:
-    """A registered recipe, or a .toml file, with `key=value` overrides applied; unknown keys are errors.
+    """A registered recipe, or a .toml file, with `key=value` overrides applied; unknown keys are errors. Those of a
+    pipeline are `apply_to_stages`'s.
 
     base: tables of a pretrained model, whose backbone and frontend fill what the recipe leaves open.
     """
@@ -237,7 +238,7 @@ def load_recipe(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any
             data["backbone"] = merge(base["backbone"], data.get("backbone", {}))
             data["frontend"] = merge(base.get("frontend", {}), data.get("frontend", {}))
     for override in overrides:
-        apply_override(data, override)
+        (apply_to_stages if "stages" in data else apply_override)(data, override)
     return recipe_from(data)
 
 
@@ -293,14 +294,9 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def apply_override(data: dict[str, Any], override: str) -> None:
     """Set a dotted key in place; the value is read as TOML, or taken as a string when it is none."""
-    key, equals, text = override.partition("=")
-    check(bool(equals) and bool(key.strip()), f"--set {override!r} is no KEY=VALUE", fix="e.g. --set optim.lr=1e-4")
-    try:
-        value = tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    key, value = _key_and_value(override)
     node = data
-    *parents, leaf = key.strip().split(".")
+    *parents, leaf = key.split(".")
     for part in parents:
         node = node.setdefault(part, {})
         check(isinstance(node, dict), f"--set {key}: {part} is no table", fix="see `avssl recipes show`")
@@ -309,6 +305,27 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if parents == ["train"] and leaf in ("epochs", "updates"):
         node.pop({"epochs": "updates", "updates": "epochs"}[leaf], None)  # one length replaces the other
     node[leaf] = value
+
+
+def apply_to_stages(data: dict[str, Any], override: str) -> None:
+    """The same for a pipeline: STAGE.KEY=VALUE changes one stage, KEY=VALUE all of them."""
+    key, value = _key_and_value(override)
+    stages = {stage["name"]: stage for stage in data["stages"]}
+    first, _, rest = key.partition(".")
+    shared = keys(Recipe) - keys(Pipeline) - {"expected"}
+    known = f"start with a stage ({', '.join(stages)}) or with what every stage has ({', '.join(sorted(shared))})"
+    check(bool(rest) and (first in stages or first in shared), f"--set {key}: a pipeline has no such key", fix=known)
+    for stage in [stages[first]] if first in stages else stages.values():
+        stage.setdefault("overrides", {})[rest if first in stages else key] = value
+
+
+def _key_and_value(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    check(bool(equals) and bool(key.strip()), f"--set {override!r} is no KEY=VALUE", fix="e.g. --set optim.lr=1e-4")
+    try:
+        return key.strip(), tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text
 
 
 def recipe_from(data: Mapping[str, Any]) -> Recipe | Pipeline:

@@ -124,21 +124,34 @@ def _summary(report: dict[str, Any], out: Path, as_json: bool) -> None:
         print_json(report)
     from avssl.training.progress import clock
 
-    final = report.get("final", {})
+    last, model, what = _result(report, out)
+    final = last.get("final", {})
     numbers = {
         **final.get("terms", {}),
         **final.get("metrics", {}),
-        **report.get("validation", {}),
-        **report.get("folds", {}),
+        **last.get("validation", {}),
+        **last.get("folds", {}),
     }
     say(
         f"done in {clock(report.get('seconds', 0))}: "
         + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items() if v is not None)
     )
-    if report.get("bad_items"):
-        say(f"{report['bad_items']} items could not be used: {out / 'bad_files.csv'}")
-    use = f"`avssl predict FILES --model {out}`" if report.get("kind") == "finetune" else f"`avssl embed FILES --model {out}`"
-    say(f"the model is {out}; next: `avssl report {out}`, `avssl evaluate --model {out} --task ...`, {use}")
+    if last.get("bad_items"):
+        say(f"{last['bad_items']} items could not be used: {model / 'bad_files.csv'}")
+    supervised = last.get("kind") in ("finetune", "kfold")
+    use = f"`avssl {'predict' if supervised else 'embed'} FILES --model {model}`"
+    say(f"{what} is {model}; next: `avssl report {model}`, `avssl evaluate --model {model} --task ...`, {use}")
+
+
+def _result(report: dict[str, Any], out: Path) -> tuple[dict[str, Any], Path, str]:
+    """(the report that has the numbers, a directory that is a model, what that is called): of runs of several runs, the
+    last stage, or the first fold."""
+    if report.get("kind") == "pipeline":
+        name = list(report["stages"])[-1]
+        return report["stages"][name]["report"], out / "stages" / name, "the model of the last stage"
+    if report.get("kind") == "kfold":
+        return report, out / f"fold-{next(iter(report['per_fold']))}", "the model of the first fold"
+    return report, out, "the model"
 
 
 def _dry_run(recipe: Any, data: str, init: str | None, format: str, machine: Any, as_json: bool) -> None:

@@ -162,7 +162,7 @@ class TokenizerConfig:
 
     teacher: str = ""  # run directory, imported model or official file; "" = none: labels can be made, not learned
     target: Literal["features", "logits"] = "features"  # the teacher's last layer, or a fine-tuned teacher's logits
-    pooling: Literal["clip", "patch"] = "clip"  # of logits: one vector per clip or per patch (our reading, see docs)
+    pooling: Literal["clip", "patch"] = "clip"  # of logits: one vector per clip or per patch; the paper has no formula
     standardise: bool = False  # each dimension of the target to mean 0 and deviation 1, by running statistics
     statistics: tuple[float, float] = (MEAN, STD)
     codes: int = 1024

@@ -147,16 +147,33 @@ def test_a_pretrained_model_fills_what_the_recipe_leaves_open(recipe_file: Path)
     assert (recipe.backbone.config.dim, recipe.backbone.config.heads) == (48, 2)
 
 
-def test_stages_make_a_pipeline(tmp_path: Path) -> None:
+@pytest.fixture
+def two_stages(tmp_path: Path) -> str:
     path = tmp_path / "p.toml"
     path.write_text(
         'summary = "two"\n[[stages]]\nname = "a"\nrecipe = "tiny/masked"\n[[stages]]\nname = "b"\nrecipe = "tiny/6k-esc10"\n'
-        'inputs = { from = "a" }\n',
+        'inputs = { from = "a" }\noverrides = { "train.seed" = 1, "optim.lr" = 1.0 }\n',
         encoding="utf-8",
     )
-    pipeline = load_recipe(str(path))
+    return str(path)
+
+
+def test_stages_make_a_pipeline(two_stages: str) -> None:
+    pipeline = load_recipe(two_stages)
     assert isinstance(pipeline, Pipeline)
     assert [s.name for s in pipeline.stages] == ["a", "b"]
+
+
+def test_an_override_of_a_pipeline_is_for_one_stage_or_for_all(two_stages: str) -> None:
+    pipeline = load_recipe(two_stages, ["a.optim.lr=1e-3", "train.seed=7", "b.loss.name=classify"])
+    assert isinstance(pipeline, Pipeline)
+    assert [s.overrides for s in pipeline.stages] == [
+        {"optim.lr": 1e-3, "train.seed": 7},
+        {"train.seed": 7, "optim.lr": 1.0, "loss.name": "classify"},
+    ]
+    for wrong in ("c.optim.lr=1", "a=1", "summary=x"):
+        with pytest.raises(UsageError, match=r"a pipeline has no such key .*a stage \(a, b\)"):
+            load_recipe(two_stages, [wrong])
 
 
 def test_the_schema_accepts_every_shipped_recipe_key() -> None:
