@@ -22,6 +22,11 @@ from avssl.training.setup import Machine
 
 PRETRAIN, FINETUNE = "beats/esc10", "beats/esc10-finetune"
 UNTRAINED = ["optim.lr=1e-12", "train.updates=1", "train.log_every=1"]
+MODELS = {
+    "untrained": "untrained",
+    "iteration 1": "pretrained/stages/iter1",
+    "iteration 2": "pretrained/stages/iter2",
+}
 LABELS = {"iteration 1": "iter1", "tokenizer of iteration 2": "tokenizer2", "iteration 2": "iter2"}
 
 
@@ -33,17 +38,18 @@ def main() -> None:
     parser.add_argument(
         "--only", choices=("pretrain", "probe", "finetune"), action="append", default=[], help="default: all three"
     )
+    parser.add_argument(
+        "--model", choices=MODELS, action="append", default=[], help="to probe and fine-tune; default: all three"
+    )
     options = parser.parse_args()
     wanted = options.only or ["pretrain", "probe", "finetune"]
     machine, runs = Machine(precision=options.precision), options.out / "pretrained"
-    models = {
-        "untrained": options.out / "untrained",
-        "iteration 1": runs / "stages" / "iter1",
-        "iteration 2": runs / "stages" / "iter2",
-    }
+    models = {name: options.out / MODELS[name] for name in options.model or MODELS}
     if "pretrain" in wanted:
         first = f"{PRETRAIN}-iter1"
-        pretrain(first, options.data, models["untrained"], overrides=UNTRAINED, resume=True, machine=machine)
+        pretrain(
+            first, options.data, options.out / MODELS["untrained"], overrides=UNTRAINED, resume=True, machine=machine
+        )
         pretrain(PRETRAIN, options.data, runs, resume=True, machine=machine)
     there = {name: model for name, model in models.items() if (model / "report.json").is_file()}
     if "probe" in wanted:
@@ -54,7 +60,7 @@ def main() -> None:
         for name, model in there.items():
             folds = options.out / "finetuned" / slug(name)
             run_folds(FINETUNE, model, options.data, folds, resume=True, machine=machine)
-    print(accuracies(list(models), options.out))
+    print(accuracies(options.out))
     print(codes(runs / "stages"))
 
 
@@ -66,10 +72,10 @@ def probe_of(out: Path, name: str) -> Path:
     return out / f"probe-{slug(name)}.json"
 
 
-def accuracies(names: list[str], out: Path) -> str:
+def accuracies(out: Path) -> str:
     """Mean and deviation over the folds, of what has been run."""
     lines = ["| accuracy, five folds | linear probe | fine-tuned |", "|---|---|---|"]
-    for name in names:
+    for name in MODELS:
         probe = read(probe_of(out, name)).get("metrics", {})
         tuned = read(out / "finetuned" / slug(name) / "report.json").get("folds", {})
         lines.append(f"| {name} | {cell(probe, 'kfold.audio.accuracy')} | {cell(tuned, 'accuracy')} |")
