@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def read_rows(path: str | os.PathLike[str], *, modalities: Collection[str] | None = None) -> list[Row]:
     """The rows of a data set, in a stable order, with unique ids and absolute paths. Nothing is decoded.
 
-    path: something a registered layout recognises (ESC-50, AudioSet segments, VGGSound, shards ...); a folder, read
+    path: something a registered layout recognises (ESC-50, AudioSet segments, VGGSound ...); a folder, read
     through the manifest.csv, .jsonl or .parquet at its top when there is one (`avssl.data.folder` says how otherwise);
     a manifest (`avssl.data.table`); a .txt file, one item for each paragraph; or one media file.
     modalities: keep only these parts; rows that have none of them are left out.
