@@ -141,12 +141,13 @@ class AudioEncoder(Backbone):
         if pad is not None:
             x = x.masked_fill(pad[..., None], 0)
         index = None if keep is None else keep.get("audio")
+        blind = None if c.positions_over_padding else pad
         if index is None:
-            x = x + self.positions(x)
+            x = x + self.positions(x, blind)
         else:  # the others must not be seen through the convolutions either
             rows = index[..., None].expand(-1, -1, x.shape[-1])
             shown_only = torch.zeros_like(x).scatter(1, rows, x.gather(1, rows))
-            x = x.gather(1, rows) + self.positions(shown_only).gather(1, rows)
+            x = x.gather(1, rows) + self.positions(shown_only, blind).gather(1, rows)
             pad = None if pad is None else pad.gather(1, index)
         if not c.norm_first:
             x = self.norm(x)

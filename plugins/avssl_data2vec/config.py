@@ -29,6 +29,9 @@ class AudioConfig:
     positions_depth: int = 5  # 1 = a single weight-normalised convolution
     positions_width: int = 95  # kernel at depth 1; at depth n the kernels are max(3, width // n)
     positions_groups: int = 16
+    # Layers of positions see what the one before made of the padding, as in the official code; False: they see zeros, and
+    # an item is the same however far it is padded.
+    positions_over_padding: bool = True
     norm_first: bool = False
     activation: Activation = "gelu"
     norm_eps: float = 1e-5
@@ -165,6 +168,9 @@ class Audio2Config(Multi2Config):
     positions_width: int = 95
     positions_groups: int = 16
     positions_norm: bool = False  # a LayerNorm before the positional convolutions
+    # Layers of positions see what the one before made of the padding, as in the official code; False: they see zeros, and
+    # an item is the same however far it is padded.
+    positions_over_padding: bool = True
     alibi: AlibiConfig = AlibiConfig(use=True, learned_scale=True, per_head=True)
     layerdrop: float = 0.05
     prenet_dropout: float = 0.1

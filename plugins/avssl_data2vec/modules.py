@@ -204,9 +204,11 @@ class ConvPositions(nn.Module):
             nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, D) -> (B, T, D)
+    def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:  # (B, T, D) -> (B, T, D)
+        """pad: (B, T) bool, frames that every layer sees as zeros, as it sees what lies before and after the clip."""
         frames = x.shape[1]
         for conv in self.convs:
+            x = x if pad is None else x.masked_fill(pad[..., None], 0)
             y = conv(x.transpose(1, 2))[..., :frames]  # an even kernel gives one frame too many
             x = F.gelu(F.layer_norm(y.transpose(1, 2), x.shape[-1:]))
         return x
@@ -222,7 +224,8 @@ class WeightNormPositions(nn.Module):
         self.g = nn.Parameter(self.v.detach().norm(dim=(0, 1), keepdim=True))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:  # (B, T, D) -> (B, T, D); pad as above
+        x = x if pad is None else x.masked_fill(pad[..., None], 0)
         weight = self.v * (self.g / self.v.norm(dim=(0, 1), keepdim=True))
         y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.width // 2, groups=self.groups)
         return F.gelu(y[..., : x.shape[1]].transpose(1, 2))

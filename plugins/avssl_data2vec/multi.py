@@ -79,6 +79,7 @@ class Multi2(Backbone):
         self.alibi = Alibi(c.heads, c.prenet_depth + c.depth, c.alibi) if c.alibi.use else None
         self.positions: nn.Module | None = None  # relative, from convolutions
         self.positions_norm: nn.Module | None = None
+        self.positions_over_padding = True
         self.context_norm = self._norm() if not c.norm_first and self._has_context_norm() else None
         self.prenet = nn.ModuleList(Block2(c, r) for r in _rates(c.prenet_drop_path, c.prenet_depth))
         self.layers = nn.ModuleList(Block2(c, r) for r in _rates(c.drop_path, c.depth))
@@ -153,10 +154,10 @@ class Multi2(Backbone):
             rows = index[..., None].expand(-1, -1, c.dim)
             kept = x.gather(1, rows)
             if self.positions is not None:  # what is dropped must not be seen through the convolutions either
-                kept = kept + self._relative(torch.zeros_like(x).scatter(1, rows, kept)).gather(1, rows)
+                kept = kept + self._relative(torch.zeros_like(x).scatter(1, rows, kept), pad).gather(1, rows)
             x, pad = kept, None if pad is None else pad.gather(1, index)
         elif self.positions is not None:
-            x = x + self._relative(x)
+            x = x + self._relative(x, pad)
         alibi = None if self.alibi is None else self.alibi(self.places(count, x.device), index, c.extra_tokens)
         if self.extra_tokens is not None:
             x = torch.cat([self.extra_tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
@@ -199,8 +200,9 @@ class Multi2(Backbone):
                 inner.append(mlp if layers == "ffn" else x)
         return x, inner
 
-    def _relative(self, x: Tensor) -> Tensor:
-        return self.positions(x if self.positions_norm is None else self.positions_norm(x))
+    def _relative(self, x: Tensor, pad: Tensor | None) -> Tensor:
+        x = x if self.positions_norm is None else self.positions_norm(x)
+        return self.positions(x, None if self.positions_over_padding else pad)
 
     def _grid(self, count: int) -> Grid:
         raise NotImplementedError
@@ -221,6 +223,7 @@ class AudioEncoder2(Multi2):
         self.project = nn.Linear(self.extractor.dim, c.dim)
         self.positions = ConvPositions(c.dim, c.positions_depth, c.positions_width, c.positions_groups)
         self.positions_norm = nn.LayerNorm(c.dim) if c.positions_norm else None
+        self.positions_over_padding = c.positions_over_padding
         self._init()
         self.project.reset_parameters()
 

@@ -40,6 +40,7 @@ class Part:
     stream: str
     recipe: str
     data: Callable[[Path, Path], tuple[Path, Path, list[str]]]  # (--data, --out) -> (unlabelled, labelled, overrides)
+    updates: int  # of pretraining
 
 
 def digits(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
@@ -80,9 +81,9 @@ def sentences(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
 
 VOCABULARY = 2000
 PARTS = {
-    "audio": Part("audio", "data2vec/audio_tiny", digits),
-    "vision": Part("vision", "data2vec/vision2_tiny", pictures),
-    "text": Part("text", "data2vec/text_tiny", sentences),
+    "audio": Part("audio", "data2vec/audio_tiny", digits, 400),
+    "vision": Part("vision", "data2vec/vision2_tiny", pictures, 300),
+    "text": Part("text", "data2vec/text2_tiny", sentences, 400),
 }
 
 
@@ -92,7 +93,10 @@ def classes(name: str, options: argparse.Namespace) -> None:
     unlabelled, labelled, changes = part.data(options.data, out)
     columns: dict[str, dict[str, list[float]]] = {}
     for seed in options.seeds:
-        for start, more in (("untrained", NOTHING), ("pretrained", options.overrides)):
+        for start, more in (
+            ("untrained", NOTHING),
+            ("pretrained", [f"train.updates={part.updates}", *options.overrides]),
+        ):
             model = out / f"{name}-{start}-{seed}"
             recipe = load_recipe(part.recipe, [*changes, *more, f"train.seed={seed}"])
             pretrain(recipe, unlabelled, model, resume=True, machine=MACHINE)
@@ -139,18 +143,19 @@ def letters(options: argparse.Namespace) -> None:
                 options.out / f"audio-pretrained-{seed}" if start == "pretrained" else None,
                 manifest,
                 run,
-                overrides=[*EIGHT_KHZ, f"data.per_class={SPOKEN}", f"train.seed={seed}"],
+                overrides=[*EIGHT_KHZ, *LETTERS, f"data.per_class={SPOKEN}", f"train.seed={seed}"],
                 resume=True,
                 machine=MACHINE,
             )
-            for decoder in ("greedy", "beam"):
+            for decoder, how in (("greedy", []), ("beam of 10", ["decoder=beam", "beam=10"])):
                 for rate in ("wer", "cer"):
-                    value = measured(run, manifest, "speech", f"speech.{rate}", [f"decoder={decoder}", "bootstrap=0"])
+                    value = measured(run, manifest, "speech", f"speech.{rate}", [*how, "bootstrap=0"])
                     columns.setdefault(start, {}).setdefault(f"{rate.upper()}, {decoder}", []).append(value)
     show("ctc", columns)
 
 
 SPOKEN = 27  # of each word: a tenth of the training split
+LETTERS = ["train.updates=600", "data.batch_size=16", "optim.freeze_updates=0"]
 
 
 def measured(model: Path, data: Path, task: str, metric: str, overrides: list[str]) -> float:
