@@ -19,6 +19,10 @@ class Stream:
     x: Tensor  # (B, L, ...) padded to the longest item, or (B, ...) when every item has the same shape
     pad: Tensor | None = None  # (B, L) bool, True = padding; None = nothing is padded
 
+    def __repr__(self) -> str:
+        size, kind = " x ".join(map(str, self.x.shape)), str(self.x.dtype).removeprefix("torch.")
+        return f"<Stream {size} {kind}{'' if self.pad is None else ', padded'}>"
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Stream:
         """Both tensors on `device`."""
         pad = None if self.pad is None else self.pad.to(device, non_blocking=non_blocking)
@@ -46,6 +50,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        streams = ", ".join(f"{name} {stream!r}" for name, stream in self.streams.items())
+        targets = f", targets {self.targets!r}" if self.targets is not None else ""
+        return f"<Batch of {len(self)}: {streams or 'no streams'}{targets}>"
 
     def need(self, modality: str) -> Stream:
         """The stream of a modality. Raises DataError, naming the items, when the batch has none."""

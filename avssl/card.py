@@ -10,6 +10,7 @@ from typing import Any
 
 from avssl.data.clip import Row
 from avssl.files import write_text
+from avssl.words import counted
 
 CARD = "README.md"
 CLASSES = 30  # listed by name; more are counted
@@ -82,7 +83,9 @@ def _data(rows: Sequence[Row], report: Mapping[str, Any]) -> str:
         "with": ", ".join(f"{k} {v:,}" for k, v in modalities.items()),
         "trained on": f"{report.get('items', 0):,}" if report.get("items") else "",
         "left out as bad": report.get("bad_items") or "",
-        "duration": f"{sum(known) / 3600:.2f} h in {len(known):,} items whose length is known" if known else "",
+        "duration": f"{sum(known) / 3600:.2f} h in {counted(len(known), 'item')} whose length is known"
+        if known
+        else "",
     }
     if labels:
         named = ", ".join(f"{k} {v:,}" for k, v in sorted(labels.items())) if len(labels) <= CLASSES else ""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from avssl.loss import Loss
 from avssl.registry import load, registry
 from avssl.safeload import load_safetensors
 from avssl.schema import structure, unstructure
+from avssl.words import counted
 
 RECIPE, WEIGHTS, TRAINING, CHECKSUMS = "recipe.toml", "weights.safetensors", "training.safetensors", "checksums.json"
 TARGETS = "assets/targets.json"
@@ -42,10 +44,13 @@ class Model:
     path: Path
     licence: str = ""
     source: str = ""
+    reader: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # format and options of a published checkpoint
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.backbone.parameters())
-        head = f", {len(self.codec.classes)} classes" if self.head is not None and self.codec is not None else ""
+        head = ""
+        if self.head is not None and self.codec is not None:
+            head = f", {counted(len(self.codec.classes), 'class', 'classes')}"
         return f"<avssl model {self.path}: {self.recipe['backbone']['name']}, {parameters:,} parameters{head}>"
 
     @property
@@ -75,8 +80,17 @@ class Model:
             out.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return out.hexdigest()
 
+    def autocast(self, precision: str = "fp32") -> AbstractContextManager[Any]:
+        """Where the backbone computes in "fp32", "bf16", "fp16" or "auto" (bf16 on CUDA). The frontend stays in fp32.
+
+        Raises UsageError for one that the device does not have."""
+        from avssl.training.setup import autocast_dtype
+
+        dtype = autocast_dtype(precision, self.device)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+
     @torch.inference_mode()
-    def logits(self, batch: Batch) -> Tensor:
+    def logits(self, batch: Batch, precision: str = "fp32") -> Tensor:
         """(B, C) of a batch that a loader made (before `frontend.batch`). Raises CheckpointError without a head."""
         check(
             self.head is not None,
@@ -86,7 +100,8 @@ class Model:
         )
         assert self.head is not None
         batch = self.frontend(batch.to(self.device))
-        return self.head(self.backbone(batch, only=getattr(self.head, "streams", None)))
+        with self.autocast(precision):
+            return self.head(self.backbone(batch, only=getattr(self.head, "streams", None)))
 
     def embed(self, inputs: Any, **options: Any) -> Any:
         """Embeddings of paths, rows or arrays; see `avssl.embedding.encode.embed_inputs`."""
@@ -114,7 +129,9 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
             fix="give one of the runs in its stages/ folder",
             error=CheckpointError,
         )
-        return from_imported(import_checkpoint(path, format, **options), path).to(device)
+        model = from_imported(import_checkpoint(path, format, **options), path).to(device)
+        model.reader = {"format": format, **options}
+        return model
     tables = read_tables(path)
     check(
         (path / WEIGHTS).is_file(),
@@ -318,8 +335,10 @@ class Initial:
         return sorted(k for k in own if not k.startswith("backbone.") and k not in rest)
 
 
-def read_initial(path: str | Path, format: str = "", **options: Any) -> Initial:
-    """Open a model directory or published checkpoint for `--init` and `--from`."""
+def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -> Initial:
+    """Open a model directory or published checkpoint for `--init` and `--from`; one that is open passes through."""
+    if isinstance(path, Initial):
+        return path
     path = Path(path)
     if (path / RECIPE).is_file() and not format:
         tables = read_tables(path)

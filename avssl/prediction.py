@@ -13,13 +13,15 @@ from avssl.data.clip import Row
 from avssl.embedding.encode import ROWS
 from avssl.embedding.rows import probed
 from avssl.errors import CheckpointError, DataError, check
+from avssl.progress import steps
+from avssl.words import counted, none_of
 
 if TYPE_CHECKING:
     from avssl.data.clip import Limits
     from avssl.model import Model
 
 
-@dataclass
+@dataclass(repr=False)
 class Predictions:
     """scores: (N, C) probabilities (softmax for one class each, sigmoid for several), or (N, 1) numbers."""
 
@@ -29,6 +31,14 @@ class Predictions:
     views: np.ndarray  # (N,) how many views were averaged
     classes: tuple[str, ...]
     kind: str  # of the codec: "index", "multi_hot" or "float"
+
+    def __repr__(self) -> str:
+        kind = {"index": "one of", "multi_hot": "several of"}.get(self.kind)
+        what = f"{kind} {counted(len(self.classes), 'class', 'classes')} each" if kind else "numbers"
+        return f"<Predictions of {counted(len(self.ids), 'item')}: {what}>"
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def bar(self, threshold: float | None = None) -> float:
         """The score that a label has to exceed: unless given, 0.5 where a clip may have several labels, else 0."""
@@ -56,8 +66,10 @@ class Predictions:
 
 
 def predict_rows(model: Model, rows: Sequence[Row], *, views: str = "all", batch_size: int = 32, workers: int = 0,
-                 on_bad: str = "skip", bad: BadFiles | None = None, limits: Limits | None = None) -> Predictions:
+                 on_bad: str = "skip", bad: BadFiles | None = None, limits: Limits | None = None,
+                 precision: str = "fp32") -> Predictions:
     """Scores of rows: the mean over the frontend's views ("one": of its one evaluation view) of the head's probabilities.
+    precision: see `Model.autocast`.
 
     Raises CheckpointError for a model without a head or class list, DataError when nothing could be read.
     """
@@ -70,11 +82,14 @@ def predict_rows(model: Model, rows: Sequence[Row], *, views: str = "all", batch
           error=CheckpointError)
     bad = bad if bad is not None else BadFiles()
     found: dict[int, list[tuple[str, np.ndarray]]] = {}
-    for start in range(0, len(rows), ROWS):
-        some = probed(rows[start : start + ROWS], model.backbone.modalities, workers)
-        for index, view, one in _views(model, some, codec.kind, views, batch_size, workers, on_bad, bad, limits):
-            found.setdefault(start + index, []).append((view, one))
-    check(bool(found), f"none of the {len(rows)} items could be read", error=DataError,
+    with steps("predicting", len(rows)) as step:
+        for start in range(0, len(rows), ROWS):
+            some = probed(rows[start : start + ROWS], model.backbone.modalities, workers)
+            for index, view, one in _views(model, some, codec.kind, views, batch_size, workers, on_bad, bad, limits,
+                                           precision):
+                found.setdefault(start + index, []).append((view, one))
+                step(len(found))
+    check(bool(found), f"{none_of(len(rows), 'item')} could be read", error=DataError,
           fix=f"the first: {next(iter(bad.items.values())).reason}" if bad.items else "give some files")
     indices = sorted(found)
     scores = np.stack([np.mean([s for _, s in sorted(found[i], key=lambda v: v[0])], axis=0) for i in indices])
@@ -83,14 +98,14 @@ def predict_rows(model: Model, rows: Sequence[Row], *, views: str = "all", batch
 
 
 def _views(model: Model, rows: Sequence[Row], kind: str, views: str, batch_size: int, workers: int, on_bad: str,
-           bad: BadFiles, limits: Limits | None) -> Any:
+           bad: BadFiles, limits: Limits | None, precision: str) -> Any:
     """(row number, view, (C,) scores in float64) of every view of some rows."""
     from avssl.data.loader import evaluation_batches
     from avssl.evaluation.metrics import probabilities
 
     for indices, names, batch in evaluation_batches(rows, model.frontend, batch_size=batch_size, workers=workers,
                                                     views=views == "all", on_bad=on_bad, bad=bad, limits=limits):
-        logits = model.logits(batch).float().cpu().numpy().astype(np.float64)  # (B, C)
+        logits = model.logits(batch, precision).float().cpu().numpy().astype(np.float64)  # (B, C)
         if not np.isfinite(logits).all():
             item = batch.ids[int(np.flatnonzero(~np.isfinite(logits).all(1))[0])]
             raise DataError(f"{item}: the model's output is not finite", fix="the weights or the input are damaged")

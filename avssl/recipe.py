@@ -198,11 +198,17 @@ class Settings:
 
 @config
 class Recipe(Settings):
-    """A run. `show()` gives the TOML that is stored with it."""
+    """A run. `str(recipe)` is the TOML that is stored with it."""
 
     backbone: Component
     loss: Component
     frontend: Any  # config dataclass of the frontend that the backbone's (or the loss's) entry names
+
+    def __repr__(self) -> str:
+        return f"<Recipe {self.name}: {self.backbone.name} trained with {self.loss.name}>"
+
+    def __str__(self) -> str:
+        return show(self)
 
     def plain(self) -> dict[str, Any]:
         """The fully resolved recipe as plain data; `recipe_from(plain)` gives it back."""
@@ -292,9 +298,9 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set a dotted key in place; the value is read as TOML, or taken as a string when it is none."""
-    key, value = _key_and_value(override)
+def apply_override(data: dict[str, Any], override: str, option: str = "--set") -> None:
+    """Set a dotted key in place; the value is read as TOML, or taken as a string when it is none. option: in errors."""
+    key, value = _key_and_value(override, option)
     node = data
     *parents, leaf = key.split(".")
     for part in parents:
@@ -319,9 +325,10 @@ def apply_to_stages(data: dict[str, Any], override: str) -> None:
         stage.setdefault("overrides", {})[rest if first in stages else key] = value
 
 
-def _key_and_value(override: str) -> tuple[str, Any]:
+def _key_and_value(override: str, option: str = "--set") -> tuple[str, Any]:
     key, equals, text = override.partition("=")
-    check(bool(equals) and bool(key.strip()), f"--set {override!r} is no KEY=VALUE", fix="e.g. --set optim.lr=1e-4")
+    example = {"--set": "optim.lr=1e-4", "--option": "heads=12"}[option]
+    check(bool(equals) and bool(key.strip()), f"{option} {override!r} is no KEY=VALUE", fix=f"e.g. {option} {example}")
     try:
         return key.strip(), tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
@@ -345,7 +352,7 @@ def recipe_from(data: Mapping[str, Any]) -> Recipe | Pipeline:
         check(isinstance(table, Mapping), f"{kind} = {table!r} is no table", fix=f"e.g. --set {kind}.name=...")
         config = dict(table)
         name = config.pop("name", None)
-        check(isinstance(name, str), f"{kind}.name is missing", fix=f"e.g. --set {kind}.name=...{LISTINGS[kind]}")
+        check(isinstance(name, str), f"{kind}.name is missing", fix=f"e.g. --set {kind}.name=...; {LISTINGS[kind]}")
         entries[kind] = registry().get(kind, name)
         parts[kind] = Component(name=name, config=structure(resolve(entries[kind].config), config, kind))
     check_fit(entries["backbone"].name, entries["loss"].name)

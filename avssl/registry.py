@@ -67,8 +67,8 @@ class Registry:
             off = [p.name for p in self.plugins if p.disabled]
             note = "".join(f"; plugin {p.name!r} ({p.label}) did not load: {p.error}" for p in broken)
             note += f"; switched off: {', '.join(off)}" if off else ""
-            raise UsageError(f"no {kind} is called {name!r}{note}",
-                             fix=nearest(name, set(self.entries[kind])) + LISTINGS.get(kind, "")) from None
+            fix = "; ".join(filter(None, (nearest(name, set(self.entries[kind])), LISTINGS.get(kind))))
+            raise UsageError(f"no {kind} is called {name!r}{note}", fix=fix) from None
 
     def fitting_losses(self, backbone: str, supervised: bool | None = None) -> list[str]:
         """Names of the losses that can train a backbone."""
@@ -83,8 +83,8 @@ class Registry:
 
 
 LISTINGS = {  # where to see what there is
-    "backbone": " See `avssl backbones`", "loss": " See `avssl losses`", "recipe": " See `avssl recipes`",
-    "format": " See `avssl import --list`",
+    "backbone": "see `avssl backbones`", "loss": "see `avssl losses`", "recipe": "see `avssl recipes`",
+    "format": "see `avssl import --list`",
 }  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def load(kind: str, name: str, attribute: str = "cls") -> Any:
     entry = registry().get(kind, name)
     target = getattr(entry, attribute)
     if not target:
-        fix = LISTINGS.get(kind, "").strip() or f"name one in the entry that {entry.origin} registers"
+        fix = LISTINGS.get(kind) or f"name one in the entry that {entry.origin} registers"
         raise UsageError(f"{kind} {name!r} has no {attribute}", fix=fix)
     try:
         return resolve(target)

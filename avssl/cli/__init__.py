@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from avssl import __version__
+from avssl.cli.usage import CLICK_ERROR, one_line
 from avssl.errors import AvsslError, Exit
 
 app = typer.Typer(
@@ -19,10 +21,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
 )
-
-
-# typer brings its own copy of click since 0.29: take the base class of usage errors from wherever it is
-_USAGE: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def _version(show: bool) -> None:
@@ -69,7 +67,7 @@ def _register() -> None:
         train,
     )
 
-    panels = {
+    panels: dict[str, dict[str, Callable[..., None]]] = {
         "Train": {
             "pretrain": train.pretrain,
             "finetune": train.finetune,
@@ -109,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     try:
         _register()
-        code = app(arguments, standalone_mode=False)
+        code = app(arguments, prog_name="avssl", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else Exit.OK)
     except AvsslError as error:
         if debug:
@@ -120,8 +118,11 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.Abort:
         print("interrupted", file=sys.stderr)
         sys.exit(Exit.INTERRUPTED)
-    except _USAGE as error:
-        error.show()  # type: ignore[attr-defined]
+    except CLICK_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # it is no error: the help is its message
+            error.show()  # type: ignore[attr-defined]
+        else:
+            print(f"error: {one_line(error, app, arguments)}", file=sys.stderr)
         sys.exit(Exit.USAGE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -24,13 +24,20 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Time a recipe on this machine: update, forward, frontend, loading; memory, FLOPs and MFU."""
-    from avssl.bench import bench as measure
+    from avssl.data.manifest import check_exists
     from avssl.recipe import Recipe, load_recipe
+
+    loaded: list[Recipe] = []
+    for name in filter(None, (recipe, against)):
+        found = load_recipe(name, overrides or [])
+        if not isinstance(found, Recipe):
+            raise UsageError(f"{name} is a pipeline, which cannot be timed whole", fix="time its stages one by one")
+        loaded.append(found)
+    if data is not None:
+        check_exists(data)
+    from avssl.bench import bench as measure
     from avssl.training.setup import Machine
 
-    loaded = [load_recipe(name, overrides or []) for name in (recipe, against) if name]
-    if not all(isinstance(r, Recipe) for r in loaded):
-        raise UsageError("a pipeline cannot be timed whole", fix="time its stages one by one")
     machine = Machine(device=device, precision=precision, workers=workers)
     report = measure(loaded[0], data, machine, steps=steps, against=loaded[1] if against else None)
     if as_json:

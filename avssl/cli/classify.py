@@ -32,15 +32,17 @@ def classify(
     import json
     import sys
 
-    from avssl.classify import Classifier, Heard
+    from avssl.cli.inputs import need_model, opened
     from avssl.cli.output import say
     from avssl.data.manifest import read_rows
-    from avssl.model import open_model
-    from avssl.training.setup import pick_device
 
     live = "-" in inputs
     check(not live or len(inputs) == 1, "standard input cannot be combined with files", fix="classify one or the other")
-    classifier = Classifier(open_model(model, device=pick_device(device)), window, hop, top=top, threshold=threshold)
+    need_model(model)
+    rows = [row for path in inputs for row in read_rows(path, modalities=["audio"])] if not live else []
+    from avssl.classify import Classifier, Heard
+
+    classifier = Classifier(opened(model, "", device), window, hop, top=top, threshold=threshold)
 
     def show(heard: Heard) -> None:
         if as_json:
@@ -61,7 +63,6 @@ def classify(
                 "standard input gave no sound", fix="pipe raw PCM into it, e.g. from ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -"
             )
         return
-    rows = [row for path in inputs for row in read_rows(path, modalities=["audio"])]
     bad = 0
     for row in rows:
         try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +10,8 @@ from typer import Argument, Option
 
 from avssl.cli.output import print_json, print_table, say
 from avssl.errors import Exit, UsageError, check
+from avssl.progress import shown, steps
+from avssl.words import counted
 
 app = typer.Typer(help="Look at data, check them, split them, prepare them.", no_args_is_help=True)
 Data = Annotated[str, Argument(metavar="PATH", help="A folder of media, a manifest, or a known layout.")]
@@ -39,7 +39,7 @@ def scan(
     check(depth in DEPTHS, f"--depth {depth}: no such depth", fix=nearest(depth, DEPTHS))
     _fresh(out)
     rows = read_rows(data)
-    with _progress("scanning", len(rows)) as step:
+    with shown(), steps("scanning", len(rows)) as step:
         found = run(rows, depth=depth, workers=_workers(workers, len(rows)), progress=step)
     listing = bad or (out.parent / "bad_files.csv" if out is not None else None)
     if listing is not None:
@@ -56,10 +56,10 @@ def scan(
             print_table(
                 ("what", "file", "reason"),
                 [(b.what, _short(b.path), _reason(b)) for b in found.bad],
-                title=f"{len(found.bad)} problems",
+                title=f"{counted(len(found.bad), 'problem')} in {len(rows)} items",
             )
     if not found.rows:
-        raise DataError(f"{data}: none of its {len(rows)} items can be used", fix="see the reasons above")
+        raise DataError(f"{data}: none of its items can be used", fix="see the reasons above")
 
 
 @app.command("check")
@@ -82,7 +82,7 @@ def check_(
     problems = []
     prints = None
     if content:
-        with _progress("reading", len(rows)) as step:
+        with shown(), steps("reading", len(rows)) as step:
             found = look(rows, workers=processes, progress=step)
         problems = [Problem("unreadable", b.reason, (b.id,)) for b in found.bad if b.what != "missing"]
         say("comparing")
@@ -95,7 +95,8 @@ def check_(
         print_table(
             ("", "kind", "what"),
             [("!" if p.grave else "", p.kind, p.message) for p in problems],
-            title=f"{len(rows)} items, {grave} grave problems, {len(problems) - grave} others",
+            title=f"{counted(len(rows), 'item')}, {counted(grave, 'grave problem')}, "
+            f"{counted(len(problems) - grave, 'other')}",
         )
     if grave:
         raise typer.Exit(int(Exit.DATA))
@@ -117,26 +118,32 @@ def split(
 
     from avssl.data.fingerprint import fingerprints
     from avssl.data.manifest import read_rows, write_rows
-    from avssl.data.split import fold_rows, split_rows
+    from avssl.data.split import bundle, fold_rows, split_rows
 
     check(not (shares and folds), "--share and --folds exclude each other", fix="give one of the two")
     _fresh(out)
     rows = read_rows(data)
     prints = fingerprints(rows, _workers(workers, len(rows))) if content else None
     wanted = _shares(shares) if shares else {"train": 0.8, "val": 0.1, "test": 0.1}
+    apart = bundle(rows, prints)
     if folds:
         divided = fold_rows(rows, folds, seed=seed, prints=prints)
     else:
         divided = split_rows(rows, wanted, seed=seed, prints=prints)
     write_rows(divided, out)
-    places = Counter(str(r.fold) if folds else r.split for r in divided)
+    place = [str(r.fold) if folds else r.split for r in divided]
+    items, groups = Counter(place), Counter(place[members[0]] for members in apart)
     if as_json:
-        print_json({"out": str(out), "items": dict(sorted(places.items())), "seed": seed})
-    else:
-        print_table(
-            ("fold" if folds else "split", "items", "share"),
-            [(p, n, f"{n / len(divided):.3f}") for p, n in sorted(places.items())],
-        )
+        print_json({"out": str(out), "items": dict(sorted(items.items())), "groups": dict(sorted(groups.items())),
+                    "seed": seed})  # fmt: skip
+        return
+    several = len(apart) < len(rows)
+    columns = ("fold" if folds else "split", "items", "share", *(["groups"] if several else []))
+    lines = [(p, n, f"{n / len(rows):.3f}", *([groups[p]] if several else [])) for p, n in sorted(items.items())]
+    print_table(columns, lines)
+    if several:
+        have = f"{counted(len(rows), 'item')} in {counted(len(apart), 'group')}"
+        say(f"{have}: what shares a group, a file or its content stays together")  # fmt: skip
 
 
 @app.command()
@@ -175,7 +182,7 @@ def show(
 
 @app.command()
 def stats(
-    recipe: Annotated[str, Argument(help="A recipe; its frontend is what is measured.")],
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="A recipe; its frontend is what is measured.")],
     data: Annotated[str, Option(help="A folder of media, a manifest, or a known layout.")],
     stream: Annotated[str, Option(help="Which stream.")] = "audio",
     overrides: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the recipe.")] = None,
@@ -185,16 +192,17 @@ def stats(
 ) -> None:
     """Mean and standard deviation for the frontend's normalisation, ready to paste."""
     from avssl.data.manifest import read_rows
-    from avssl.data.stats import frontend_stats
     from avssl.recipe import Recipe, load_recipe
 
     loaded = load_recipe(recipe, overrides or [])
     if not isinstance(loaded, Recipe):
         raise UsageError(f"{recipe} is a pipeline", fix="give one of its stages' recipes")
     rows = read_rows(data, modalities=[stream])
+    from avssl.data.stats import frontend_stats
+
     if limit is not None and limit < len(rows):
         rows = [rows[i * len(rows) // limit] for i in range(limit)]
-    with _progress("measuring", len(rows)) as step:
+    with shown(), steps("measuring", len(rows)) as step:
         found = frontend_stats(loaded.plain(), rows, stream=stream, workers=_workers(workers, len(rows)), progress=step)
     if as_json:
         print_json(found)
@@ -203,7 +211,7 @@ def stats(
             value = found[key]
             number = f"{value:.4f}" if isinstance(value, float) else "[" + ", ".join(f"{v:.4f}" for v in value) + "]"
             print(f"--set 'frontend.{found[key + '_key']}={number}'")
-        say(f"{stream}: {found['items']} items, {found['values']} values")
+        say(f"{stream}: {counted(found['items'], 'item')}, {counted(found['values'], 'value')}")
 
 
 @app.command()
@@ -228,14 +236,14 @@ def prepare(
 
     plan = Plan(rate=rate, frames=frames, size=size, square=square, quality=quality, format=format)
     rows = read_rows(data)
-    with _progress("preparing", len(rows)) as step:
+    with shown(), steps("preparing", len(rows)) as step:
         made, problems = run(rows, out, plan, workers=_workers(workers, len(rows)), progress=step)
     if as_json:
         print_json({"out": str(out / MANIFEST), "items": len(made), "bad_files": [b._asdict() for b in problems]})
     else:
         print(out / MANIFEST)
         listed = f": see {out / 'bad_files.csv'}" if problems else ""
-        say(f"{len(made)} items prepared, {len(problems)} problems{listed}")
+        say(f"{counted(len(made), 'item')} prepared, {counted(len(problems), 'problem')}{listed}")
 
 
 def _workers(given: int | None, items: int) -> int:
@@ -243,7 +251,7 @@ def _workers(given: int | None, items: int) -> int:
     if given is not None:
         check(given >= 0, f"--workers {given}", fix="give 0 or more")
         return given
-    from avssl.data.loader import default_workers
+    from avssl.data.workers import default_workers
 
     return 0 if items < 32 else default_workers()
 
@@ -269,31 +277,17 @@ def _shares(texts: list[str]) -> dict[str, float]:
     return shares
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None] | None]:
-    """A bar on a terminal, nothing in a pipe."""
-    import sys
-
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)
-
-
 def _print_summary(summary: dict[str, Any]) -> None:
     def joined(counts: dict[str, int]) -> str:
         shown = sorted(counts.items(), key=lambda kv: -kv[1])
         return ", ".join(f"{k}: {n}" for k, n in shown[:12]) + (f" ... ({len(shown)})" if len(shown) > 12 else "")
 
     seconds = summary["seconds"]
+    left_out, damaged = summary["left_out"], summary["partly_usable"]
+    whole = f"{summary['items']:,} usable, {left_out:,} left out, {summary['looked_at']:,} looked at"
     lines = [
-        ("items", summary["items"]),
-        ("bad", summary["bad"]),
+        ("items", whole if left_out else f"{summary['items']:,}"),
+        ("partly usable", f"{damaged:,}: a part of each is damaged and left out" if damaged else ""),
         ("modalities", joined(summary["modalities"])),
         (
             "length",

@@ -22,7 +22,10 @@ def debug() -> None:
 @debug_app.command("replay")
 def replay(
     folder: Annotated[
-        Path, Argument(help="RUN/debug/update-N, which a run writes when a loss or gradient is not finite.")
+        Path,
+        Argument(
+            metavar="FOLDER", help="RUN/debug/update-N, which a run writes when a loss or gradient is not finite."
+        ),
     ],
     rank: Annotated[int, Option(help="The batch of this process, when there were several.")] = 0,
     as_json: AsJson = False,

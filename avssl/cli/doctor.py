@@ -9,6 +9,7 @@ import typer
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table, say
 from avssl.errors import Exit
+from avssl.words import counted
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -22,6 +23,6 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         mark = {"ok": "ok", "missing": "-", "bad": "BAD"}
         print_table(("what", "", "found", "fix"), [(f.name, mark[f.state], f.value, f.fix) for f in findings])
-    say(f"{len(bad)} problems" if bad else "ready")
+    say(counted(len(bad), "problem") if bad else "ready")
     if bad:
         raise typer.Exit(Exit.GATE)

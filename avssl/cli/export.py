@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from avssl.cli.inputs import ReaderOptions, need_model, reader_options
+from avssl.cli.inputs import opened as open_model
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, say
 from avssl.errors import DataError, check
@@ -26,7 +28,7 @@ MADE_UP = (
 
 
 def export(
-    model: Annotated[Path, Argument(help="A run or model directory.")],
+    model: Annotated[Path, Argument(metavar="MODEL", help="A run or model directory.")],
     out: Annotated[Path, Option(help="Folder to write; must not exist.")],
     to: Annotated[
         list[str] | None,
@@ -44,12 +46,15 @@ def export(
     calibrate: Annotated[int, Option(help="Calibration clips.")] = 128,
     test: Annotated[int, Option(help="Clips to compare on.")] = 256,
     format: Annotated[str, Option(help="Format of MODEL when it is a published checkpoint file.")] = "",
+    option: ReaderOptions = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model for other programs and devices, and say what each file costs and how it agrees with PyTorch."""
-    from avssl.export.exporter import TARGETS, export_model, table
-    from avssl.model import open_model
     from avssl.registry import load, registry
+
+    need_model(model)
+    check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
+    from avssl.export.exporter import TARGETS, export_model, table
 
     check(
         format not in TARGETS,
@@ -57,8 +62,7 @@ def export(
         fix=f"--to {format}",
     )
     targets = to or ["onnx"]
-    check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
-    opened = open_model(model, format)
+    opened = open_model(model, format, options=reader_options(option))
     files: list[str] = []
     for name in [t for t in targets if t not in TARGETS and t in registry().entries["format"]]:
         files += [str(p) for p in load("format", name, "write")(opened, out)]

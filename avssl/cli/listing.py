@@ -15,8 +15,13 @@ plugins_app = typer.Typer(help="Installed plugins and what they bring.", invoke_
 
 
 def recipes(
-    action: Annotated[str, Argument(help="`list`, `show`, or `schema`.")] = "list",
-    name: Annotated[str | None, Argument(help="A recipe to show.", autocompletion=lambda: complete("recipe"))] = None,
+    action: Annotated[str, Argument(metavar="ACTION", help="`list`, `show NAME`, or `schema`.")] = "list",
+    name: Annotated[
+        str | None,
+        Argument(
+            metavar="NAME", help="A recipe to show, or a .toml file.", autocompletion=lambda: complete("recipe")
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Show it with this change.")
     ] = None,
@@ -28,22 +33,25 @@ def recipes(
     """List recipes, or show one: fully resolved, or its file with the source of each number."""
     from avssl.registry import listing, registry
 
+    check(action in ("list", "show", "schema"), f"recipes {action}: no such action", fix="list, show NAME or schema")
+    if action != "show":
+        given = [word for word, value in ((name, name), ("--set", overrides), ("--source", source)) if value]
+        check(not given, f"recipes {action} takes no {' and no '.join(map(str, given))}",
+              fix=f"avssl recipes show {name or 'NAME'} takes it")  # fmt: skip
     if action == "show":
         check(name is not None, "recipes show needs a name", fix="see `avssl recipes`")
+        check(not (source and overrides), "--source shows the file as it stands, without --set",
+              fix="give one of the two")  # fmt: skip
         assert name is not None
         _show_recipe(name, overrides or [], source, as_json)
     elif action == "schema":
         from avssl.recipe_schema import recipe_schema
 
         print_json(recipe_schema())
+    elif as_json:
+        print_json(listing("recipe"))
     else:
-        check(action == "list", f"recipes {action}: no such action", fix="list, show NAME or schema")
-        if as_json:
-            print_json(listing("recipe"))
-        else:
-            print_table(
-                ("recipe", "stage", "summary"), [(r.name, r.stage, r.summary) for r in registry().all("recipe")]
-            )
+        print_table(("recipe", "stage", "summary"), [(r.name, r.stage, r.summary) for r in registry().all("recipe")])
 
 
 def _show_recipe(name: str, overrides: list[str], source: bool, as_json: bool) -> None:
@@ -134,7 +142,7 @@ def plugins(context: typer.Context, as_json: AsJson = False) -> None:
 
 @plugins_app.command("check")
 def plugins_check(
-    name: Annotated[str, Argument(help="A plugin from `avssl plugins`.")],
+    name: Annotated[str, Argument(metavar="NAME", help="A plugin from `avssl plugins`.")],
     as_json: AsJson = False,
 ) -> None:
     """Run the conformance suite over a plugin's entries: shapes, masks, gradients, determinism, save and load."""

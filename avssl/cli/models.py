@@ -7,18 +7,19 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from avssl.cli.inputs import ReaderOptions, reader_options
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table, say
-from avssl.errors import check
+from avssl.errors import CheckpointError, check
 
 
 def import_(
-    checkpoint: Annotated[Path | None, Argument(help="A published checkpoint: a file or folder.")] = None,
+    checkpoint: Annotated[
+        Path | None, Argument(metavar="FILE", help="A published checkpoint: a file or folder.")
+    ] = None,
     out: Annotated[Path | None, Option(help="Model directory to write; must not exist.")] = None,
     format: Annotated[str, Option(help="A format from --list; default: recognised from the file.")] = "",
-    option: Annotated[
-        list[str] | None, Option("--option", metavar="KEY=VALUE", help="What the file does not say, e.g. heads=12.")
-    ] = None,
+    option: ReaderOptions = None,
     list_formats: Annotated[bool, Option("--list", help="List the formats.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -42,13 +43,12 @@ def import_(
     )
     assert checkpoint is not None and out is not None
     check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
+    check(checkpoint.exists(), f"{checkpoint}: no such file or folder", fix="give the path of a checkpoint",
+          error=CheckpointError)  # fmt: skip
+    options = reader_options(option)
     from avssl.imports import import_checkpoint
     from avssl.model_import import write_imported
-    from avssl.recipe import apply_override
 
-    options: dict = {}
-    for text in option or []:
-        apply_override(options, text)
     imported = import_checkpoint(checkpoint, format, **options)
     report = write_imported(imported, out)
     if as_json:

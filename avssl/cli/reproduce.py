@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
+from avssl.cli.inputs import need_model
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table
 from avssl.cli.train import Data, Device, Out, Precision, RecipeName, Resume, Workers
@@ -26,6 +27,13 @@ def reproduce(
     as_json: AsJson = False,
 ) -> None:
     """Run a recipe, evaluate it, and print expected against got; exit code 5 when a number falls short."""
+    from avssl.data.manifest import check_exists
+    from avssl.recipe import read_recipe
+
+    read_recipe(recipe)
+    check_exists(data)
+    if source is not None:
+        need_model(source)
     from avssl.reproduce import reproduce as run
     from avssl.training.setup import Machine
 

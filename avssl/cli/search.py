@@ -7,19 +7,23 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from avssl.cli.inputs import ReaderOptions, reader_options
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table, say
 from avssl.errors import check
 
 
 def search(
-    index: Annotated[Path, Argument(help="A file that `avssl embed` made.")],
-    query: Annotated[str, Argument(help="An id of the index, a file (sound, picture, video), or a text.")],
+    index: Annotated[Path, Argument(metavar="INDEX", help="A file that `avssl embed` made.")],
+    query: Annotated[
+        str, Argument(metavar="QUERY", help="An id of the index, a file (sound, picture, video), or a text.")
+    ],
     source: Annotated[str, Option("--from", help="Stream of the query; default: joint, else the first it has.")] = "",
     to: Annotated[list[str] | None, Option(help="A stream of the index, e.g. vision; default: the query's.")] = None,
     top: Annotated[int, Option(help="Number of hits.", min=1)] = 10,
     model: Annotated[str, Option(help="The model, if it is not where it was when the index was made.")] = "",
     format: Annotated[str, Option(help="Format of a published checkpoint given as the model.")] = "",
+    option: ReaderOptions = None,
     device: Annotated[str, Option(help="cpu, cuda, cuda:1, mps or auto, for a query that must be embedded.")] = "cpu",
     engine: Annotated[str, Option(help="exact, or faiss or usearch (approximate, for millions).")] = "exact",
     html: Annotated[Path | None, Option(help="Also write a page with pictures and sound, in one file.")] = None,
@@ -33,8 +37,8 @@ def search(
         from avssl.training.setup import pick_device
 
         device = str(pick_device(device))
-    answers = run(index, query, source=source, among=to or (), top=top, model=model, format=format, device=device,
-                  engine=engine)  # type: ignore[arg-type]
+    answers = run(index, query, source=source, among=to or (), top=top, model=model, format=format,
+                  options=reader_options(option), device=device, engine=engine)  # type: ignore[arg-type]
     if html is not None:
         from avssl.search.gallery import write_gallery
 

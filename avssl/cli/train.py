@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from avssl.cli.inputs import ReaderOptions, need_model, reader_options
 from avssl.cli.listing import AsJson, complete
 from avssl.cli.output import print_json, say
 from avssl.errors import UsageError, check
+from avssl.words import counted
+
+if TYPE_CHECKING:
+    from avssl.model import Initial
 
 RecipeName = Annotated[
-    str, Argument(help="A name from `avssl recipes`, or a .toml file.", autocompletion=lambda: complete("recipe"))
+    str,
+    Argument(
+        metavar="RECIPE",
+        help="A name from `avssl recipes`, or a .toml file.",
+        autocompletion=lambda: complete("recipe"),
+    ),
 ]
 Data = Annotated[str, Option(help="A folder of media, a manifest, or a known layout.")]
 Out = Annotated[Path, Option(help="Run directory; must not exist, unless --resume.")]
@@ -38,6 +48,7 @@ def pretrain(
         str | None, Option(help="Start from this model: a run, an imported model, or a checkpoint file.")
     ] = None,
     format: Annotated[str, Option(help="Format of a published checkpoint given to --init.")] = "",
+    option: ReaderOptions = None,
     resume: Resume = False,
     device: Device = "auto",
     precision: Precision = "",
@@ -48,24 +59,26 @@ def pretrain(
 ) -> None:
     """Pretrain a backbone with a self-supervised loss."""
     from avssl.recipe import Pipeline, load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    _check_verb(recipe, loaded, supervised=False)
+    if dry_run and isinstance(loaded, Pipeline):
+        raise UsageError(f"{recipe} is a pipeline", fix="dry-run its stages one by one")
+    _check_places(data, None if dry_run else out, resume, init)
     from avssl.training.setup import Machine
 
     machine = Machine(device=device, precision=precision, workers=workers)
-    loaded = load_recipe(recipe, overrides or [])
-    _check_verb(recipe, loaded, supervised=False)
+    initial = _initial(init, format, option)
     if dry_run:
-        check(not isinstance(loaded, Pipeline), f"{recipe} is a pipeline", fix="dry-run its stages one by one")
-        return _dry_run(loaded, data, init, format, machine, as_json)
+        return _dry_run(loaded, data, initial, machine, as_json)
     if isinstance(loaded, Pipeline):
         from avssl.training.pipeline import run_pipeline
 
-        report = run_pipeline(loaded, data, out, resume=resume, machine=machine, init=init, init_format=format)
+        report = run_pipeline(loaded, data, out, resume=resume, machine=machine, init=initial)
     else:
         from avssl.training.run import pretrain as run
 
-        report = run(
-            loaded, data, out, resume=resume, init=init, init_format=format, machine=machine, trackers=tracker or ()
-        )
+        report = run(loaded, data, out, resume=resume, init=initial, machine=machine, trackers=tracker or ())
     _summary(report, out, as_json)
 
 
@@ -77,6 +90,7 @@ def finetune(
         str | None, Option("--from", help="The pretrained model; without it, training starts from scratch.")
     ] = None,
     format: Annotated[str, Option(help="Format of a published checkpoint given to --from.")] = "",
+    option: ReaderOptions = None,
     overrides: Overrides = None,
     fold: Annotated[int | None, Option(help="Validate on this fold of the data, train on the others.")] = None,
     kfold: Annotated[
@@ -90,25 +104,27 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Train a pretrained model on labels: end to end, or a probe with optim.freeze=backbone."""
+    from avssl.recipe import read_recipe
+
+    read_recipe(recipe)  # its open keys are the model's, which torch must read; that it exists can be said before
+    _check_places(data, out, resume, source)
     from avssl.training.setup import Machine
 
     machine = Machine(device=device, precision=precision, workers=workers)
+    initial = _initial(source, format, option)
     if kfold:
         from avssl.training.pipeline import run_folds
 
-        report = run_folds(
-            recipe, source, data, out, overrides=overrides or [], source_format=format, resume=resume, machine=machine
-        )
+        report = run_folds(recipe, initial, data, out, overrides=overrides or [], resume=resume, machine=machine)
     else:
         from avssl.training.run import finetune as run
 
         report = run(
             recipe,
-            source,
+            initial,
             data,
             out,
             overrides=overrides or [],
-            source_format=format,
             resume=resume,
             fold=fold,
             machine=machine,
@@ -117,12 +133,33 @@ def finetune(
     _summary(report, out, as_json)
 
 
+def _check_places(data: str, out: Path | None, resume: bool, model: str | None) -> None:
+    """What a typing mistake breaks, before torch is loaded."""
+    from avssl.data.manifest import check_exists
+    from avssl.training.directory import check_directory
+
+    if out is not None:
+        check_directory(out, resume)
+    check_exists(data)
+    if model is not None:
+        need_model(model)
+
+
+def _initial(model: str | None, format: str, option: list[str] | None) -> Initial | None:
+    """The opened model of --init or --from."""
+    from avssl.model import read_initial
+
+    check(model is not None or not (format or option), "--format and --option describe a model, and none is given",
+          fix="leave them out")  # fmt: skip
+    return read_initial(model, format, **reader_options(option)) if model is not None else None
+
+
 def _summary(report: dict[str, Any], out: Path, as_json: bool) -> None:
     if not report:  # not the first process of several
         return
     if as_json:
         print_json(report)
-    from avssl.training.progress import clock
+    from avssl.progress import clock
 
     last, model, what = _result(report, out)
     final = last.get("final", {})
@@ -137,7 +174,7 @@ def _summary(report: dict[str, Any], out: Path, as_json: bool) -> None:
         + ", ".join(f"{k} {v:.4g}" for k, v in numbers.items() if v is not None)
     )
     if last.get("bad_items"):
-        say(f"{last['bad_items']} items could not be used: {model / 'bad_files.csv'}")
+        say(f"{counted(last['bad_items'], 'item')} could not be used: {model / 'bad_files.csv'}")
     supervised = last.get("kind") in ("finetune", "kfold")
     use = f"`avssl {'predict' if supervised else 'embed'} FILES --model {model}`"
     say(f"{what} is {model}; next: `avssl report {model}`, `avssl evaluate --model {model} --task ...`, {use}")
@@ -154,11 +191,11 @@ def _result(report: dict[str, Any], out: Path) -> tuple[dict[str, Any], Path, st
     return report, out, "the model"
 
 
-def _dry_run(recipe: Any, data: str, init: str | None, format: str, machine: Any, as_json: bool) -> None:
+def _dry_run(recipe: Any, data: str, init: Initial | None, machine: Any, as_json: bool) -> None:
     from avssl.cli.output import print_table
     from avssl.training.dryrun import dry_run
 
-    report = dry_run(recipe, data, init, format, machine)
+    report = dry_run(recipe, data, init, machine)
     if as_json:
         print_json(report)
     else:

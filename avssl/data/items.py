@@ -16,6 +16,7 @@ from avssl.data.targets import Codec
 from avssl.data.workers import Blame
 from avssl.errors import AvsslError, DataError
 from avssl.frontend import Frontend
+from avssl.words import none_of
 
 RESERVES = 20  # replacements tried for one bad item before the run stops
 Packed = tuple[Any, ...]
@@ -270,7 +271,7 @@ def usable(rows: Sequence[Row], needed: Collection[str]) -> tuple[list[Row], lis
             good.append(row)
     if not good:
         raise DataError(
-            f"none of the {len(rows)} items has {' and '.join(sorted(needed))}",
+            f"{none_of(len(rows), 'item')} has {' and '.join(sorted(needed))}",
             fix="`avssl data scan` shows what they have; choose a backbone that reads it",
         )
     return good, lacking

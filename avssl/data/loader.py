@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -19,12 +18,6 @@ from avssl.frontend import Frontend
 
 CHUNK = 16  # items a worker makes at a time: small enough to spread one batch over several workers
 BUFFER = 512  # evaluation items that may wait for others of their shape
-
-
-def default_workers() -> int:
-    """One per core beside the main process, at most 8; 0 on a single core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores - 1)
 
 
 @dataclass

@@ -7,12 +7,14 @@ import os
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from avssl.data.clip import Row
 from avssl.data.folder import read_folder
 from avssl.data.source import shown
 from avssl.data.table import SUFFIXES, read_table, read_text, write_rows
 from avssl.errors import DataError
+from avssl.words import none_of
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def read_rows(path: str | os.PathLike[str], *, modalities: Collection[str] | Non
         kept = [replace(r, parts=p) for r in rows if (p := {m: s for m, s in r.parts.items() if m in wanted})]
         if rows and not kept:
             has = sorted({m for r in rows for m in r.parts})
-            raise DataError(f"{shown(name)}: none of its {len(rows)} items has {' or '.join(sorted(wanted))}",
+            raise DataError(f"{shown(name)}: {none_of(len(rows), 'item')} has {' or '.join(sorted(wanted))}",
                             fix=f"they have {', '.join(has)}")
         rows = kept
     if not rows:
@@ -43,23 +45,41 @@ def read_rows(path: str | os.PathLike[str], *, modalities: Collection[str] | Non
     return rows
 
 
-def _read(name: str) -> list[Row]:
+def check_exists(path: str | os.PathLike[str]) -> None:
+    """Raise DataError when there is nothing of that name: neither a path nor something that a layout recognises."""
+    name = os.fspath(path)
+    if not _exists(name) and _layout(name) is None:
+        raise DataError(f"{shown(name)}: no such file or folder", fix="check the path")
+
+
+def _exists(name: str) -> bool:
+    try:
+        return os.path.exists(name)
+    except ValueError:
+        return False
+
+
+def _layout(name: str) -> Any:
+    """The entry of the first layout that recognises a name."""
     from avssl.entries import resolve
     from avssl.registry import registry
 
     for entry in registry().all("layout"):
         try:
-            mine = resolve(entry.detect)(name)
+            if resolve(entry.detect)(name):
+                return entry
         except Exception as error:  # one broken plugin must not keep the others from reading
             log.warning("layout %r of %s is passed over: %s", entry.name, entry.origin, error)
-            continue
-        if mine:
-            return resolve(entry.read)(name)
-    try:
-        exists = os.path.exists(name)
-    except ValueError:
-        exists = False
-    if not exists:
+    return None
+
+
+def _read(name: str) -> list[Row]:
+    from avssl.entries import resolve
+
+    layout = _layout(name)
+    if layout is not None:
+        return resolve(layout.read)(name)
+    if not _exists(name):
         raise DataError(f"{shown(name)}: no such file or folder", fix="check the path")
     if os.path.isdir(name):
         inside = next((p for s in SUFFIXES if (p := os.path.join(name, "manifest" + s)) and os.path.isfile(p)), None)
@@ -81,4 +101,4 @@ def _unique(name: str, rows: list[Row]) -> None:
         seen[row.id] = number
 
 
-__all__ = ["read_rows", "write_rows"]
+__all__ = ["check_exists", "read_rows", "write_rows"]

@@ -23,6 +23,7 @@ from avssl.data.table import write_rows
 from avssl.data.workers import Blame, each
 from avssl.errors import DataError, check
 from avssl.files import replacing, write_json
+from avssl.words import none_of
 
 OPTIONS, MANIFEST, BAD = "prepare.json", "manifest.parquet", "bad_files.csv"
 
@@ -70,7 +71,7 @@ def prepare(rows: Sequence[Row], out: Path, plan: Plan = Plan(), *, workers: int
         if progress is not None:
             progress(done)
     if not made:
-        raise DataError(f"none of the {len(rows)} items can be prepared", fix=f"see {shown(str(out / BAD))}")
+        raise DataError(f"{none_of(len(rows), 'item')} can be prepared", fix=f"see {shown(str(out / BAD))}")
     write_rows(made, out / MANIFEST)
     return made, list(bads.items.values())
 

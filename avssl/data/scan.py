@@ -36,19 +36,26 @@ class Look:
 class Scan:
     """A scanned data set."""
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)  # that can be used, if only in part
     bad: list[BadItem] = field(default_factory=list)
+    looked_at: int | None = None  # rows; None: those in `rows`, nothing was looked at
 
     def summary(self) -> dict[str, Any]:
-        """Counts and lengths as plain data."""
+        """Counts and lengths as plain data. "items" can be used, "left_out" cannot; "bad" have a damaged part, and
+        "partly_usable" are those of them that can be used without it."""
         def tally(values: Iterable[Any]) -> dict[str, int]:
             return {str(k): n for k, n in sorted(Counter(v for v in values if v not in (None, "")).items(), key=str)}
 
         seconds = [r.duration for r in self.rows if r.duration is not None]
         facts = [r.extra for r in self.rows]
+        looked_at = len(self.rows) if self.looked_at is None else self.looked_at
+        bad = {b.id for b in self.bad if b.what != "missing"}
         return {
             "items": len(self.rows),
-            "bad": len({b.id for b in self.bad if b.what != "missing"}),
+            "looked_at": looked_at,
+            "left_out": looked_at - len(self.rows),
+            "bad": len(bad),
+            "partly_usable": len(bad & {r.id for r in self.rows}),
             "modalities": tally("+".join(sorted(r.parts)) for r in self.rows),
             "hours": sum(seconds) / 3600,
             "seconds": ({"min": min(seconds), "median": float(np.median(seconds)), "max": max(seconds)}
@@ -75,7 +82,7 @@ def scan(rows: Sequence[Row], *, depth: str = "sample", workers: int = 0, limits
     """
     if depth not in DEPTHS:
         raise ValueError(f"depth is one of {DEPTHS}, not {depth!r}")
-    out = Scan()
+    out = Scan(looked_at=len(rows))
     done = 0
     with WorkerPool(_Scanner(rows, depth, limits), workers, timeout=timeout) as pool:
         for looks in pool.map([list(range(i, min(i + CHUNK, len(rows)))) for i in range(0, len(rows), CHUNK)]):
@@ -111,9 +118,12 @@ class _Scanner:
 
 def examine(row: Row, depth: str = "sample", limits: Limits = Limits()) -> Look:
     """Look at one row: drop what its files do not carry, report what cannot be decoded, measure the rest."""
-    parts, facts, bad, notes = dict(row.parts), dict(row.extra), [], []
+    parts, facts = dict(row.parts), dict(row.extra)
+    bad: list[BadItem] = []
+    notes: list[str] = []
     probes: dict[str, Probe] = {}
-    lengths = []
+    lengths: list[float] = []
+    seconds: float | None
     for modality, source in _with_hidden(row, probes).items():
         try:
             if modality == "audio":

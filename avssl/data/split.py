@@ -11,6 +11,7 @@ import numpy as np
 
 from avssl.data.clip import Row
 from avssl.errors import DataError, check
+from avssl.words import counted
 
 
 def split_rows(rows: Sequence[Row], shares: Mapping[str, float], *, seed: int = 0,
@@ -40,8 +41,9 @@ def _assign(rows: Sequence[Row], shares: Mapping[str, float], seed: int,
             prints: Sequence[Mapping[str, str]] | None) -> list[str]:
     bundles = bundle(rows, prints)
     if len(bundles) < len(shares):
-        raise DataError(f"{len(bundles)} groups cannot fill {len(shares)} splits",
-                        fix="give more groups or fewer splits")
+        there = f"{counted(len(rows), 'item')} in {counted(len(bundles), 'group')}"
+        raise DataError(f"{there} cannot fill {len(shares)} splits",
+                        fix="what shares a group, a file or its content stays together: give more, or fewer splits")
     totals: Counter[str] = Counter(label for r in rows for label in _labels(r))
     names = list(shares)
     have: dict[str, Counter[str]] = {name: Counter() for name in names}

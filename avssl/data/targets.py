@@ -12,6 +12,7 @@ import numpy as np
 from avssl.data.clip import Row
 from avssl.data.kinds import natural
 from avssl.errors import DataError, UsageError, check, nearest
+from avssl.words import none_of
 
 Kind = Literal["index", "multi_hot", "float", "characters"]
 
@@ -98,7 +99,7 @@ def fit_codec(rows: Sequence[Row], kind: str, classes: Sequence[str] | None = No
     labelled = [row for row in rows if row.labels]
     check(
         bool(labelled),
-        f"none of the {len(rows)} rows has a label",
+        f"{none_of(len(rows), 'row')} has a label",
         fix="give a manifest with a label column, or class folders",
         error=DataError,
     )

@@ -39,6 +39,12 @@ class Blame:
     reason: str
 
 
+def default_workers() -> int:
+    """One per core beside the main process, at most 8; 0 on a single core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores - 1)
+
+
 class WorkerPool(Generic[K, R]):
     """Calls `work(keys, blamed, hold)` in `workers` processes (0: here), in order.
 
@@ -222,9 +228,9 @@ def _serve(work: Callable, conn: Connection, task: Any, held: Any, since: Any, p
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    import torch
-
-    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # one process, one thread: of a torch that is yet to be loaded ...
+    if "torch" in sys.modules:  # ... and of one that came with the fork; work that needs none does not load it
+        sys.modules["torch"].set_num_threads(1)
     outbox: queue.SimpleQueue = queue.SimpleQueue()  # a thread sends: a parent that is busy training blocks no decoding
     threading.Thread(target=_send, args=(conn, outbox), daemon=True).start()
 

@@ -37,8 +37,8 @@ def run_demo(
 
     train, test: generated clips of each class. "metrics": name -> {"chance", "untrained", "trained"}.
     """
-    from avssl.data.loader import default_workers
     from avssl.data.manifest import read_rows
+    from avssl.data.workers import default_workers
     from avssl.demo.clips import CLASSES, make_clips
     from avssl.model import open_model
     from avssl.report import write_report

@@ -20,7 +20,9 @@ from avssl.data.bad import BadFiles
 from avssl.data.clip import Clip, Row
 from avssl.embedding.rows import cut, probed
 from avssl.errors import DataError, UsageError, check, nearest
-from avssl.schema import config
+from avssl.progress import Step, beyond, steps
+from avssl.schema import config, structure
+from avssl.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from avssl.model import Model
 
 BOUND = 1e-5  # largest change of a float32 vector, relative to its length, over batch sizes, neighbours and workers
+# the same of a vector in bf16 or fp16 against fp32; measured: 0.005 for small models, 0.015 for a 12-layer one
+HALF_BOUND = 0.05
 ROWS = 256  # rows that are finished together: the unit of resuming and of sharing a job
 
 
@@ -46,6 +50,7 @@ class EmbedOptions:
     sequence: bool = False  # the tokens themselves, (N, D) per clip, instead of one vector
     # the frontend's views, averaged; "one" = its single evaluation view; "each" = all, not averaged: (V, D) per clip
     views: Literal["all", "one", "each"] = "all"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the backbone: half is faster and less exact (`HALF_BOUND`)
     window: float | None = None  # seconds: cut every recording into windows of this length ...
     hop: float | None = None  # ... every so many seconds (default: side by side); the last one ends with the recording
 
@@ -65,7 +70,7 @@ class EmbedOptions:
         return self.sequence or self.views == "each"
 
 
-@dataclass
+@dataclass(repr=False)
 class Vectors:
     """Embeddings of rows, in their order; rows that could not be read are left out.
 
@@ -80,6 +85,15 @@ class Vectors:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        def size(stream: str, values: Any) -> str:
+            lacking = len(self) - int(self.present[stream].sum())
+            shape = f"{len(values)} sequences" if isinstance(values, list) else " x ".join(map(str, values.shape))
+            return f"{stream} {shape}" + (f" ({lacking} lack it)" if lacking else "")
+
+        streams = "; ".join(size(s, v) for s, v in self.values.items()) or "no streams"
+        return f"<Vectors of {counted(len(self), 'item')}: {streams}>"
 
     def __getitem__(self, stream: str) -> Any:
         try:
@@ -100,6 +114,7 @@ class Encoder:
         self.streams = options.streams or tuple(widths)
         self.widths = {s: widths[s] for s in self.streams}
         self.modalities = needed_modalities(model, self.streams)
+        model.autocast(options.precision)  # one that the device lacks is an error now
         if options.layer is not None:
             depth = len(model.backbone.blocks)
             check(-depth <= options.layer < depth, f"layer {options.layer} of {depth}",
@@ -113,7 +128,8 @@ class Encoder:
         model, layered = self.model, self.options.layer is not None
         with torch.inference_mode():
             prepared = model.frontend(batch.to(model.device))
-            features = model.backbone(prepared, only=self.streams, layers="blocks" if layered else None)
+            with model.autocast(self.options.precision):
+                features = model.backbone(prepared, only=self.streams, layers="blocks" if layered else None)
             given = features.layers if layered else features.tokens if self._reads_tokens else features.pooled
             out = {s: self._pool(features, s, prepared) for s in self.streams if s in given}
         if not out:
@@ -121,8 +137,9 @@ class Encoder:
                             f"{', '.join(batch.streams)}", fix="choose another --stream, or items that have it")
         for stream, arrays in out.items():
             for id, array in zip(batch.ids, arrays, strict=True):
-                check(bool(np.isfinite(array).all()), f"{id}: its {stream} embedding is not finite",
-                      fix="the weights or the input are damaged", error=DataError)
+                check(bool(np.isfinite(array).all()), f"{id}: its {stream} embedding is not finite", error=DataError,
+                      fix="--precision fp32 or bf16" if self.options.precision == "fp16" else
+                      "the weights or the input are damaged")
         return out
 
     @property
@@ -170,8 +187,11 @@ def embed_rows(model: Model, rows: Sequence[Row], options: EmbedOptions | None =
     """Embed manifest rows. bad: collects what could not be read; mixed: batch items of unequal lengths and pad them."""
     encoder = Encoder(model, options or EmbedOptions())
     bad = bad if bad is not None else BadFiles()
-    parts = [encode_rows(encoder, rows[i : i + ROWS], batch_size=batch_size, workers=workers, on_bad=on_bad, bad=bad,
-                         limits=limits, mixed=mixed) for i in range(0, len(rows), ROWS)]
+    parts = []
+    with steps("embedding", len(rows)) as step:
+        for i in range(0, len(rows), ROWS):
+            parts.append(encode_rows(encoder, rows[i : i + ROWS], batch_size=batch_size, workers=workers, on_bad=on_bad,
+                                     bad=bad, limits=limits, mixed=mixed, step=beyond(step, i)))
     out = Vectors([], [])
     for number, part in enumerate(parts):
         out.ids += part.ids
@@ -186,8 +206,8 @@ def embed_rows(model: Model, rows: Sequence[Row], options: EmbedOptions | None =
 
 
 def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, workers: int, on_bad: str, bad: BadFiles,
-                limits: Limits | None = None, mixed: bool = False) -> Vectors:
-    """One block of rows; what each gets depends on nothing outside the block."""
+                limits: Limits | None = None, mixed: bool = False, step: Step = lambda done: None) -> Vectors:
+    """One block of rows; what each gets depends on nothing outside the block. step: told how many rows are begun."""
     from avssl.data.loader import evaluation_batches
 
     options = encoder.options
@@ -201,6 +221,7 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, worke
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
             one = {stream: values[position] for stream, values in arrays.items()}
             seen.setdefault(owners[index], []).append((index, view, one))
+        step(len(seen))
     failed = {id for id, _ in set(bad.items) - known}
     indices = [i for i in sorted(seen) if rows[i].id not in failed]  # a row with a bad window is bad
     place = (lambda s: (s[0], natural(s[1]))) if options.views == "each" else (lambda s: s[:2])
@@ -216,8 +237,8 @@ def embed_inputs(model: Model, inputs: Any, *, rate: int = 16000, modality: str 
     uint8 arrays, a picture (H, W, 3) or frames (K, H, W, 3). modality="text": the strings are texts, not paths.
     options: fields of `EmbedOptions`. Unreadable files raise DataError unless on_bad="skip".
     """
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
-    encoder = Encoder(model, EmbedOptions(**options))
+    given = {k: v for k, v in options.items() if v is not None}
+    encoder = Encoder(model, structure(EmbedOptions, given))
     inputs = [inputs] if isinstance(inputs, (str, Path, Row, np.ndarray)) else list(inputs)
     check(bool(inputs), "nothing to embed", fix="give paths, rows or arrays")
     if all(isinstance(i, Row) for i in inputs):

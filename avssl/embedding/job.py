@@ -15,20 +15,22 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from avssl import __version__
-from avssl.data.bad import HEADER, BadFiles
+from avssl.data.bad import HEADER, BadFiles, BadItem
 from avssl.data.clip import Row
 from avssl.embedding.encode import ROWS, EmbedOptions, Encoder, encode_rows
 from avssl.embedding.files import Part, bad_of, check_suffix, media_of, merge, read_meta, write_part
 from avssl.embedding.lease import STALE, Lease, claim
 from avssl.errors import DataError, Stopped, check
 from avssl.files import replacing
+from avssl.progress import Step, beyond, steps
 from avssl.schema import unstructure
+from avssl.words import none_of
 
 if TYPE_CHECKING:
     from avssl.data.clip import Limits
@@ -51,13 +53,12 @@ class Done:
 
 def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOptions | None = None, *,
           batch_size: int = 32, workers: int = 0, on_bad: str = "skip", max_bad: float = 1.0, overwrite: bool = False,
-          block: int = ROWS, stale: float = STALE, limits: Limits | None = None,
-          progress: Callable[[int, int], None] | None = None) -> Done:
+          block: int = ROWS, stale: float = STALE, limits: Limits | None = None) -> Done:
     """Embed rows into `out` (.parquet, .npz or .safetensors), with `bad_files.csv` beside it.
 
     Repeating the call goes on where a killed one stopped; running it in several processes shares the work. An output
     of another model, options or rows is refused unless `overwrite`. max_bad: share of the rows that may fail.
-    progress: called with (blocks done, blocks). Raises DataError when nothing could be embedded, Stopped after a
+    Raises DataError when nothing could be embedded, Stopped after a
     signal: finished blocks are kept.
     """
     from avssl.training.signals import StopRequest
@@ -81,19 +82,20 @@ def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOpti
                 raise Stopped(f"{request.name} arrived while embedding to {out}", fix="the same command goes on")
 
         job.encoder.between = stop
-        return _work(job, folder, out, batch_size, workers, on_bad, max_bad, stale, limits, progress)
+        with steps("embedding", len(rows)) as step:
+            return _work(job, folder, out, batch_size, workers, on_bad, max_bad, stale, limits, step)
 
 
 def _work(job: Job, folder: Path, out: Path, batch_size: int, workers: int, on_bad: str, max_bad: float, stale: float,
-          limits: Limits | None, progress: Callable[[int, int], None] | None) -> Done:
+          limits: Limits | None, step: Step) -> Done:
     """Claim and compute blocks until this or another process has joined them."""
     computed = 0
     while (done := job.finished(out, computed)) is None:
         job.encoder.between()
         folder.mkdir(exist_ok=True)
         waiting = [n for n, name in enumerate(job.names) if not (folder / name).exists()]
-        if progress is not None:
-            progress(len(job.names) - len(waiting), len(job.names))
+        done_rows = job.items - sum(len(job.blocks[n]) for n in waiting)
+        step(done_rows)
         try:
             if not waiting:
                 if (lease := claim(folder / f"{job.key}.lease", stale)) is not None:
@@ -103,7 +105,8 @@ def _work(job: Job, folder: Path, out: Path, batch_size: int, workers: int, on_b
                 number, lease = claimed
                 with lease:
                     if not (folder / job.names[number]).exists():  # else: finished by its holder a moment ago
-                        _compute(job, number, folder, batch_size, workers, on_bad, limits)
+                        _compute(job, number, folder, batch_size, workers, on_bad, limits,
+                                 beyond(step, done_rows))
                         computed += 1
                 continue
         except FileNotFoundError:  # joined and cleared away by another process: the next round sees its output
@@ -129,7 +132,7 @@ class Job:
                   for some in self.blocks]
         self.names = [f"{number:06d}-{h[:20]}.parquet" for number, h in enumerate(hashes)]
         self.key = _sha(*hashes)[:20]
-        self.meta |= {"job": self.key, "model": str(Path(model.path).absolute()),
+        self.meta |= {"job": self.key, "model": str(Path(model.path).absolute()), "reader": dict(model.reader),
                       "backbone": str(model.recipe["backbone"]["name"]),
                       "modalities": sorted(model.backbone.modalities)}
 
@@ -156,10 +159,10 @@ def _next(job: Job, folder: Path, waiting: Sequence[int], stale: float) -> tuple
 
 
 def _compute(job: Job, number: int, folder: Path, batch_size: int, workers: int, on_bad: str,
-             limits: Limits | None) -> None:
+             limits: Limits | None, step: Step) -> None:
     rows, bad = job.blocks[number], BadFiles()
     vectors = encode_rows(job.encoder, rows, batch_size=batch_size, workers=workers, on_bad=on_bad, bad=bad,
-                          limits=limits)
+                          limits=limits, step=step)
     chosen = [rows[i] for i in vectors.indices]
     part = Part([_text(r.id) for r in chosen], [media_of(r) for r in chosen],
                 [[_text(x) for x in r.labels] for r in chosen], vectors.values, vectors.present,
@@ -173,10 +176,10 @@ def _finish(job: Job, folder: Path, out: Path, max_bad: float, computed: int) ->
     failed = len({item[0] for item in bad})
     counted = len({item[0] for item in bad if item[2] != "missing"})  # lacking a modality is not damage
     _write_bad(_bad_files(out), bad)
-    first = f"; the first: {bad[0][1]}: {bad[0][3]}" if bad else ""
+    first = f"; the first: {BadItem(*bad[0]).line}" if bad else ""
     if failed == job.items:
         shutil.rmtree(folder, ignore_errors=True)
-        raise DataError(f"none of the {failed} items could be embedded{first}", fix=f"see {_bad_files(out)}")
+        raise DataError(f"{none_of(failed, 'item')} could be embedded{first}", fix=f"see {_bad_files(out)}")
     check(counted <= max_bad * job.items, f"{counted} of {job.items} items are bad, more than --max-bad allows{first}",
           fix=f"see {_bad_files(out)}", error=DataError)
     rows = merge(parts, out, {**job.meta, "rows": job.items - failed, "failed": failed})

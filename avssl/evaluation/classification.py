@@ -33,7 +33,7 @@ def classification(model: Model, splits: Splits, config: ClassificationConfig) -
                                                         aggregation="mean of probabilities over views"))
     bad = BadFiles()
     predictions = predict_rows(model, rows, views=config.views, batch_size=config.batch_size, workers=config.workers,
-                               on_bad=config.on_bad, bad=bad)
+                               on_bad=config.on_bad, bad=bad, precision=config.precision)
     note_bad(report, bad)
     report.n |= {"items": len(predictions.ids), "views": int(predictions.views.sum())}
     score(report, "classification", predictions.scores, encode([rows[i] for i in predictions.indices], codec), config)

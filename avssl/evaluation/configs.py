@@ -17,7 +17,8 @@ class EvaluationConfig:
     batch_size: int = 32
     workers: int = 0
     on_bad: Literal["fail", "skip"] = "skip"  # items that cannot be read
-    limit: int | None = None  # only the first rows of each split, for a trial
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the model; half is faster and less exact
+    limit: int | None = None  # only so many rows of each split, spread over it, for a trial
     bootstrap: int = 1000  # resamples for the confidence intervals; 0 = none
     confidence: float = 0.95
     seed: int = 0

@@ -63,7 +63,7 @@ def explain(report: Report) -> list[str]:
         lines.append(f"intervals: {report.protocol.get('confidence', 0.95):.0%} percentile bootstrap over the items, "
                      f"{report.protocol.get('bootstrap')} resamples, seed {report.protocol.get('seed')}")
     if report.chance:
-        lines.append("chance: what an answer without any information would score on these items")
+        lines.append("chance: what the best answer without any information would score on these items")
     return lines
 
 

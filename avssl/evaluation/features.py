@@ -17,6 +17,7 @@ from avssl.evaluation.configs import EvaluationConfig, FeatureConfig, RetrievalC
 from avssl.evaluation.labels import Splits, encode, evaluation_split, label_codec, labelled, named_split
 from avssl.evaluation.report import Report
 from avssl.evaluation.scoring import score
+from avssl.words import none_of
 
 if TYPE_CHECKING:
     from avssl.model import Model
@@ -26,7 +27,7 @@ def embed_split(model: Model, rows: Sequence[Row], streams: Sequence[str], confi
                 report: Report) -> tuple[list[Row], Vectors]:
     """(the rows that could be read, their vectors); what could not is noted in the report."""
     bad = BadFiles()
-    options = EmbedOptions(streams=tuple(streams), views=config.views)
+    options = EmbedOptions(streams=tuple(streams), views=config.views, precision=config.precision)
     if isinstance(config, FeatureConfig):
         options = replace(options, layer=config.layer, pooling=config.pooling)
     if isinstance(config, RetrievalConfig):
@@ -34,7 +35,7 @@ def embed_split(model: Model, rows: Sequence[Row], streams: Sequence[str], confi
     vectors = embed_rows(model, rows, options, batch_size=config.batch_size, workers=config.workers,
                          on_bad=config.on_bad, bad=bad)
     note_bad(report, bad)
-    check(len(vectors) > 0, f"none of the {len(rows)} items could be read",
+    check(len(vectors) > 0, f"{none_of(len(rows), 'item')} could be read",
           fix=f"the first: {next(iter(bad.items.values())).reason}" if bad.items else "check the data", error=DataError)
     return [rows[i] for i in vectors.indices], vectors
 

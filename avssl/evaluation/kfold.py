@@ -13,7 +13,7 @@ from avssl.evaluation import metrics
 from avssl.evaluation.configs import KfoldConfig
 from avssl.evaluation.features import embed_split, matrix, probe_streams, protocol
 from avssl.evaluation.knn import neighbours
-from avssl.evaluation.labels import Splits, encode, label_codec, labelled
+from avssl.evaluation.labels import Splits, encode, label_codec, labelled, spread_over
 from avssl.evaluation.probe import fit_probe
 from avssl.evaluation.report import Report
 from avssl.evaluation.scoring import score
@@ -26,7 +26,7 @@ def kfold(model: Model, splits: Splits, config: KfoldConfig) -> Report:
     """`kfold.STREAM.accuracy` (the mean over the folds), `.std`, and `.fold.F` for each; per-class values, confusion
     and intervals are those of all items together, each scored by the model that did not see it."""
     rows = [row for some in splits.values() for row in some] if not config.split else list(splits.get(config.split, ()))
-    rows = labelled(rows[: config.limit])
+    rows = labelled(spread_over(rows, config.limit))
     folds = sorted({row.fold for row in rows if row.fold is not None})
     check(len(folds) > 1 and all(row.fold is not None for row in rows),
           f"k-fold needs a fold for every row; there {'is' if len(folds) == 1 else 'are'} {len(folds)}",

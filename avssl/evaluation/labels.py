@@ -10,6 +10,7 @@ import numpy as np
 from avssl.data.clip import Row
 from avssl.data.targets import Codec, fit_codec
 from avssl.errors import DataError, check, nearest
+from avssl.words import none_of
 
 Splits = Mapping[str, Sequence[Row]]
 _EVALUATION = ("test", "eval", "val")
@@ -41,7 +42,14 @@ def named_split(splits: Splits, name: str, limit: int | None = None) -> list[Row
         known = set(filter(None, splits))
         fix = nearest(name, known) if known else "the data have no split column: `avssl data split` writes one"
         raise DataError(f"the data have no {name or 'unnamed'!r} split", fix=fix)
-    return rows[:limit]
+    return spread_over(rows, limit)
+
+
+def spread_over(rows: Sequence[Row], limit: int | None) -> list[Row]:
+    """At most `limit` rows, evenly over all of them: the first ones of a sorted manifest are of one class."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    return [rows[i * len(rows) // limit] for i in range(limit)]
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ def encode(rows: Sequence[Row], codec: Codec) -> Labels:
 def labelled(rows: Sequence[Row]) -> list[Row]:
     """Rows that have a label. Raises DataError when none has."""
     kept = [row for row in rows if row.labels]
-    check(bool(kept), f"none of the {len(rows)} rows has a label",
+    check(bool(kept), f"{none_of(len(rows), 'row')} has a label",
           fix="give a manifest with a label column, or class folders", error=DataError)
     return kept
 

@@ -162,12 +162,21 @@ def ensemble(logits: np.ndarray, multi_label: bool) -> np.ndarray:
 
 
 def chance(targets: np.ndarray, classes: int) -> Mapping[str, float]:
-    """What no information gives: the best constant answer for accuracy, the class frequencies for mAP, 1/2 for AUC."""
+    """What the best answer without any information scores on these items, in the limit of many.
+
+    Accuracy: always the most frequent class; top5: always the five most frequent. mAP: the class frequencies; AUC 1/2.
+    F1: a class of frequency p that is guessed at a rate q has 2pq / (p + q) (expected counts). Its mean over the classes
+    is largest at q = p where exactly one class is guessed for each item, which gives 1 / classes, and at q = 1 (always
+    all of them) where an item may have several.
+    """
     truth = one_hot(targets, classes)
-    present = truth.any(0)
-    out = {"map": float(truth.mean(0)[present].mean()), "auc": 0.5, "d_prime": 0.0}
+    share = truth.mean(0)[truth.any(0)]  # (classes that occur,)
+    out = {"map": float(share.mean()), "auc": 0.5, "d_prime": 0.0}
     if np.ndim(targets) == 1:
-        out["accuracy"] = float(truth.mean(0).max())
+        best = np.sort(share)[::-1]
+        out |= {"accuracy": float(best[0]), "top5": float(best[:5].sum()), "f1": 1.0 / len(share)}
+    else:
+        out["f1"] = float((2 * share / (1 + share)).mean())
     return out
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +20,25 @@ if TYPE_CHECKING:
     from avssl.model import Model
 
 
+SMALL = 1 << 23  # numbers in a feature matrix: 64 MB in float64
+
+
 def probe(model: Model, splits: Splits, config: ProbeConfig) -> Report:
     """`probe.STREAM.accuracy` and the like, fitted on the training split."""
     return on_features("probe", model, splits, config, fit_probe)
+
+
+@contextmanager
+def _threads(values: int) -> Iterator[None]:
+    """One thread for a small feature matrix: its solver makes thousands of tiny products, where waiting for a second
+    core costs more than it gives, and many times more when that core is busy."""
+    if values > SMALL:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def fit_probe(x: np.ndarray, labels: Labels, z: np.ndarray, config: ProbeConfig,
@@ -33,13 +50,14 @@ def fit_probe(x: np.ndarray, labels: Labels, z: np.ndarray, config: ProbeConfig,
         scale[scale < 1e-12] = 1.0  # a constant feature says nothing; dividing by its rounding would make it shout
         x, z = (x - mean) / scale, (z - mean) / scale
     facts: dict[str, Any] = {"c": config.c[0]}
-    if len(config.c) > 1:
-        fit, held = inner_split(labels, groups, config.inner, config.seed)
-        quality = [_quality(_predict(x[fit], labels.y[fit], x[held], labels, c, config)[0], labels.y[held], labels)
-                   for c in config.c]
-        best = int(np.nanargmax(quality)) if np.isfinite(quality).any() else len(config.c) // 2
-        facts = {"c": config.c[best], "inner_quality": float(quality[best]), "inner_items": len(held)}
-    scores, converged = _predict(x, labels.y, z, labels, facts["c"], config)
+    with _threads(x.size):
+        if len(config.c) > 1:
+            fit, held = inner_split(labels, groups, config.inner, config.seed)
+            quality = [_quality(_predict(x[fit], labels.y[fit], x[held], labels, c, config)[0], labels.y[held], labels)
+                       for c in config.c]
+            best = int(np.nanargmax(quality)) if np.isfinite(quality).any() else len(config.c) // 2
+            facts = {"c": config.c[best], "inner_quality": float(quality[best]), "inner_items": len(held)}
+        scores, converged = _predict(x, labels.y, z, labels, facts["c"], config)
     return scores, {**facts, "converged": converged}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """The result of a protocol.
 
@@ -27,6 +27,17 @@ class Report:
     confusion: dict[str, list[list[int]]] = field(default_factory=dict)
     hits: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # direction -> examples, for galleries
     bad: list[dict[str, str]] = field(default_factory=list)  # items that could not be read
+
+    def __repr__(self) -> str:
+        first = ", ".join(f"{name} {value:.4f}" for name, value in list(self.metrics.items())[:3])
+        more = f" and {len(self.metrics) - 3} more" if len(self.metrics) > 3 else ""
+        return f"<Report of {self.task}: {first}{more}>"
+
+    def __str__(self) -> str:
+        """The table that `avssl evaluate` prints."""
+        lines = [("metric", "value", "interval", "chance"), *self.table()]
+        widths = [max(len(line[i]) for line in lines) for i in range(4)]
+        return "\n".join("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
     def add(self, prefix: str, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None,
             chance: Mapping[str, float] | None = None) -> None:

@@ -28,8 +28,9 @@ def score(report: Report, prefix: str, scores: np.ndarray, labels: Labels,
         intervals = bootstrap.of_classification(scores, labels.y, resamples=config.bootstrap, level=config.confidence,
                                                 seed=config.seed, threshold=threshold)
     report.classes = list(labels.codec.classes)
+    chance = metrics.chance(labels.y, scores.shape[1])
     report.add(prefix, values, {k: v for k, v in intervals.items() if k in values},
-               metrics.chance(labels.y, scores.shape[1]))
+               {k: v for k, v in chance.items() if k in values})
     report.add_classes(prefix, per_class, labels.counts)
     if not labels.multi:
         report.confusion[prefix] = metrics.confusion(scores, labels.y).tolist()

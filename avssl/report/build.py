@@ -16,6 +16,7 @@ from avssl.files import write_text
 from avssl.report import classes, curves, plane, retrieval
 from avssl.report.previews import previews
 from avssl.report.runs import RunFiles, choose_rows, evenly, read_run
+from avssl.words import counted, none_of
 
 CLIPS = 500
 RECONSTRUCTED = 6  # clips that are shown masked and reconstructed, and with maps of sound over picture
@@ -52,6 +53,7 @@ class Summary:
     clips: int
     seconds: float
     runs: dict[str, dict[str, float]]  # name -> numbers over the page's clips
+    notes: list[str] = field(default_factory=list)  # what is missing on the page, and why
 
 
 def write_report(
@@ -83,8 +85,11 @@ def write_report(
         fix="make the folder first, and name a file in it",
     )
     subjects = [Subject(r) for r in unique_names(runs)]
+    for subject in subjects:
+        if not subject.run.finished and not any(r.get("kind") == "train" for r in subject.run.records):
+            subject.notes.append(f"{subject.run.name} has logged no update yet: it has no curves.")
     rows, what = _rows(runs[0], data, clips)
-    progress(f"{len(rows)} clips: {what}")
+    progress(f"{counted(len(rows), 'clip')}: {what}")
     shown: list[dict[str, Any]] = []
     if rows:
         rows, looks = _look(subjects, rows, device, workers, progress)
@@ -100,7 +105,12 @@ def write_report(
     except OSError as error:
         raise UsageError(f"--out {target}: {error.strerror}", fix="choose a place that can be written") from None
     return Summary(
-        target, target.stat().st_size, len(shown), time.monotonic() - began, {s.run.name: s.numbers() for s in subjects}
+        target,
+        target.stat().st_size,
+        len(shown),
+        time.monotonic() - began,
+        {s.run.name: s.numbers() for s in subjects},
+        [note for s in subjects for note in s.notes],
     )
 
 
@@ -153,9 +163,8 @@ def _look(
             readable |= present
     if any(looks) and not readable.any():
         first = next((b for s in subjects for b in s.unreadable), None)
-        subjects[0].notes.append(
-            f"None of the {len(rows)} clips could be read{f' ({first.path}: {first.reason})' if first else ''}."
-        )
+        why = f" ({first.line})" if first else ""
+        subjects[0].notes.append(f"{none_of(len(rows), 'clip').capitalize()} could be read{why}.")
     if any(looks):
         kept = np.flatnonzero(readable)
         for pair in looks:

@@ -10,7 +10,7 @@ import numpy as np
 
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Row
-from avssl.data.loader import default_workers
+from avssl.data.workers import default_workers
 
 if TYPE_CHECKING:
     from avssl.model import Model

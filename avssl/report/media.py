@@ -88,21 +88,20 @@ def sound(wave: np.ndarray, rate: int) -> str:
 
 def resampled(wave: np.ndarray, rate: int) -> np.ndarray:
     """(L,) at `rate` Hz -> (L',) float32 at the page's rate."""
-    import torch
-    from torchaudio.functional import resample
+    from avssl.data.resample import resample
 
-    wave = np.ascontiguousarray(wave, dtype=np.float32)
-    return wave if rate == RATE else resample(torch.from_numpy(wave), rate, RATE).numpy()
+    return resample(np.asarray(wave, dtype=np.float32), rate, RATE)
 
 
-def strip(wave: np.ndarray, rate: int) -> str:
+def strip(wave: np.ndarray, rate: int, scale: int = 1) -> str:
     """(L,) float -> a small spectrogram as data URI: time to the right, pitch upwards on a mel-like scale."""
     from PIL import Image
 
     levels = _levels(resampled(wave, rate))
     top = float(levels.max())
     picture = Image.fromarray(colours(levels[::-1], top - RANGE, top))
-    return _picture_uri(picture.resize(STRIP, Image.Resampling.BILINEAR), "JPEG", quality=78, optimize=True)
+    size = (STRIP[0] * scale, STRIP[1] * scale)
+    return _picture_uri(picture.resize(size, Image.Resampling.BILINEAR), "JPEG", quality=78, optimize=True)
 
 
 def _levels(wave: np.ndarray) -> np.ndarray:

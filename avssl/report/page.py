@@ -12,6 +12,7 @@ from avssl.files import finite
 from avssl.report import figures, sections
 from avssl.report.build import Subject, panels_of
 from avssl.report.markup import Markup, number, percent, tag
+from avssl.words import counted
 
 SCRIPTS = ("core.js", "charts.js", "gallery.js", "matrix.js", "map.js", "main.js")
 NOTES = {
@@ -94,7 +95,8 @@ def _sections(subjects: Sequence[Subject], clips: Sequence[dict[str, Any]], what
     out = [("overview", "At a glance", _per_run(subjects, sections.tiles))]
     if any_has("directions"):
         numbers = sections.retrieval_table(subjects)
-        note = _quiet(f"Over {len(clips)} clips ({what}), one view of each. {NOTES['retrieval']}")
+        shown = counted(len(clips), "clip")
+        note = _quiet(f"Over {shown} ({what}), one view of each. {NOTES['retrieval']}")
         out.append(("retrieval", "Retrieval", _join(note, numbers, _widget("gallery"))))
     if any_has("matrices"):
         out.append(("similarity", "Similarity", _join(_quiet(NOTES["similarity"]), _widget("matrix"))))

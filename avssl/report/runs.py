@@ -12,6 +12,7 @@ from typing import Any
 from avssl.data.bad import BadItem
 from avssl.data.clip import Row
 from avssl.errors import CheckpointError, check
+from avssl.words import counted
 
 PLAIN_NAMES = ("run", "model", "out")
 SHOWN_SPLITS = ("val", "valid", "validation", "dev", "test", "eval")
@@ -51,7 +52,7 @@ def read_run(path: Path) -> RunFiles:
     if inner and not (path / RECIPE).is_file():
         first, *rest = map(str, sorted(inner))
         compare = "".join(f" --compare {p}" for p in rest)
-        raise CheckpointError(f"{path} holds {len(inner)} runs", fix=f"avssl report {first}{compare}")
+        raise CheckpointError(f"{path} holds {counted(len(inner), 'run')}", fix=f"avssl report {first}{compare}")
     check(
         (path / RECIPE).is_file(),
         f"{path} has no {RECIPE}: it is no run",

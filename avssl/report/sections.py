@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from avssl.data.clip import Row
 from avssl.data.targets import natural
 from avssl.report.markup import Markup, duration, number, percent, table, tag
+from avssl.words import counted
 
 if TYPE_CHECKING:
     from avssl.report.build import Subject
@@ -27,9 +28,9 @@ def lead(run: RunFiles) -> str:
         return f"An imported {backbone} model. Source: {report.get('source') or 'not stated'}."
     what = f"A {backbone} backbone trained with the {loss} objective"
     if not run.records:
-        return what + "."
+        return what + ("." if run.finished else "; no update is logged yet.")
     updates, items = run.records[-1]["update"], report.get("items") or sum(r.split == run.train_split for r in run.rows)
-    text = f"{what} for {updates:,} updates on {items:,} clips"
+    text = f"{what} for {counted(updates, 'update')} on {counted(items, 'clip')}"
     if report.get("seconds"):
         text += f", in {duration(report['seconds'])}"
     return text + ("." if run.finished else "; not finished yet.")

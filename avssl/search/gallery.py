@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from avssl.data.clip import AudioRequest, FramesRequest, Limits
-from avssl.errors import DataError, check
+from avssl.data.clip import Row
+from avssl.errors import check
 from avssl.files import write_text
 from avssl.search.index import Answer
+from avssl.words import counted
 
 SECONDS = 10.0  # of sound kept per clip
-PIXELS = 240  # short side of a picture
+PIXELS = 480  # long side of a picture
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -46,89 +44,48 @@ blockquote {{ margin: .8rem }} .query {{ max-width: 320px }}
 """
 
 
-@dataclass(frozen=True)
-class Preview:
-    """What a card shows of a clip: data URIs, or a text; "" where there is none."""
-
-    picture: str = ""
-    sound: str = ""
-    text: str = ""
-
-
 def write_gallery(answers: Sequence[Answer], path: Path) -> None:
     """Write the page. A clip whose file has gone or cannot be read is shown without it."""
     check(bool(answers), "nothing to show", fix="search for something")
     check(path.suffix in (".html", ".htm"), f"{path} is no page", fix="end the name with .html")
     first = answers[0]
-    seen: dict[str, Preview] = {}
+    seen: dict[str, dict[str, Any]] = {}
 
     def card(id: str, media: Mapping[str, Any], score: str, labels: Sequence[str], same: bool) -> str:
         shown = seen.setdefault(id, preview(media))
         return "".join([
             f'<figure class="{"same" if same else "hit"}">',
-            f'<img alt="" src="{shown.picture}">' if shown.picture else "",
-            f'<audio controls preload="none" src="{shown.sound}"></audio>' if shown.sound else "",
-            f"<blockquote>{html.escape(shown.text)}</blockquote>" if shown.text else "",
+            _picture(shown, id),
+            f'<audio controls preload="none" src="{shown["sound"]}"></audio>' if "sound" in shown else "",
+            f"<blockquote>{html.escape(shown['text'])}</blockquote>" if shown.get("text") else "",
             f'<figcaption><span class="score">{score}</span>{html.escape(id)}',
-            f"<br><small>{html.escape(', '.join(labels))}</small>" if labels else "", "</figcaption></figure>"])
+            f"<br><small>{html.escape(', '.join(labels))}</small>" if labels else "",
+            *(f"<br><small>{html.escape(note)}</small>" for note in shown.get("missing", ())),
+            "</figcaption></figure>"])
 
+    asked = Path(first.query).name if first.kind == "file" else first.query
     sections = []
     for answer in answers:
         cards = "".join(card(h.id, h.media, f"{h.similarity:.3f}", h.labels, False) for h in answer.hits)
         title = f"{html.escape(answer.stream)} → {html.escape(answer.among)}"
         sections.append(f'<section><h2>{title}</h2><div class="grid">{cards}</div></section>')
-    page = _PAGE.format(title=f"avssl search: {html.escape(first.query)}", query=html.escape(first.query),
-                        note=f"{len(first.hits)} hits, by cosine similarity",
-                        card=card(first.query, first.media, "query", (), True), sections="\n".join(sections))
+    page = _PAGE.format(title=f"avssl search: {html.escape(asked)}", query=html.escape(asked),
+                        note=f"{counted(len(first.hits), 'hit')}, by cosine similarity",
+                        card=card(asked, first.media, "query", (), True), sections="\n".join(sections))
     write_text(path, page)
 
 
-def preview(media: Mapping[str, Any]) -> Preview:
-    """Picture, first seconds of sound, and text of a clip, small enough to put into a page."""
-    start, end = media.get("start"), media.get("end")
-    picture = sound = ""
-    if "vision" in media:
-        picture = _quietly(_picture, media["vision"], start, end)
-    if "audio" in media:
-        sound = _quietly(_sound, media["audio"], start, end)
-    text = media.get("text", "")
-    return Preview(picture, sound, text if isinstance(text, str) else "")
+def preview(media: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card shows of a clip: the record that the report makes of one, with a larger picture."""
+    from avssl.report.previews import preview as record
+
+    parts = {m: tuple(s) if isinstance(s, list) else s for m, s in media.items() if m not in ("start", "end")}
+    return record(Row(id="", parts=parts, start=media.get("start"), end=media.get("end")), SECONDS, PIXELS)
 
 
-def _quietly(make: Any, source: Any, start: float | None, end: float | None) -> str:
-    try:
-        return make(tuple(source) if isinstance(source, list) else source, start, end)
-    except DataError:
-        return ""
-
-
-def _picture(source: Any, start: float | None, end: float | None) -> str:
-    from PIL import Image
-
-    from avssl.registry import load
-
-    frames = load("modality", "vision", "decode")(source, FramesRequest(count=1, size=PIXELS), start=start, end=end,
-                                                  limits=Limits())
-    image = Image.fromarray(frames.pixels[0])
-    image.thumbnail((2 * PIXELS, 2 * PIXELS))
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def _sound(source: Any, start: float | None, end: float | None) -> str:
-    import numpy as np
-    import soundfile
-
-    from avssl.registry import load
-
-    decode = load("modality", "audio", "decode")
-    wave = decode(source, AudioRequest(0.0, SECONDS), start=start, end=end, limits=Limits())
-    samples, rate = wave.samples.mean(0), wave.rate
-    if not 8000 <= rate <= 48000:  # what every browser plays
-        from avssl.data.resample import resample
-
-        samples, rate = resample(samples, rate, 16000), 16000
-    out = io.BytesIO()
-    soundfile.write(out, np.clip(samples, -1, 1), rate, format="FLAC", subtype="PCM_16")
-    return "data:audio/flac;base64," + base64.b64encode(out.getvalue()).decode()
+def _picture(shown: Mapping[str, Any], id: str) -> str:
+    """The clip's picture, or what its sound looks like."""
+    for modality, what in (("vision", "picture"), ("audio", "spectrogram")):
+        if modality in shown:
+            return f'<img alt="{what} of {html.escape(id)}" src="{shown[modality]}">'
+    return ""

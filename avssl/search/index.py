@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import numpy as np
 
 from avssl.embedding.files import read_index, read_meta
 from avssl.errors import CheckpointError, DataError, UsageError, check, nearest
+from avssl.words import counted
 
 Engine = Literal["exact", "faiss", "usearch"]
 CACHE_FROM = 10_000  # clips from which a search cache is worth its disk space
@@ -194,12 +195,15 @@ def _write_cache(index: SearchIndex, cache: Path) -> None:
 
 
 def search(index: str | Path | SearchIndex, query: str, *, source: str = "", among: Sequence[str] = (), top: int = 10,
-           model: str | Path = "", format: str = "", device: str = "cpu", engine: Engine = "exact") -> list[Answer]:
+           model: str | Path = "", format: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu",
+           engine: Engine = "exact") -> list[Answer]:
     """The clips of an index that are nearest to a query.
 
     query: an id of the index, a file (sound, picture, video), or a text when the model reads text; in this order.
     source: the query's stream (default: the fused one, else the first that it has); among: streams of the index to
-    search (default: the same one, else every one of the same width). model: default, the one that made the index.
+    search (default: the same one, else every one of the same width). model: default, the one that made the index, read
+    as it was then; another place, with `format` and `options` if it is a published checkpoint. A query that must be
+    embedded is embedded with the options of the index, and in fp32 whatever its precision.
     Raises UsageError when the query is none of these, CheckpointError when the model has changed.
     """
     check(top > 0, f"top is {top}", fix="give at least 1")
@@ -216,7 +220,7 @@ def search(index: str | Path | SearchIndex, query: str, *, source: str = "", amo
         stream = source or _first(has)
         vector, kind, media = opened.vector(row, stream), "id", opened.media(row)
     else:
-        stream, vector, kind, media = _embedded(opened, query, source, model, format, device)
+        stream, vector, kind, media = _embedded(opened, query, source, model, format, options, device)
     assert vector is not None
     if not among:
         widths = {s: opened.vectors[s].shape[1] for s in streams}
@@ -237,7 +241,7 @@ def _first(streams: Sequence[str]) -> str:
 
 
 def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, format: str,
-              device: str) -> tuple[str, np.ndarray, str, dict[str, Any]]:
+              options: Mapping[str, Any] | None, device: str) -> tuple[str, np.ndarray, str, dict[str, Any]]:
     """(stream, vector, kind, media) of a query that the index does not hold, by the index's model and options."""
     reads = index.meta.get("modalities", [])
     is_file = _exists(query)
@@ -251,11 +255,12 @@ def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, for
     home = str(path) or index.meta["model"]
     check(Path(home).exists(), f"the model that made the index is gone: {home}", error=CheckpointError,
           fix="name its new place with --model")
-    model = open_model(home, format, device)
+    reader = {"format": format, **(options or {})} if format or options else dict(index.meta.get("reader", {}))
+    model = open_model(home, device=device, **reader)
     check(model.digest == index.meta["digest"], f"{home} is not the model that made the index, or it has changed",
           fix="embed the clips again, or name the right one with --model", error=CheckpointError)
-    options = structure(EmbedOptions, index.meta["options"])
-    rest = {k: getattr(options, k) for k in ("layer", "pooling", "normalize", "views", "window", "hop")}
+    made_with = structure(EmbedOptions, index.meta["options"])
+    rest = {k: getattr(made_with, k) for k in ("layer", "pooling", "normalize", "views", "window", "hop")}
     if not is_file:
         vectors = embed_inputs(model, [query], modality="text", streams=(source or "text",),
                                **(rest | {"window": None, "hop": None}))
@@ -265,7 +270,7 @@ def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, for
     from avssl.embedding.rows import looked_up
 
     rows = read_rows(query)
-    check(len(rows) == 1, f"{query} holds {len(rows)} items", fix="give one file")
+    check(len(rows) == 1, f"{query} holds {counted(len(rows), 'item')}", fix="give one file")
     (one,) = [looked_up(row, reads) for row in rows]
     can = [s for s in index.meta["streams"] if s in one.parts or (s not in reads and set(reads) <= set(one.parts))]
     can = can or [m for m in reads if m in one.parts]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl.data.manifest import read_rows
-from avssl.model import read_initial
+from avssl.model import Initial
 from avssl.recipe import Recipe
 from avssl.training.distributed import World
 from avssl.training.loop import memory
@@ -16,16 +16,14 @@ from avssl.training.run import look
 from avssl.training.setup import Machine, build_run, needed_modalities, pick_device, plan_data
 
 
-def dry_run(recipe: Recipe, data: str, init: str | None, init_format: str, machine: Machine) -> dict[str, Any]:
+def dry_run(recipe: Recipe, data: str, init: Initial | None, machine: Machine) -> dict[str, Any]:
     """Shapes, parameters, memory and time of a run, from one update on the first real batch."""
     device = pick_device(machine.device)
     rows = read_rows(data, modalities=needed_modalities(recipe))
     rows, unusable = look(rows, machine)
     plan, lacking = plan_data(recipe, rows)
     with tempfile.TemporaryDirectory() as folder:
-        run = build_run(
-            recipe, plan, Path(folder), World(), device, machine, read_initial(init, init_format) if init else None
-        )
+        run = build_run(recipe, plan, Path(folder), World(), device, machine, init)
         run.loss.train()
         run.frontend.train()
         began = time.monotonic()

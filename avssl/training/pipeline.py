@@ -17,7 +17,7 @@ from typing import Any
 from avssl.data.clip import Row
 from avssl.errors import UsageError, check
 from avssl.files import sha256, write_json
-from avssl.model import WEIGHTS, read_initial
+from avssl.model import WEIGHTS, Initial, read_initial
 from avssl.recipe import Pipeline, Recipe, load_recipe
 from avssl.training.run import _rows, finetune, pretrain
 from avssl.training.setup import Machine
@@ -33,7 +33,7 @@ def run_pipeline(
     *,
     resume: bool = False,
     machine: Machine | None = None,
-    init: str | Path | None = None,
+    init: str | Path | Initial | None = None,
     init_format: str = "",
 ) -> dict[str, Any]:
     """Run the stages in order. A stage's `inputs` map "init", "from" or a dotted recipe key to an earlier stage.
@@ -68,7 +68,8 @@ def run_pipeline(
             print(f"== stage {stage.name} ({stage.recipe})", file=sys.stderr)
             start = inputs.get("init") or inputs.get("from")
             outside = init if start is None and not reports else None
-            base = read_initial(start or outside, "" if start else init_format).tables if start or outside else None
+            model = start or outside
+            base = read_initial(model, "" if start else init_format).tables if model is not None else None
             recipe = load_recipe(stage.recipe, overrides, base=base if "from" in inputs else None)
             if not isinstance(recipe, Recipe):
                 raise UsageError(f"stage {stage.name} is a pipeline itself", fix="name its stages one by one")
@@ -100,7 +101,7 @@ def run_pipeline(
 
 def run_folds(
     recipe: str,
-    source: str | Path | None,
+    source: str | Path | Initial | None,
     data: str | Path | Sequence[Row],
     out: str | Path,
     *,

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from avssl.progress import clock
+
 
 class Progress:
     """Shows updates, loss terms, clips/s, the share of time spent waiting for data, and the time left."""
@@ -72,10 +74,3 @@ def describe(record: Mapping[str, Any]) -> str:
     if timing:
         parts.append(f"{timing['clips_per_s']:.1f} clips/s, {timing['data_wait']:.0%} waiting for data")
     return "  ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """1:02:03 or 2:03."""
-    seconds = int(seconds)
-    hours, rest = divmod(seconds, 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

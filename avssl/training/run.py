@@ -16,14 +16,15 @@ from typing import Any
 from avssl.card import write_card
 from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Row
-from avssl.data.loader import default_workers
 from avssl.data.manifest import read_rows, write_rows
-from avssl.errors import CheckpointError, DataError, UsageError, check
+from avssl.data.workers import default_workers
+from avssl.errors import CheckpointError, DataError, check
 from avssl.files import write_json
 from avssl.model import CHECKSUMS, RECIPE, TARGETS, Initial, read_initial, read_tables, save_model
 from avssl.recipe import Recipe, load_recipe, show
 from avssl.registry import registry
 from avssl.training import checkpoint
+from avssl.training.directory import make_directory
 from avssl.training.distributed import World, member_of_world
 from avssl.training.lock import RunLock
 from avssl.training.loop import Run, memory
@@ -41,9 +42,9 @@ from avssl.training.setup import (
 )
 from avssl.training.signals import StopRequest
 from avssl.training.validation import validator
+from avssl.words import none_of
 
 MANIFEST, DATA = "manifest.parquet", "data.json"
-LEFTOVERS = {"bad_files.csv", "run.lock"}  # of an attempt that ended before anything was decided
 MANY = 10_000  # files: looking at them takes minutes
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -55,7 +56,7 @@ def pretrain(
     *,
     overrides: Sequence[str] = (),
     resume: bool = False,
-    init: str | Path | None = None,
+    init: str | Path | Initial | None = None,
     init_format: str = "",
     machine: Machine | None = None,
     trackers: Sequence[str] = (),
@@ -80,7 +81,7 @@ def pretrain(
 
 def finetune(
     recipe: str | Recipe,
-    source: str | Path | None,
+    source: str | Path | Initial | None,
     data: str | Path | Sequence[Row],
     out: str | Path,
     *,
@@ -139,7 +140,7 @@ def _execute(
     with StopRequest() as stop, member_of_world(device) as world:
         with world.first_works():
             if world.first:
-                _check_directory(out, resume)
+                make_directory(out, resume)
         if resume and (out / CHECKSUMS).is_file():  # the last file of a finished run
             return _finished(recipe, out, world)
         try:
@@ -151,18 +152,6 @@ def _execute(
             raise CheckpointError(
                 f"cannot write to {out}: {error.strerror}", fix="free some space, then resume with --resume"
             ) from None
-
-
-def _check_directory(out: Path, resume: bool) -> None:
-    if resume or not out.exists() or (out.is_dir() and not {p.name for p in out.iterdir()} - LEFTOVERS):
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"--out {out}: {error.strerror}", fix="choose a directory that can be written") from None
-        return
-    raise UsageError(
-        f"--out {out} exists already", fix="add --resume to go on with that run, or choose another directory"
-    )
 
 
 def _finished(recipe: Recipe, out: Path, world: World) -> dict[str, Any]:
@@ -253,7 +242,7 @@ def _freeze(
     BadFiles(out / "bad_files.csv", recipe.data.max_bad, len(given)).add(unusable)
     check(
         bool(rows),
-        f"none of the {len(unusable)} items can be used",
+        f"{none_of(len(unusable), 'item')} can be used",
         fix=f"see {out / 'bad_files.csv'}",
         error=DataError,
     )

@@ -18,10 +18,11 @@ from avssl.backbone import Backbone
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Limits, Row
 from avssl.data.items import TrainingItems, usable
-from avssl.data.loader import TrainingLoader, default_workers
+from avssl.data.loader import TrainingLoader
 from avssl.data.sampler import Sampler, ShuffledSampler
 from avssl.data.split import few_rows
 from avssl.data.targets import Codec, fit_codec
+from avssl.data.workers import default_workers
 from avssl.entries import resolve
 from avssl.errors import DataError, UsageError, check
 from avssl.files import write_json, write_text
@@ -34,6 +35,7 @@ from avssl.training.loop import Run
 from avssl.training.optim import build_optimizer, schedule
 from avssl.training.step import Stepper, seed_everything
 from avssl.training.weights import Averages, shard
+from avssl.words import counted
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 VALIDATION = ("val", "valid", "validation", "dev")
@@ -254,7 +256,7 @@ def fitted_batch(recipe: Recipe, items: int, world: World) -> int:
     size = recipe.data.batch_size
     check(
         items >= world.ranks,
-        f"{items} items cannot be shared by {world.ranks} processes",
+        f"{counted(items, 'item')} cannot be shared by {world.ranks} processes",
         fix="use fewer processes",
         error=DataError,
     )
@@ -263,7 +265,10 @@ def fitted_batch(recipe: Recipe, items: int, world: World) -> int:
         if world.first:
             import sys
 
-            print(f"note: only {items} items: batches of {size} instead of {recipe.data.batch_size}", file=sys.stderr)
+            print(
+                f"note: only {counted(items, 'item')}: batches of {size} instead of {recipe.data.batch_size}",
+                file=sys.stderr,
+            )
     check(
         size % world.ranks == 0,
         f"data.batch_size {size} is not a multiple of the {world.ranks} processes",

@@ -16,6 +16,7 @@ from avssl.evaluation import bootstrap
 from avssl.evaluation.features import note_bad, protocol
 from avssl.evaluation.labels import Splits, evaluation_split, labelled, named_split
 from avssl.evaluation.report import Report
+from avssl.words import none_of
 from avssl_data2vec.decode import NGrams, beam_search, distance, greedy
 from avssl_data2vec.letters import read, spell
 from avssl_data2vec.speech_config import SpeechConfig
@@ -60,7 +61,7 @@ def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
             said.append(read(symbols, codec.classes))
             meant.append(read(spell(rows[index].labels[0], codec.classes), codec.classes))
             ids.append(rows[index].id)
-    check(bool(ids), f"none of the {len(rows)} items could be read", fix="see the list of bad files", error=DataError)
+    check(bool(ids), f"{none_of(len(rows), 'item')} could be read", fix="see the list of bad files", error=DataError)
     report = Report("speech", protocol=protocol(config, split=split, symbols=len(codec.classes)))
     note_bad(report, bad)
     counts = {
@@ -112,8 +113,11 @@ def _frames(model: Model, rows: Sequence[Row], config: SpeechConfig, bad: BadFil
         on_bad=config.on_bad,
         bad=bad,
     ):
-        features = model.backbone(model.frontend(batch.to(model.device)), only={"audio"})
-        log_probs = model.head(features).float().log_softmax(-1).cpu().numpy()
+        prepared = model.frontend(batch.to(model.device))
+        with model.autocast(config.precision):
+            features = model.backbone(prepared, only={"audio"})
+            logits = model.head(features)
+        log_probs = logits.float().log_softmax(-1).cpu().numpy()
         prefix, pad = features.grid["audio"].prefix, features.pad.get("audio")
         lengths = [log_probs.shape[1]] * len(log_probs) if pad is None else (~pad[:, prefix:]).sum(1).tolist()
         yield indices, [row[:n] for row, n in zip(log_probs, lengths, strict=True)]

@@ -34,6 +34,7 @@ def test_scan_writes_a_manifest_and_the_list_of_bad_files(folder, capsys):
     code, out, _ = avssl(capsys, "scan", folder / "in", "--out", folder / "m.csv", "--json", "--workers", 0)
     found = json.loads(out)
     assert code == 0 and found["items"] == 5 and found["bad"] == 1
+    assert (found["looked_at"], found["left_out"], found["partly_usable"]) == (6, 1, 0)
     assert found["modalities"] == {"audio": 4, "audio+vision": 1} and found["labels"] == {"cat": 2, "dog": 3}
     assert [b["id"] for b in found["bad_files"]] == ["cat/bad"]
     rows = read_rows(folder / "m.csv")
@@ -42,7 +43,9 @@ def test_scan_writes_a_manifest_and_the_list_of_bad_files(folder, capsys):
         (bad,) = csv.DictReader(file)
     assert bad["id"] == "cat/bad" and bad["reason"].startswith(f"{folder}/in/cat/bad.jpg: the image cannot be")
     code, out, _ = avssl(capsys, "scan", folder / "m.csv", "--depth", "headers")
-    assert code == 0 and "audio: 4, audio+vision: 1" in out
+    assert code == 0 and "audio: 4, audio+vision: 1" in out and "left out" not in out
+    _, out, _ = avssl(capsys, "scan", folder / "in")
+    assert "5 usable, 1 left out, 6 looked at" in out and "1 problem in 6 items" in out
 
 
 def test_split_check_and_show_follow_each_other(folder, capsys):
@@ -55,6 +58,18 @@ def test_split_check_and_show_follow_each_other(folder, capsys):
     assert code == 0 and len(json.loads(out)["rows"]) == 2 and json.loads(out)["splits"] == {"test": 2, "train": 3}
     code, out, _ = avssl(capsys, "split", folder / "m.parquet", "--out", folder / "f.csv", "--folds", 2, "--json")
     assert json.loads(out)["items"] in ({"1": 3, "2": 2}, {"1": 2, "2": 3})
+
+
+def test_split_counts_items_and_the_groups_that_stay_together(folder, capsys):
+    rows = [f"{folder}/in/{'cat' if n % 2 else 'dog'}/{n}.wav,{n // 2}" for n in range(4)]
+    (folder / "m.csv").write_text("path,group\n" + "\n".join(rows) + "\n")
+    code, out, err = avssl(capsys, "split", folder / "m.csv", "--out", folder / "s.csv", "--share", "a=0.5", "--share",
+                           "b=0.5", "--no-content")
+    assert code == 0 and [line.split() for line in out.splitlines()] == [
+        ["split", "items", "share", "groups"], ["a", "2", "0.500", "1"], ["b", "2", "0.500", "1"]]
+    assert "4 items in 2 groups: what shares a group, a file or its content stays together" in err
+    code, _, err = avssl(capsys, "split", folder / "m.csv", "--out", folder / "s.csv", "--no-content")
+    assert code == 3 and "4 items in 2 groups cannot fill 3 splits" in err
 
 
 def test_check_ends_with_3_when_results_would_be_spoilt(folder, capsys):
@@ -91,7 +106,7 @@ def test_errors_are_one_line_with_a_documented_code(folder, capsys, monkeypatch,
 
 def test_nothing_usable_ends_with_3_after_the_list(folder, capsys):
     code, out, err = avssl(capsys, "scan", folder / "in" / "cat" / "bad.jpg")
-    assert code == 3 and "the image cannot be" in out and "none of its 1 items can be used" in err
+    assert code == 3 and "the image cannot be" in out and "none of its items can be used" in err
 
 
 def test_stats_gives_the_constants_of_the_frontend(shared_data, capsys):

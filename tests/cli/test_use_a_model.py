@@ -56,6 +56,25 @@ def test_json_is_the_report_and_the_log_goes_to_stderr(avssl, toy_path, toy_mani
     assert "knn.audio.map: unweighted mean over the classes of average precision" in err
 
 
+def test_evaluate_says_how_far_it_is_and_what_chance_would_score(avssl, toy_path, toy_manifest, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("avssl.progress.SECONDS", 0.0)
+    code, out, err = avssl("evaluate", "--model", toy_path, "--data", toy_manifest, "--task", "knn", "--batch-size", 4,
+                           "--precision", "bf16", "--json", "--out", toy_manifest.parent.parent / "bf16.json")
+    report = json.loads(out)
+    assert code == 0 and "embedding 20/20  " in err and "embedding 10/10  " in err
+    assert report["protocol"]["precision"] == "bf16"
+    assert set(report["chance"]) == set(report["metrics"]), "every metric of a classifier has a chance level"
+
+
+def test_a_half_precision_that_is_not_there_is_one_line(avssl, toy_path, toy_classifier, toy_manifest, tmp_path):  # noqa: F811
+    for arguments in (["evaluate", "--data", toy_manifest, "--task", "knn", "--model", toy_path],
+                      ["embed", toy_manifest, "--out", tmp_path / "x.npz", "--model", toy_path],
+                      ["predict", toy_manifest, "--model", toy_classifier]):
+        for precision, text in (("fp16", "fp16 needs a GPU"), ("half", "--precision half (fp32, bf16, fp16 or auto)")):
+            code, out, err = avssl(*arguments, "--device", "cpu", "--precision", precision)
+            assert (code, out) == (2, "") and text in err and err.count("\n") == 1, err
+
+
 BELOW = "knn.audio.accuracy = 1.0000 < 1.1 (1 of 1 gated metrics failed)"
 TYPO = "--fail-under knn.audio.acuracy: no such metric (did you mean 'knn.audio.accuracy'?)"
 OTHER = "--fail-under probe.audio.accuracy: no such metric (did you mean 'knn.audio.accuracy'?)"
@@ -131,6 +150,7 @@ def test_embed_then_search_by_id_file_and_page(avssl, toy_path, toy_manifest, tm
     code, out, err = avssl("embed", toy_manifest.parent, "--model", toy_path, "--out", index, "--normalize", "--json")
     assert code == 0 and json.loads(out)["rows"] == 30 and json.loads(out)["streams"] == {
         "audio": 16, "vision": 16, "joint": 16}
+    assert f"30 clips in {index} (audio 16-dimensional, vision 16-dimensional, joint 16-dimensional)" in err
     assert f"next: `avssl search {index} QUERY`" in err
     code, out, _ = avssl("search", index, "0003", "--from", "audio", "--to", "vision", "--top", 4, "--json")
     (answer,) = json.loads(out)
@@ -146,7 +166,7 @@ def test_embed_names_each_bad_file_and_goes_on(avssl, toy_path, tmp_path):  # no
     (tmp_path / "media" / "damaged.wav").write_bytes(b"RIFF....WAVE")
     out = tmp_path / "x.npz"
     code, _, err = avssl("embed", tmp_path / "media", "--model", toy_path, "--out", out)
-    assert code == 0 and "3 clips in" in err and f"1 could not be embedded: {tmp_path / 'bad_files.csv'}" in err
+    assert code == 0 and "3 clips in" in err and f"1 clip could not be embedded: {tmp_path / 'bad_files.csv'}" in err
     with (tmp_path / "bad_files.csv").open(newline="") as file:
         assert [line["id"] for line in csv.DictReader(file)] == ["damaged"]
     assert read_index(out).ids == ["0000", "0001", "0002"]
@@ -182,6 +202,7 @@ def test_predict_gives_labels_with_scores(avssl, toy_classifier, toy_manifest, t
     code, out, _ = avssl("predict", toy_manifest, "--model", toy_classifier, "--json", "--out", tmp_path / "p.csv",
                          "--top", 3)
     found = json.loads(out)
+    assert (found["precision"], found["views"]) == ("fp32", "all")
     assert code == 0 and len(found["predictions"]) == 30 and found["classes"] == ["class 0", "class 1", "class 2"]
     for record in found["predictions"]:
         scores = [x["score"] for x in record["labels"]]
@@ -200,7 +221,7 @@ def test_predict_of_a_single_file_and_of_a_damaged_one(avssl, toy_classifier, to
     assert code == 0 and len(out.splitlines()) == 2
     (tmp_path / "x.wav").write_bytes(b"nothing")
     code, out, err = avssl("predict", tmp_path / "x.wav", "--model", toy_classifier)
-    assert (code, out) == (3, "") and "none of the 1 items could be read" in err
+    assert (code, out) == (3, "") and "no item could be read" in err and err.count("x.wav") == 1
 
 
 def test_several_labels_are_those_above_the_threshold(toy_plugin, toy_manifest, avssl, tmp_path):  # noqa: F811

@@ -60,7 +60,7 @@ def test_a_shipped_recipe_says_where_its_numbers_come_from(name: str) -> None:
         ("nonsense", "--set 'nonsense' is no KEY=VALUE (e.g. --set optim.lr=1e-4)"),
         ("train.epochs.x=1", "--set train.epochs.x: epochs is no table (see `avssl recipes show`)"),
         ("backbone=tiny", "backbone = 'tiny' is no table (e.g. --set backbone.name=...)"),
-        ("loss.name=3", "loss.name is missing (e.g. --set loss.name=... See `avssl losses`)"),
+        ("loss.name=3", "loss.name is missing (e.g. --set loss.name=...; see `avssl losses`)"),
         ("stage=pretrian", "stage = 'pretrian': Input should be 'pretrain' or 'finetune'"),
         ("tags=demo", "tags = 'demo': Input should be a valid array"),
         ("summary=3", "summary = 3: Input should be a valid string"),

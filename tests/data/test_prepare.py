@@ -100,7 +100,7 @@ def test_other_options_do_not_mix_with_an_old_folder(folder):
         prepare(rows, folder / "out", Plan(frames=3))
     with pytest.raises(UsageError, match="format 'mp3' is not known"):
         Plan(format="mp3")
-    with pytest.raises(DataError, match="none of the 1 items can be prepared"):
+    with pytest.raises(DataError, match="no item can be prepared"):
         prepare([r for r in rows if r.id == "e"], folder / "other")
 
 

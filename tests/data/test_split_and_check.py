@@ -69,7 +69,8 @@ def test_folds_are_equal_and_stratified():
 def test_impossible_splits_are_refused():
     with says(DataError, "the shares {'train': 0.5, 'test': 0.6} do not sum to 1 (e.g. train=0.8 val=0.1 test=0.1)"):
         split_rows(_rows(10), {"train": 0.5, "test": 0.6})
-    with says(DataError, "1 groups cannot fill 2 splits (give more groups or fewer splits)"):
+    with says(DataError, "10 items in 1 group cannot fill 2 splits (what shares a group, a file or its content stays together: "
+                         "give more, or fewer splits)"):
         split_rows([replace(r, group="g") for r in _rows(10)], {"train": 0.5, "test": 0.5})
     with says(DataError, "1 folds are none (give at least 2)"):
         fold_rows(_rows(10), 1)

@@ -11,7 +11,7 @@ import toy
 from messages import says
 
 from avssl.data.bad import BadFiles
-from avssl.embedding.encode import BOUND, EmbedOptions, embed_inputs, embed_rows
+from avssl.embedding.encode import BOUND, HALF_BOUND, EmbedOptions, embed_inputs, embed_rows
 from avssl.embedding.rows import spans
 from avssl.errors import DataError, UsageError
 
@@ -146,6 +146,29 @@ def test_a_long_recording_is_embedded_whole_by_the_views_of_its_frontend(toy_mod
     np.testing.assert_allclose(one, halves[0], atol=1e-6)
 
 
+def test_bf16_changes_vectors_a_little_and_nothing_else(toy_model, toy_manifest, reference):
+    half = EmbedOptions(precision="bf16")
+    once, again = (embed_rows(toy_model, toy.rows(toy_manifest), half, batch_size=8) for _ in range(2))
+    assert once.ids == reference.ids
+    for stream in ("audio", "vision", "joint"):
+        assert once[stream].dtype == np.float32 and np.array_equal(once[stream], again[stream])
+        assert 1e-6 < close(once[stream], reference[stream]) <= HALF_BOUND, "it is computed in half, and still close"
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_anything_is_decoded(toy_model):
+    with pytest.raises(UsageError, match="fp16 needs a GPU"):
+        embed_rows(toy_model, [], EmbedOptions(precision="fp16"))
+
+
+def test_vectors_in_a_notebook_say_what_they_are(toy_model, toy_manifest):
+    rows = toy.rows(toy_manifest)[:3]
+    rows[1] = replace(rows[1], parts={"audio": rows[1].parts["audio"]})
+    found = embed_rows(toy_model, rows)
+    assert repr(found) == "<Vectors of 3 items: audio 3 x 16; vision 3 x 16 (1 lack it); joint 3 x 16 (1 lack it)>"
+    assert repr(embed_rows(toy_model, rows[:1], EmbedOptions(streams=("audio",), sequence=True))) == (
+        "<Vectors of 1 item: audio 1 sequences>")
+
+
 @pytest.mark.parametrize(("options", "text"), [
     ({"streams": ("sound",)}, "the model gives no 'sound' stream (did you mean 'vision'?)"),
     ({"layer": 2, "pooling": "mean"}, "layer 2 of 2 (give -2 to 1)"),
@@ -177,6 +200,16 @@ def test_arrays_that_are_neither_sound_nor_pictures_are_refused(toy_model, value
             "or (C, L), or uint8 (H, W, 3) or (K, H, W, 3))")
     with says(DataError, text):
         embed_inputs(toy_model, [value])
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"stream": ["audio"]}, "unknown key stream (did you mean 'streams'?)"), ({"pooling": "avg"}, "pooling = 'avg'"),
+    ({"precision": "half"}, "precision = 'half'"),
+])
+def test_misspelt_options_in_python_are_refused(toy_model, options, text):
+    with pytest.raises(UsageError) as caught:
+        toy_model.embed(np.zeros(8000, np.float32), **options)
+    assert str(caught.value).startswith(text)
 
 
 def test_metadata_of_options_survives_json():

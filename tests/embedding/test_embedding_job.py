@@ -16,9 +16,9 @@ import pytest
 import toy
 from messages import says
 
-from avssl.embedding.encode import EmbedOptions, embed_rows
+from avssl.embedding.encode import EmbedOptions, Encoder, embed_rows
 from avssl.embedding.files import read_index, read_meta
-from avssl.embedding.job import embed
+from avssl.embedding.job import Job, embed
 from avssl.embedding.lease import claim, is_dead
 from avssl.errors import DataError, UsageError
 
@@ -193,7 +193,7 @@ def test_failures_are_listed_beside_the_output(toy_model, toy_manifest, tmp_path
     why = "cannot be read as media: Invalid data found when processing input"
     with says(DataError, f"{tmp_path / 'bad.wav'}: {why} (on_bad=skip goes on without it)"):
         embed(toy_model, rows, tmp_path / "z.parquet", on_bad="fail")
-    with pytest.raises(DataError, match="none of the 1 items could be embedded"):
+    with pytest.raises(DataError, match="no item could be embedded"):
         embed(toy_model, rows[1:2], tmp_path / "w.parquet")
     assert not any((tmp_path / f"{n}.parquet").exists() for n in "yzw")
 
@@ -266,3 +266,13 @@ def test_a_heartbeat_keeps_a_claim_alive(tmp_path):
     time.sleep(0.3)
     assert lease.path.stat().st_mtime > old + 50
     lease.release()
+
+
+def test_an_output_of_one_precision_is_never_continued_in_another(toy_model, toy_manifest, tmp_path):
+    rows, out = toy.rows(toy_manifest)[:8], tmp_path / "x.npz"
+    full, half = EmbedOptions(), EmbedOptions(precision="bf16")
+    assert not set(Job(Encoder(toy_model, full), rows, 4).names) & set(Job(Encoder(toy_model, half), rows, 4).names)
+    embed(toy_model, rows, out, half, block=4)
+    assert read_index(out).meta["options"]["precision"] == "bf16"
+    with pytest.raises(UsageError, match="holds something else"):
+        embed(toy_model, rows, out, full, block=4)

@@ -178,3 +178,34 @@ def test_metrics_do_not_depend_on_the_order_of_items(seed):
     for name in ("average_precision", "roc_auc"):
         metric = getattr(metrics, name)
         np.testing.assert_allclose(metric(scores, truth), metric(scores[order], truth[order]), atol=1e-12)
+
+
+# -- chance ------------------------------------------------------------------------------------------------------------
+def test_chance_of_top5_is_that_of_the_five_most_frequent_classes():
+    y = np.repeat(np.arange(8), [1, 2, 3, 4, 5, 6, 7, 12])
+    scores = np.tile(np.bincount(y).astype(float), (len(y), 1))  # always the same answer, the frequent classes first
+    found = metrics.chance(y, 8)
+    assert found["top5"] == metrics.accuracy(scores, y, 5) == 34 / 40
+    assert found["accuracy"] == metrics.accuracy(scores, y) == 12 / 40
+    assert metrics.chance(np.repeat(np.arange(10), 3), 10)["top5"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.9, 0.1), (0.6, 0.3, 0.1)])
+def test_chance_of_f1_is_what_guessing_at_the_frequencies_gives_and_no_other_rate_beats_it(shares):
+    rng, n = np.random.default_rng(0), 200_000
+    y = rng.choice(len(shares), n, p=shares)
+
+    def guessed(rates) -> float:
+        scores = np.eye(len(shares))[rng.choice(len(shares), n, p=rates)]
+        return metrics.macro(metrics.f1(scores, y))
+
+    chance = metrics.chance(y, len(shares))["f1"]
+    assert chance == pytest.approx(guessed(shares), abs=0.005) == pytest.approx(1 / len(shares), abs=0.005)
+    for _ in range(5):
+        assert guessed(rng.dirichlet(np.ones(len(shares)))) < chance + 0.005
+
+
+def test_chance_of_f1_with_several_labels_is_that_of_always_naming_all():
+    y = (np.random.default_rng(0).random((5000, 3)) < [0.1, 0.5, 0.9]).astype(int)
+    assert metrics.chance(y, 3)["f1"] == pytest.approx(metrics.macro(metrics.f1(np.ones(y.shape), y)))
+    assert "accuracy" not in metrics.chance(y, 3) and "top5" not in metrics.chance(y, 3)

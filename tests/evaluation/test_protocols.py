@@ -322,3 +322,12 @@ def test_wrong_options_name_the_nearest_right_one():
     for wrong, text in (({"strems": ["audio"]}, "unknown key strems .did you mean 'streams'"), ({"k": 0}, "k is 0")):
         with pytest.raises(UsageError, match=text):
             structure(KnnConfig, wrong)
+
+
+def test_a_limit_is_spread_over_the_rows_so_that_a_sorted_manifest_keeps_its_classes(toy_manifest):
+    from avssl.evaluation.labels import evaluation_split
+
+    rows = sorted(toy.rows(toy_manifest), key=lambda r: r.labels)
+    _, some = evaluation_split({"test": rows}, limit=6)
+    assert len(some) == 6 and {r.labels for r in some} == {r.labels for r in rows}
+    assert evaluation_split({"test": rows}, limit=100)[1] == rows

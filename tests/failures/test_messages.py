@@ -135,7 +135,7 @@ def test_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from avssl.data.clip import AudioRequest, Clip, Limits, Request
 
     row = Row(id="a", parts={"audio": "a.wav"})
-    text = "none of the 1 items has vision (`avssl data scan` shows what they have; choose a backbone that reads it)"
+    text = "no item has vision (`avssl data scan` shows what they have; choose a backbone that reads it)"
     with says(DataError, text):
         items.usable([row], {"vision"})
     with says(DataError, "a: has no vision (leave it out of the manifest)"):

@@ -178,6 +178,41 @@ def test_an_unfinished_run_shows_its_curves_and_says_so(run, tmp_path):
     assert "has no weights yet" in page.text and "training" in page.ids and "retrieval" not in page.ids
 
 
+def test_a_run_that_has_logged_nothing_says_what_is_missing(run, tmp_path, capsys):
+    from avssl.cli import main
+
+    part = tmp_path / "part"
+    shutil.copytree(run, part)
+    for name in ("weights.safetensors", "report.json", "metrics.jsonl"):
+        (part / name).unlink()
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(part)])
+    out, err = capsys.readouterr()
+    assert not stop.value.code and out == "", "no empty table"
+    assert "report: part has logged no update yet: it has no curves." in err
+    assert "report: part has no weights yet: its clips are shown when it is finished." in err
+    page = Page((part / "report.html").read_text(encoding="utf-8"))
+    assert "no update is logged yet" in page.text and "training" not in page.ids
+
+
+def test_umap_stands_beside_pca_where_it_is_installed():
+    pytest.importorskip("umap", reason="umap-learn is not installed (pip install 'avssl[umap]')")
+    from avssl.report.plane import planes
+
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 16)) * 4
+    vectors = {"audio": np.concatenate([c + rng.normal(size=(20, 16)) for c in centres]).astype(np.float32)}
+    present = {"audio": np.ones(60, bool)}
+    once, again = (planes(vectors, present, frozenset({"audio"})) for _ in range(2))
+    assert [p["method"] for p in once] == ["PCA", "UMAP"] and once == again
+    at = np.stack([once[1]["x"], once[1]["y"]], 1)
+    assert np.isfinite(at).all() and np.abs(at).max() <= 1.0001
+    inside = np.mean([np.linalg.norm(at[i : i + 20] - at[i : i + 20].mean(0), axis=1).mean() for i in (0, 20, 40)])
+    assert inside < 0.5 * np.linalg.norm(at - at.mean(0), axis=1).mean(), "clusters stay together"
+    few = {"audio": vectors["audio"][:4]}
+    assert [p["method"] for p in planes(few, {"audio": np.ones(4, bool)}, frozenset({"audio"}))] == ["PCA"]
+
+
 def test_moved_media_are_named_and_the_page_is_still_written(run, clips, tmp_path):
     part = tmp_path / "part"
     shutil.copytree(run, part)
