@@ -74,3 +74,24 @@ def test_every_command_of_the_readme_does_what_it_says(home: Path) -> None:
 def test_the_test_command_of_ci_is_the_readmes() -> None:
     found = re.search(r"<!-- test -->\n```bash\n(python3 .*?)\n```", README)
     assert found and "pytest" in found.group(1)
+
+
+def test_the_plugin_of_the_readme_passes_the_conformance_suite(tmp_path: Path) -> None:
+    section = README[README.index("## Write a plugin") : README.index("## Promises")]
+    files = re.findall(r"`(my_plugin/\w+\.py)`.*?```python\n(.*?)```", section, re.DOTALL)
+    assert [name for name, _ in files] == ["my_plugin/__init__.py", "my_plugin/config.py", "my_plugin/agree.py"]
+    installed = tmp_path / "my_plugin-0.1.dist-info"  # what pip leaves behind
+    for folder in (tmp_path / "my_plugin", installed):
+        folder.mkdir()
+    for name, code in files:
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: my-plugin\nVersion: 0.1\n")
+    (installed / "entry_points.txt").write_text("[avssl]\nmy_plugin = my_plugin\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "from avssl.cli import main; main()", "plugins", "check", "my_plugin"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0 and "5 of 5 checks passed" in done.stdout + done.stderr, done.stdout + done.stderr
