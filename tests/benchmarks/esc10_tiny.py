@@ -6,8 +6,9 @@
     python tests/benchmarks/esc10_tiny.py --data ESC10 --out RESULTS --inner              # choose settings without test folds
 
 Every (variant, fold, seed) is one JSON file: what exists is not run again, and processes may share RESULTS. Test folds
-are used once, after a fixed number of epochs. `--inner` trains on three folds and tests on the next one after the test
-fold, whole folds only; settings were chosen by its means, from equally many CANDIDATES for either network.
+are used once, after a fixed number of epochs; fold 1 alone had been looked at twice while this script was first written.
+`--inner` trains on three folds and tests on the next one after the test fold, whole folds only; one setting for all
+folds was chosen by its mean, so that a fold, while never tested on, has had a small part in the choice.
 
 Log-mel frames are computed once. Augmentation therefore works on frames: the circular shift by whole frames, the gain
 as an offset in dB, mixup and masks as in the recipes. A teacher (the CNN of the same fold, first seed) answers beforehand,
