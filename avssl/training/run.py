@@ -18,10 +18,10 @@ from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Row
 from avssl.data.manifest import read_rows, write_rows
 from avssl.data.workers import default_workers
-from avssl.errors import CheckpointError, DataError, check
+from avssl.errors import AvsslError, CheckpointError, DataError, check
 from avssl.files import write_json
 from avssl.model import CHECKSUMS, RECIPE, TARGETS, Initial, read_initial, read_tables, save_model
-from avssl.recipe import Recipe, load_recipe, show
+from avssl.recipe import Recipe, load_recipe, recipe_from, show
 from avssl.registry import registry
 from avssl.training import checkpoint
 from avssl.training.directory import make_directory
@@ -315,6 +315,7 @@ def _refuse_changes(recipe: Recipe, out: Path) -> None:
     if not new["loss"].get("classes"):  # open in a recipe, filled in from the labels
         new["loss"]["classes"] = old["loss"].get("classes")
     old.pop("avssl_version", None)  # the model files may be written already: they add this, and move files into assets/
+    old = _filled(old)
     moved = {k for k, v in old.get("frontend", {}).items() if isinstance(v, str) and v.startswith("assets/")}
     for tables in (old, new):
         tables["frontend"] = {k: v for k, v in tables.get("frontend", {}).items() if k not in moved}
@@ -324,6 +325,18 @@ def _refuse_changes(recipe: Recipe, out: Path) -> None:
         f"{out} was started with another recipe: {', '.join(changed[:4])}",
         fix="resume with the same recipe and --set options, or start a new run with --init",
     )
+
+
+def _filled(tables: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a run with the keys that the release which began it did not have, at their defaults."""
+    import tomllib
+
+    try:
+        recipe = recipe_from(tables)
+    except AvsslError:  # it had keys that are gone: compared as they are
+        return tables
+    assert isinstance(recipe, Recipe)
+    return tomllib.loads(show(recipe))
 
 
 def _differences(prefix: str, a: Any, b: Any) -> list[str]:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from messages import says
 from work import World, batch_of, build, group, train, train_all
+
+from avssl.errors import UsageError
 
 BOUND = 1e-10  # float64
 KINDS = ("masked", "masked-uncounted", "contrastive", "both")
@@ -77,6 +80,11 @@ def test_processes(kind: str, ranks: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_processes_and_micro_batches(kind: str) -> None:
     compare(together(2)[kind, 2, "global", False], alone(kind))
+
+
+def test_negatives_that_do_not_divide_the_batch() -> None:
+    with says(UsageError, "train.negatives = 3 does not divide the batch of 8 (choose data.batch_size accordingly)"):
+        train(World(), "contrastive", None, "3")
 
 
 def test_negatives_of_each_process_alone() -> None:

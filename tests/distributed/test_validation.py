@@ -104,6 +104,19 @@ def test_a_slow_look_outlives_the_time_out(plugin: Path, manifest: Path, tmp_pat
     assert time.monotonic() - began > 2 * 2.0
 
 
+def test_a_look_at_nothing(plugin: Path, manifest: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for row in rows:
+        row["audio"] = str(manifest.parent / row["audio"])
+        row["vision"] = str(tmp_path / "broken.png" if row["split"] == "val" else manifest.parent / row["vision"])
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = recipe(tmp_path, "a contrast of four")
+    answers = group(2, look, str(plugin), [str(path)], str(tmp_path / "m.jsonl"))
+    text = f"DataError: none of the validation items can be used (see {path.parent / 'bad_files.csv'})"
+    assert answers == [text, text]
+
+
 # -- what one process does for all ------------------------------------------------------------------------------------
 def test_the_others_wait_for_the_first() -> None:
     """Three times as long as the time-out of a collective operation."""

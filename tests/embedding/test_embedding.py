@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import toy
 from messages import says
 
@@ -192,6 +193,37 @@ def test_arrays_give_what_their_files_give(toy_model, toy_manifest, reference):
     assert np.array_equal(got["audio"], reference["audio"][:4])
     single = toy_model.embed(waves[0], rate=toy.RATE, streams=["audio"])
     assert np.array_equal(single["audio"], reference["audio"][:1])
+
+
+def test_what_cannot_be_embedded_is_said(toy_model, toy_manifest, monkeypatch):
+    rows = toy.rows(toy_manifest)[:1]
+    with says(UsageError, "nothing to embed (give paths, rows or arrays)"):
+        embed_inputs(toy_model, [])
+    wave = np.zeros(8000, np.float32)
+    with says(UsageError, "arrays are not cut into windows (cut them yourself, or give files)"):
+        embed_inputs(toy_model, [wave], rate=toy.RATE, window=0.5)
+    with says(UsageError, "no 'sound' stream was embedded (known: joint)"):
+        embed_rows(toy_model, rows, EmbedOptions(streams=("joint",)))["sound"]
+    text = "0: the model gives no vision for items with audio (choose another --stream, or items that have it)"
+    with says(DataError, text):
+        embed_inputs(toy_model, [wave], rate=toy.RATE, streams=["vision"])
+    grid = toy.Toy.grid
+    without = {m: replace(g, prefix=0) for m, g in grid(toy_model.backbone, _batch(toy_model, rows)).items()}
+    monkeypatch.setattr(toy.Toy, "grid", lambda self, batch: without)
+    with says(UsageError, "the audio stream has no class token (use --pooling mean)"):
+        embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), pooling="cls"))
+    monkeypatch.undo()
+    monkeypatch.setattr(toy_model.backbone.norm.bias, "data", torch.full((16,), torch.nan))
+    text = "0000: its audio embedding is not finite (the weights or the input are damaged)"
+    with says(DataError, text):
+        embed_rows(toy_model, rows, EmbedOptions(streams=("audio",)))
+
+
+def _batch(model, rows):
+    from avssl.data.loader import evaluation_batches
+
+    _, _, batch = next(iter(evaluation_batches(rows, model.frontend, batch_size=1)))
+    return model.frontend(batch)
 
 
 @pytest.mark.parametrize("value", [np.zeros(0, np.float32), np.full(100, np.nan), np.zeros((4, 4), np.int64)])

@@ -90,7 +90,8 @@ def test_a_signal_ends_the_job_between_batches_and_keeps_what_is_done(start, und
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert "Stopped: SIGTERM arrived while embedding" in err and "the same command goes on" in err
+    text = f"avssl.errors.Stopped: SIGTERM arrived while embedding to {tmp_path / 'x.parquet'} (the same command goes on)"
+    assert err.strip().splitlines()[-1] == text
     assert not list(tmp_path.glob(".x.parquet.parts/*.lease")) and not (tmp_path / "x.parquet").exists()
     assert 2 <= len(list(tmp_path.glob(".x.parquet.parts/[0-9]*.parquet"))) < 15
     assert finished(start(tmp_path / "x.parquet"))[0] == 30
@@ -206,6 +207,14 @@ def test_failures_are_listed_beside_the_output(toy_model, toy_manifest, tmp_path
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(toy_model, toy_manifest, tmp_path, name, text):
     with says(UsageError, text.format(tmp_path)):
         embed(toy_model, toy.rows(toy_manifest), tmp_path / name)
+
+
+def test_a_job_of_nothing_or_of_views(toy_model, toy_manifest, tmp_path):
+    with says(DataError, "nothing to embed (the folder or manifest has no usable files)"):
+        embed(toy_model, [], tmp_path / "x.npz")
+    fix = "--views all (their mean) or one; --sequence for tokens"
+    with says(UsageError, f"a file holds one vector per clip, not one for each view ({fix})"):
+        embed(toy_model, toy.rows(toy_manifest), tmp_path / "x.npz", EmbedOptions(views="each"))
 
 
 def test_ids_must_be_unique(toy_model, toy_manifest, tmp_path):

@@ -211,11 +211,17 @@ def test_all_damaged_means_from_the_start(finished: Path, sounds: Path, tmp_path
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     (out / "checksums.json").unlink()
-    for path in steps(out / "checkpoints"):
+    damaged = steps(out / "checkpoints")
+    for path in damaged:
         (path / "state.json").unlink()
     ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, out, "train.save_every=3", resume=True))
     assert ended.code == 0, ended.stderr
-    assert "using none: the run starts again" in ended.stderr
+    notes = [
+        f"note: {path}: incomplete or damaged ([Errno 2] No such file or directory: '{path / 'state.json'}'); "
+        "using none: the run starts again"
+        for path in reversed(damaged)
+    ]
+    assert ended.stderr.splitlines()[: len(notes)] == notes
     assert_same(outcome(out), outcome(finished))
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import types
 from pathlib import Path
 
 import pytest
+import soundfile
+import torch
+from PIL import Image
 from runs import avssl
 
 from avssl import doctor
@@ -17,9 +22,14 @@ def test_a_working_machine(tmp_path: Path) -> None:
     found = {f["name"]: f for f in result["findings"]}
     assert ended.code == (0 if result["ready"] else 5)
     assert found["torch"]["state"] == "ok" and found["decode wav"]["state"] == "ok"
-    assert found["decode mp4 (pictures and sound)"]["value"].startswith("64x48, ")
+    assert re.fullmatch(r"64x48, \d+ samples at 8000 Hz", found["decode mp4 (pictures and sound)"]["value"])
+    assert found["decode wav"]["value"] == "8000 samples at 8000 Hz" and found["decode png"]["value"] == "32x24"
+    assert re.fullmatch(r"\d+ cores, \d+ threads, [\w ]+", found["cpu"]["value"])
     assert all(f["fix"] for f in result["findings"] if f["state"] == "bad")
-    assert avssl(tmp_path, "doctor").stdout.startswith("what ")
+    table = avssl(tmp_path, "doctor")
+    assert table.stdout.splitlines()[0].split() == ["what", "found", "fix"]
+    bad = sum(f["state"] == "bad" for f in result["findings"])
+    assert table.last == (f"{bad} problems" if bad else "ready")
 
 
 def test_a_missing_package_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,11 +42,8 @@ def test_a_missing_package_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["no-such-package"] == doctor.Finding(
         "no-such-package", "bad", "not installed", "pip install 'no-such-package>=3'"
     )
-    assert (
-        found["numpy"].state == "bad"
-        and found["numpy"].value.endswith(", but <1 is needed")
-        and found["numpy"].fix == "pip install 'numpy<1'"
-    )
+    version = doctor.importlib.metadata.version("numpy")
+    assert found["numpy"] == doctor.Finding("numpy", "bad", f"{version}, but <1 is needed", "pip install 'numpy<1'")
     assert found["av"].state == "ok" and "x" not in found
 
 
@@ -56,8 +63,10 @@ def test_little_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(doctor, "MEMORY", 1e9)
     monkeypatch.setattr(doctor, "DISK", 1e9)
     found = {f.name: f for f in doctor.room(tmp_path)}
-    assert found["memory"].fix == "close other programs, or lower data.batch_size and --workers"
-    assert found[f"disk of {tmp_path}"].fix == "free some space, or give --out a directory on another disk"
+    memory, disk = found["memory"], found[f"disk of {tmp_path}"]
+    assert (memory.state, memory.fix) == ("bad", "close other programs, or lower data.batch_size and --workers")
+    assert (disk.state, disk.fix) == ("bad", "free some space, or give --out a directory on another disk")
+    assert re.fullmatch(r"\d+\.\d GiB available", memory.value) and re.fullmatch(r"\d+\.\d GiB free", disk.value)
 
 
 def test_a_broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,4 +83,64 @@ def test_a_broken_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken == doctor.Finding(
         "plugin bird", "bad", "ImportError: no ears", "mend or uninstall avssl-bird 1.0; `--without bird` leaves it out"
     )
-    assert off.state == "missing"
+    assert off == doctor.Finding("plugin off", "missing", "switched off", "unset AVSSL_DISABLE_PLUGINS")
+
+
+def test_a_package_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise OSError(f"lib{name}.so: cannot open\nshared object file")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    value = "does not import: OSError: libonnx.so: cannot open shared object file"
+    assert doctor._imported("onnx", "onnx") == doctor.Finding(
+        "onnx", "bad", value, "pip install --force-reinstall onnx"
+    )
+    assert doctor._package("av", ">=1").fix == "pip install 'av>=1'"
+
+
+def test_what_cannot_be_written_is_not_called_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, tone: object) -> None:
+        raise RuntimeError("no encoder")
+
+    monkeypatch.setattr(doctor, "_write_video", refuse)
+    value = "not tried, it cannot be written here: RuntimeError: no encoder"
+    assert list(doctor.decoders())[-1] == doctor.Finding("decode mp4 (pictures and sound)", "missing", value)
+
+
+def test_decoders_that_give_other_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "_write_picture", lambda path: Image.new("RGB", (32, 24), (9, 9, 9)).save(path))
+    monkeypatch.setattr(doctor, "_write_sound", lambda path, tone: soundfile.write(path, 0 * tone, 8000))
+    found = {f.name: f for f in doctor.decoders()}
+    fix = "pip install --force-reinstall av soundfile pillow"
+    for name, what in (("png", "pixels"), ("wav", "samples")):
+        value = f"ValueError: the {what} are not what was written"
+        assert found[f"decode {name}"] == doctor.Finding(f"decode {name}", "bad", value, fix)
+
+
+def test_a_driver_without_its_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
+    found = {f.name: f for f in doctor.devices()}
+    assert found["cuda"] == doctor.Finding(
+        "cuda",
+        "bad",
+        "this machine has an NVIDIA driver, this torch has no CUDA",
+        "install a torch with CUDA: https://pytorch.org/get-started/locally",
+    )
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    found = {f.name: f for f in doctor.devices()}
+    assert found["cuda"] == doctor.Finding("cuda", "missing", "none; training runs on the CPU")
+
+
+def test_few_open_files_and_no_room_for_temporary_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import resource
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (256, 4096))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=2**26))
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    found = {f.name: f for f in doctor.room(tmp_path)}
+    assert found["open files"] == doctor.Finding("open files", "bad", "256", "ulimit -n 4096")
+    assert found[f"disk of {tmp_path}"].value == "0.1 GiB free, read-only"
+    name = f"disk of {doctor.tempfile.gettempdir()}"
+    assert found[name] == doctor.Finding(name, "bad", "0.1 GiB free", "set TMPDIR to a directory with more room")

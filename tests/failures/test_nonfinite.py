@@ -63,7 +63,12 @@ def test_a_few_may_be_skipped(sounds: Path, tmp_path: Path) -> None:
         tmp_path / "logs", *pretrain_arguments(sounds, tmp_path / "run", *EXPLODES, "train.on_nonfinite=skip-3")
     )
     assert ended.code == 5
-    assert ended.last.startswith("error: update 5: loss term frames is ")  # 2, 3 and 4 were passed over
+    folder = tmp_path / "run/debug/update-00000005"  # 2, 3 and 4 were passed over
+    clips = ", ".join(json.loads((folder / "batch-0.json").read_text())["ids"][0][:4])
+    assert ended.last == (
+        f"error: update 5: loss term frames is {'nan' if 'is nan' in ended.last else 'inf'}; clips {clips}, ... "
+        f"(`avssl debug replay {folder}` reproduces it; train.on_nonfinite=skip-10 passes over a few)"
+    )
     assert sorted(p.name for p in (tmp_path / "run/debug").iterdir()) == [f"update-0000000{n}" for n in (2, 3, 4, 5)]
 
 
@@ -119,7 +124,12 @@ def test_bad_steps_are_counted_beside_overflows(sounds: Path, tmp_path: Path) ->
     run.stepper.backward = bad
     with pytest.raises(NonFinite) as caught:
         run.train(StopRequest())
-    assert caught.value.message.startswith("update 11: loss term frames is nan; clips ")
+    folder = tmp_path / "run/debug/update-00000011"
+    clips = ", ".join(json.loads((folder / "batch-0.json").read_text())["ids"][0][:4])
+    assert str(caught.value) == (
+        f"update 11: loss term frames is nan; clips {clips}, ... (`avssl debug replay {folder}` reproduces it; "
+        "train.on_nonfinite=skip-10 passes over a few)"
+    )
     assert run.nonfinite == 3 and run.skipped >= 3 + 2
 
 
