@@ -21,6 +21,7 @@ name = "toy"
 {loss}
 [data]
 batch_size = 8
+max_bad = 1.0
 target = "{target}"
 [optim]
 lr = 1e-3

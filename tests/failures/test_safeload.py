@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from messages import says
-from runs import Running
+from runs import FORKS, Running
 from safetensors.torch import save_file
 
 from avssl.errors import CheckpointError
@@ -313,12 +313,12 @@ def _load_and_tell(folder: str) -> None:
 
 @pytest.mark.parametrize("wrap", [in_zip, in_legacy, raw])
 def test_endless_work_is_refused_at_once(wrap: Callable[[bytes, Path], Path], tmp_path: Path) -> None:
-    """In a process of its own, which may take a minute for all; without the checks each of them takes for ever."""
+    """In a process of its own, which may take four minutes for all; without the checks each of them takes for ever."""
     for name, (content, _) in WORK.items():
         wrap(content, tmp_path / f"{name}.pt")
     for name, content in ENDLESS.items():
         wrap(content, tmp_path / f"{name}.pt")
-    ended = Running(tmp_path / "logs", _load_and_tell, str(tmp_path)).end(timeout=60)
+    ended = Running(tmp_path / "logs", _load_and_tell, str(tmp_path)).end(timeout=240)
     assert ended.code == 0, ended.stderr[-2000:]
     told = {
         Path(name).stem: (message, seconds) for name, message, seconds in map(json.loads, ended.stdout.splitlines())
@@ -330,7 +330,7 @@ def test_endless_work_is_refused_at_once(wrap: Callable[[bytes, Path], Path], tm
     for name in ENDLESS:
         text = f"{tmp_path / name}.pt: {why} (download it again, or name its format with --format)"
         assert told[name][0] == text
-    assert max(seconds for _, seconds in told.values()) < 15
+    assert max(seconds for _, seconds in told.values()) < 60
 
 
 def test_storage_keys_are_looked_at_too(tmp_path: Path) -> None:
@@ -346,18 +346,22 @@ def test_storage_keys_are_looked_at_too(tmp_path: Path) -> None:
 def test_endless_work_is_real(name: str, tmp_path: Path) -> None:
     """The same bytes hang or crash a process that simply unpickles them."""
     content = WORK[name][0] if name in WORK else ENDLESS[name]
+    begun = FORKS.Event()
+    process = FORKS.Process(target=_unpickle, args=(content, begun))
+    process.start()
     try:
-        ended = Running(tmp_path / "logs", _unpickle, content).end(timeout=3)
-    except AssertionError as error:
-        assert "still running after 3 s" in str(error)
-    else:
-        assert ended.code != 0
+        assert begun.wait(60)
+        process.join(3)
+        assert process.exitcode != 0  # None: it is still at it
+    finally:
+        process.kill()
 
 
-def _unpickle(content: bytes) -> None:
+def _unpickle(content: bytes, begun: Any) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30))
+    begun.set()
     pickle.loads(content)
 
 
