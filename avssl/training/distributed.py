@@ -146,18 +146,24 @@ def _heartbeat() -> Iterator[None]:
 
 
 def _wait_for_first(world: World) -> None:
+    """Returns when the block is over, or when the store cannot tell: it goes with a launcher that is killed, while its
+    processes can still finish a step and save; the next collective operation then waits with its own time-out."""
     store = _store()
-    block = store.add(f"{BLOCKS}/{world.rank}", 1)  # the number of this one
     signs, since, pause = -1, time.monotonic(), 0.001
-    while store.add(BLOCKS, 0) < block:
-        if (now := store.add(ALIVE, 0)) != signs:
-            signs, since = now, time.monotonic()
-        if time.monotonic() - since > _timeout():
-            raise PeerLost(
-                f"process {world.rank} of {world.ranks} lost process 0: no sign of life for {_timeout():g} s", fix=LOST
-            )
-        time.sleep(pause)
-        pause = min(0.2, 2 * pause)
+    try:
+        block = store.add(f"{BLOCKS}/{world.rank}", 1)  # the number of this one
+        while store.add(BLOCKS, 0) < block:
+            if (now := store.add(ALIVE, 0)) != signs:
+                signs, since = now, time.monotonic()
+            if time.monotonic() - since > _timeout():
+                break
+            time.sleep(pause)
+            pause = min(0.2, 2 * pause)
+        else:
+            return
+    except RuntimeError:
+        return
+    raise PeerLost(f"process {world.rank} of {world.ranks} lost process 0: no sign of life for {_timeout():g} s", fix=LOST)
 
 
 def leave_world(world: World, clean: bool = True) -> None:
