@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import random
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def pictures(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
 
 
 def sentences(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
-    """Queries of BANKING77; pretraining reads those of its training split, and the books. Tokens: a BPE of the same."""
+    """Queries of BANKING77. Pretraining reads those of its training split and 3,000 paragraphs of the books; the tokens are
+    a BPE of those queries and all the books."""
     from avssl_data2vec.frontends.text import train_bpe
 
     labelled, unlabelled, tokenizer = out / "queries.csv", out / "texts.csv", out / "tokenizer.json"
@@ -64,17 +66,18 @@ def sentences(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
             for s in ("train", "test")
             for r in read_rows(data / "text-banking77" / f"{s}.csv")
         ]
-        texts = [q for q, _, s in queries if s == "train"]
-        texts += [r.parts["text"] for r in read_rows(data / "text-plain")]
+        own = [q for q, _, s in queries if s == "train"]
+        books = [r.parts["text"] for r in read_rows(data / "text-plain")]
         write(labelled, ("text", "category", "split"), queries)
-        write(unlabelled, ("text",), ([t] for t in texts))
-        train_bpe(texts, VOCABULARY, tokenizer)
+        write(unlabelled, ("text",), [[t] for t in [*own, *random.Random(0).sample(books, 3000)]])
+        train_bpe([*own, *books], VOCABULARY, tokenizer)
     tokens = [
         f"frontend.tokenizer={tokenizer}",
         f"backbone.vocabulary={VOCABULARY}",
         f"backbone.mask={VOCABULARY - 1}",
-        "frontend.max_tokens=64",
-        "backbone.max_tokens=64",
+        "frontend.max_tokens=40",
+        "backbone.max_tokens=40",
+        "data.batch_size=32",
     ]
     return unlabelled, labelled, tokens
 
@@ -125,7 +128,7 @@ def classes(name: str, options: argparse.Namespace) -> None:
 
 
 def letters(options: argparse.Namespace) -> None:
-    """Words of spoken digits as letters by CTC, from scratch and from the audio part's pretrained network."""
+    """Words of spoken digits as letters by CTC, from scratch and from the network that the audio part pretrained."""
     manifest = options.out / "words.csv"
     folder = (options.data / "av-digits").resolve()
     if not manifest.is_file():
@@ -169,7 +172,7 @@ def measured(model: Path, data: Path, task: str, metric: str, overrides: list[st
     return table[protocol][metric]
 
 
-def write(path: Path, header: tuple[str, ...], rows: Iterator | list) -> None:
+def write(path: Path, header: tuple[str, ...], rows: Sequence[Sequence[object]]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
 
