@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from avssl.data.clip import Row
 from avssl.errors import DataError
 
-_CHUNK = 64  # rows that one worker looks at in a go
-
-
-@dataclass
-class _Look:
-    """Work for a `WorkerPool`: row numbers to rows. A file that kills its decoder keeps its row as it was."""
-
-    rows: Sequence[Row]
-    modalities: frozenset[str]
-
-    def __call__(self, keys: Sequence[int], blamed: Sequence, hold: Callable[[int], None]) -> list[Row]:
-        dead = {b.key for b in blamed}
-        out = []
-        for position, key in enumerate(keys):
-            hold(position)
-            out.append(self.rows[key] if key in dead else looked_up(self.rows[key], self.modalities))
-        return out
+if TYPE_CHECKING:
+    from avssl.data.workers import Blame
 
 
 def probed(rows: Sequence[Row], modalities: Collection[str], workers: int = 0) -> list[Row]:
     """Rows with their length in seconds, and without the parts that their containers turn out not to carry (a silent
     video has no sound). Nothing is decoded; a file that cannot be read stays as it is: decoding it will say why."""
-    from avssl.data.workers import WorkerPool
+    from avssl.data.workers import each
 
-    look = _Look(rows, frozenset(modalities))
-    chunks = [range(i, min(i + _CHUNK, len(rows))) for i in range(0, len(rows), _CHUNK)]
-    with WorkerPool(look, min(workers, len(chunks))) as pool:
-        return [row for some in pool.map(list(c) for c in chunks) for row in some]
+    look = partial(looked_up, modalities=frozenset(modalities))
+    return list(each(rows, look, _as_it_was, workers, chunk=64))
+
+
+def _as_it_was(row: Row, blame: Blame) -> Row:
+    """Of a file that kills its decoder; decoding it for the embedding will name it."""
+    return row
 
 
 def looked_up(row: Row, modalities: Collection[str]) -> Row:

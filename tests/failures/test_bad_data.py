@@ -180,19 +180,21 @@ def test_known_bad_items_are_not_tried() -> None:
             assert list(pool.map([[1, 2]])) == [[2, ("hung", "it did")]]
 
 
-@pytest.mark.parametrize("command", ["scan", "prepare", "fingerprint"])
+@pytest.mark.parametrize("command", ["scan", "prepare", "fingerprint", "embed"])
 def test_a_decoder_that_crashes_costs_one_file(
     command: str, sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In every command that looks at files: the sixth row kills its worker, and is the only one that is lost."""
     from avssl.data import fingerprint, prepare, scan
     from avssl.data.manifest import read_rows
+    from avssl.embedding import rows as embedded
 
     rows = read_rows(str(sounds))
     owner, name = {
         "scan": (scan, "examine"),
         "prepare": (prepare._Preparer, "one"),
         "fingerprint": (fingerprint, "fingerprint"),
+        "embed": (embedded, "looked_up"),
     }[command]
     look = getattr(owner, name)
 
@@ -210,6 +212,10 @@ def test_a_decoder_that_crashes_costs_one_file(
     elif command == "prepare":
         made, bad = prepare.prepare(rows, tmp_path / "out", workers=2)
         assert bad == [lost] and [r.id for r in made] == rest
+    elif command == "embed":  # its length stays unknown; the embedding itself will list it
+        made = embedded.probed(rows, {"audio"}, workers=2)
+        assert [r.id for r in made] == [r.id for r in rows]
+        assert [i for i, r in enumerate(made) if r.duration is None] == [5]
     else:
         found = fingerprint.fingerprints(rows, workers=2)
         assert [i for i, digests in enumerate(found) if not digests] == [5]
