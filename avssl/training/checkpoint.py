@@ -144,7 +144,7 @@ def read(path: Path) -> Saved:
 
 def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     """The newest checkpoint that reads well (None without one), and a note for each newer one that did not."""
-    notes = []
+    notes: list[str] = []
     for path in reversed(steps(folder)):
         try:
             return read(path), notes

@@ -106,7 +106,7 @@ def clip(parameters: list[Tensor], limit: float) -> Tensor:
         for sharded in (False, True)
     ]
     norms = [
-        whole(nn.utils.get_total_norm([p.grad for p in kind])) for kind in kinds if kind
+        whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds if kind
     ]  # the two kinds do not mix
     if not norms:
         return torch.zeros(())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from avssl.errors import UsageError, nearest
@@ -52,7 +52,7 @@ class _Mlflow:
         self.api.end_run()
 
 
-_KNOWN = {"wandb": _Wandb, "mlflow": _Mlflow}
+_KNOWN: dict[str, Callable[[Run], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlflow}
 
 
 def open_trackers(names: Sequence[str], run: Run) -> tuple[Tracker, ...]:
