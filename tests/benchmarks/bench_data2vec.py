@@ -6,8 +6,9 @@
 
 step: masks, forward, backward, Adam update and teacher of the Base audio model, ours (in bf16 if asked) and fairseq's in
 fp32, alternating, on 2 clips of 10 s. The checkout needs hydra-core and omegaconf beside it; its dataclasses have
-defaults that Python 3.11 refuses, which is mended here. embed: the Base audio encoder against Hugging Face transformers. memory: peak resident memory of one step,
-each in a process of its own. Times are CPU seconds and wall seconds; on a shared machine only the former mean much.
+defaults that Python 3.11 refuses, which is mended here. embed: the Base audio encoder against Hugging Face transformers.
+memory: peak resident memory of one step, each in a process of its own. Times are CPU seconds and wall seconds; on a
+shared machine only the former mean much.
 """
 
 from __future__ import annotations
