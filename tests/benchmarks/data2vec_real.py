@@ -127,7 +127,7 @@ def classes(name: str, options: argparse.Namespace) -> None:
     show(name, columns)
 
 
-def letters(options: argparse.Namespace) -> None:
+def letters(name: str, options: argparse.Namespace) -> None:
     """Words of spoken digits as letters by CTC, from scratch and from the network that the audio part pretrained."""
     manifest = options.out / "words.csv"
     folder = (options.data / "av-digits").resolve()
@@ -140,13 +140,13 @@ def letters(options: argparse.Namespace) -> None:
     columns: dict[str, dict[str, list[float]]] = {}
     for seed in options.seeds:
         for start in ("scratch", "pretrained"):
-            run = options.out / f"ctc-{start}-{seed}"
+            run = options.out / f"{name}-{start}-{seed}"
             finetune(
                 "data2vec/asr_tiny",
                 options.out / f"audio-pretrained-{seed}" if start == "pretrained" else None,
                 manifest,
                 run,
-                overrides=[*EIGHT_KHZ, *LETTERS, f"data.per_class={SPOKEN}", f"train.seed={seed}"],
+                overrides=[*EIGHT_KHZ, *LETTERS[name], "optim.freeze_updates=0", f"train.seed={seed}"],
                 resume=True,
                 machine=MACHINE,
             )
@@ -154,11 +154,13 @@ def letters(options: argparse.Namespace) -> None:
                 for rate in ("wer", "cer"):
                     value = measured(run, manifest, "speech", f"speech.{rate}", [*how, "bootstrap=0"])
                     columns.setdefault(start, {}).setdefault(f"{rate.upper()}, {decoder}", []).append(value)
-    show("ctc", columns)
+    show(name, columns)
 
 
-SPOKEN = 27  # of each word: a tenth of the training split
-LETTERS = ["train.updates=600", "data.batch_size=16", "optim.freeze_updates=0"]
+LETTERS = {
+    "ctc": ["data.per_class=27", "train.updates=600", "data.batch_size=16"],  # a tenth of the training split
+    "ctc-all": ["train.updates=500"],
+}
 
 
 def measured(model: Path, data: Path, task: str, metric: str, overrides: list[str]) -> float:
@@ -194,12 +196,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--part", action="append", choices=[*PARTS, "ctc"], help="default: all, in this order")
+    parser.add_argument("--part", action="append", choices=[*PARTS, *LETTERS], help="default: all, in this order")
     parser.add_argument("--set", dest="overrides", action="append", default=[], help="for every pretraining")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in options.part or [*PARTS, "ctc"]:
-        letters(options) if name == "ctc" else classes(name, options)
+    for name in options.part or [*PARTS, *LETTERS]:
+        (letters if name in LETTERS else classes)(name, options)
 
 
 if __name__ == "__main__":
