@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from avssl.bench import bench, generated
+from avssl.bench import bench
+from avssl.data.samples import sample_rows
 from avssl.loss import to_device
 from avssl.nn.attention import attention
 from avssl.nn.mel import KaldiFbank
@@ -110,7 +111,7 @@ def test_compiled_blocks_follow_the_same_curve(tmp_path: Path) -> None:
         recipe = load_recipe("cav_mae/tiny", ["train.updates=20", "train.log_every=1", "train.precision=bf16",
                                               "data.batch_size=8", f"train.compile={compile}"])  # fmt: skip
         (tmp_path / compile).mkdir()
-        rows = generated(frozenset({"audio", "vision"}), tmp_path / compile, 16)
+        rows = sample_rows(frozenset({"audio", "vision"}), tmp_path / compile, 16)
         pretrain(recipe, rows, tmp_path / compile / "run", machine=Machine(device="cuda", workers=0))
         lines = (tmp_path / compile / "run" / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in lines])

@@ -133,7 +133,7 @@ def test_only_the_wanted_modalities_are_kept(tmp_path):
     write_sound(tmp_path / "a.wav", tone(0.1))
     write_image(tmp_path / "b.png")
     assert [r.id for r in read_rows(tmp_path, modalities={"audio"})] == ["a"]
-    with pytest.raises(DataError, match="none of its 2 items has text"):
+    with pytest.raises(DataError, match=r": none of the 2 items has text \(they have audio, vision\)"):
         read_rows(tmp_path, modalities={"text"})
 
 
