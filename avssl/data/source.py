@@ -38,7 +38,8 @@ def opened(path: str) -> Iterator[int]:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise bad(path, REASONS.get(getattr(error, "errno", 0) or 0, str(error)), "check the path") from None
+        why = "a null byte in its name" if "\0" in str(path) else str(error)  # each Python says that one in other words
+        raise bad(path, REASONS.get(getattr(error, "errno", 0) or 0, why), "check the path") from None
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
