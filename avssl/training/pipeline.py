@@ -19,6 +19,7 @@ from avssl.errors import UsageError, check
 from avssl.files import sha256, write_json
 from avssl.model import WEIGHTS, Initial, read_initial
 from avssl.recipe import Pipeline, Recipe, load_recipe
+from avssl.training.directory import check_directory
 from avssl.training.run import _rows, finetune, pretrain
 from avssl.training.setup import Machine
 from avssl.training.signals import StopRequest
@@ -42,11 +43,7 @@ def run_pipeline(
     is kept.
     """
     out = Path(out).resolve()  # stages name each other by path: another spelling is no other recipe
-    check(
-        resume or not out.exists() or not any(out.iterdir()),
-        f"--out {out} exists already",
-        fix="add --resume to go on with it, or choose another directory",
-    )
+    check_directory(out, resume)
     names = [s.name for s in pipeline.stages]
     check(len(set(names)) == len(names), f"{pipeline.name}: two stages have one name", fix="rename one")
     out.mkdir(parents=True, exist_ok=True)
@@ -115,11 +112,7 @@ def run_folds(
     `{fold}` in an override becomes the fold's number: what a run is given (a teacher, say) must not have seen its fold.
     """
     out = Path(out)
-    check(
-        resume or not out.exists() or not any(out.iterdir()),
-        f"--out {out} exists already",
-        fix="add --resume to go on with it, or choose another directory",
-    )
+    check_directory(out, resume)
     base = read_initial(source, source_format).tables if source is not None else None
 
     def loaded_for(fold: int | str) -> Recipe:

@@ -268,7 +268,7 @@ def test_pipelines(sounds: Path, tmp_path: Path) -> None:
     with says(UsageError, "stage one is a pipeline itself (name its stages one by one)"):
         pipeline.run_pipeline(Pipeline(name="p", stages=(nested,)), str(sounds), out)
     (out / "file").touch()
-    text = f"--out {out} exists already (add --resume to go on with it, or choose another directory)"
+    text = f"--out {out} exists already (add --resume to go on with that run, or choose another directory)"
     with says(UsageError, text):
         pipeline.run_pipeline(Pipeline(name="p", stages=(one,)), str(sounds), out)
     with says(UsageError, text):
