@@ -47,8 +47,11 @@ class Features:
     layers: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)  # each (B, N, D), when asked for
 
     def __repr__(self) -> str:
-        parts = [f"{what} of {name} {' x '.join(map(str, x.shape))}"
-                 for what, values in (("tokens", self.tokens), ("pooled", self.pooled)) for name, x in values.items()]
+        parts = [
+            f"{what} of {name} {' x '.join(map(str, x.shape))}"
+            for what, values in (("tokens", self.tokens), ("pooled", self.pooled))
+            for name, x in values.items()
+        ]
         parts += [f"{len(x)} layers of {name}" for name, x in self.layers.items()]
         return f"<Features: {', '.join(parts) or 'none'}>"
 

@@ -218,9 +218,7 @@ def build_backbone(tables: Mapping[str, Any]) -> Backbone:
 def build_frontend(tables: Mapping[str, Any], folder: Path) -> Frontend:
     """The frontend of a plain recipe; values that begin with "assets/" are files of the model folder."""
     cls, config_cls = _frontend_entry(tables)
-    table = {
-        k: str(folder / v) if _is_asset(v) else v for k, v in dict(tables.get("frontend", {})).items()
-    }
+    table = {k: str(folder / v) if _is_asset(v) else v for k, v in dict(tables.get("frontend", {})).items()}
     return cls(structure(config_cls, table, "frontend"))
 
 

@@ -60,14 +60,28 @@ class Predictions:
         for number, id in enumerate(self.ids):
             best = int(self.scores[number].argmax())
             sure = float(self.scores[number, best]) > self.bar(threshold)
-            out.append({"id": id, "label": self.classes[best] if sure else None,
-                        "labels": [{"label": name, "score": s} for name, s in self.labels(number, threshold, top)]})
+            out.append(
+                {
+                    "id": id,
+                    "label": self.classes[best] if sure else None,
+                    "labels": [{"label": name, "score": s} for name, s in self.labels(number, threshold, top)],
+                }
+            )
         return out
 
 
-def predict_rows(model: Model, rows: Sequence[Row], *, views: str = "all", batch_size: int = 32, workers: int = 0,
-                 on_bad: str = "skip", bad: BadFiles | None = None, limits: Limits | None = None,
-                 precision: str = "fp32") -> Predictions:
+def predict_rows(
+    model: Model,
+    rows: Sequence[Row],
+    *,
+    views: str = "all",
+    batch_size: int = 32,
+    workers: int = 0,
+    on_bad: str = "skip",
+    bad: BadFiles | None = None,
+    limits: Limits | None = None,
+    precision: str = "fp32",
+) -> Predictions:
     """Scores of rows: the mean over the frontend's views ("one": of its one evaluation view) of the head's probabilities.
     precision: see `Model.autocast`.
 
@@ -75,36 +89,73 @@ def predict_rows(model: Model, rows: Sequence[Row], *, views: str = "all", batch
     """
     check(views in ("all", "one"), f"views is {views!r}", fix="all or one")
     codec = model.codec
-    check(model.head is not None and codec is not None, f"{model.path} has no head that predicts",
-          fix="fine-tune it first: avssl finetune RECIPE --from ...", error=CheckpointError)
+    check(
+        model.head is not None and codec is not None,
+        f"{model.path} has no head that predicts",
+        fix="fine-tune it first: avssl finetune RECIPE --from ...",
+        error=CheckpointError,
+    )
     assert codec is not None
-    check(codec.kind != "characters", f"{model.path} writes characters, not labels", fix="use its own plugin's command",
-          error=CheckpointError)
+    check(
+        codec.kind != "characters",
+        f"{model.path} writes characters, not labels",
+        fix="use its own plugin's command",
+        error=CheckpointError,
+    )
     bad = bad if bad is not None else BadFiles()
     found: dict[int, list[tuple[str, np.ndarray]]] = {}
     with steps("predicting", len(rows)) as step:
         for start in range(0, len(rows), ROWS):
             some = probed(rows[start : start + ROWS], model.backbone.modalities, workers)
-            for index, view, one in _views(model, some, codec.kind, views, batch_size, workers, on_bad, bad, limits,
-                                           precision):
+            for index, view, one in _views(
+                model, some, codec.kind, views, batch_size, workers, on_bad, bad, limits, precision
+            ):
                 found.setdefault(start + index, []).append((view, one))
                 step(len(found))
-    check(bool(found), f"{none_of(len(rows), 'item')} could be read", error=DataError,
-          fix=f"the first: {next(iter(bad.items.values())).reason}" if bad.items else "give some files")
+    check(
+        bool(found),
+        f"{none_of(len(rows), 'item')} could be read",
+        error=DataError,
+        fix=f"the first: {next(iter(bad.items.values())).reason}" if bad.items else "give some files",
+    )
     indices = sorted(found)
     scores = np.stack([np.mean([s for _, s in sorted(found[i], key=lambda v: v[0])], axis=0) for i in indices])
-    return Predictions([rows[i].id for i in indices], indices, scores, np.array([len(found[i]) for i in indices]),
-                       codec.classes, codec.kind)
+    return Predictions(
+        [rows[i].id for i in indices],
+        indices,
+        scores,
+        np.array([len(found[i]) for i in indices]),
+        codec.classes,
+        codec.kind,
+    )
 
 
-def _views(model: Model, rows: Sequence[Row], kind: str, views: str, batch_size: int, workers: int, on_bad: str,
-           bad: BadFiles, limits: Limits | None, precision: str) -> Any:
+def _views(
+    model: Model,
+    rows: Sequence[Row],
+    kind: str,
+    views: str,
+    batch_size: int,
+    workers: int,
+    on_bad: str,
+    bad: BadFiles,
+    limits: Limits | None,
+    precision: str,
+) -> Any:
     """(row number, view, (C,) scores in float64) of every view of some rows."""
     from avssl.data.loader import evaluation_batches
     from avssl.evaluation.metrics import probabilities
 
-    for indices, names, batch in evaluation_batches(rows, model.frontend, batch_size=batch_size, workers=workers,
-                                                    views=views == "all", on_bad=on_bad, bad=bad, limits=limits):
+    for indices, names, batch in evaluation_batches(
+        rows,
+        model.frontend,
+        batch_size=batch_size,
+        workers=workers,
+        views=views == "all",
+        on_bad=on_bad,
+        bad=bad,
+        limits=limits,
+    ):
         logits = model.logits(batch, precision).float().cpu().numpy().astype(np.float64)  # (B, C)
         if not np.isfinite(logits).all():
             item = batch.ids[int(np.flatnonzero(~np.isfinite(logits).all(1))[0])]

@@ -126,7 +126,9 @@ class TrainConfig:
             check(value is None or 0 < value < math.inf, f"train.{name} is {value}", fix="give a positive number")
         _at_least(1, "train", self, "updates", "micro_batch", "save_every", "keep_last", "log_every")
         check(0 <= self.seed < 1 << 32, f"train.seed is {self.seed}", fix="give a number from 0 to 2^32 - 1")
-        check(self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}", fix="a decay between 0 and 1, e.g. 0.999")
+        check(
+            self.ema is None or 0 < self.ema < 1, f"train.ema is {self.ema}", fix="a decay between 0 and 1, e.g. 0.999"
+        )
         first, last = self.weight_average or (1, 1)
         check(1 <= first <= last, f"train.weight_average is {self.weight_average}", fix="the first and the last epoch")
         check(

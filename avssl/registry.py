@@ -73,8 +73,11 @@ class Registry:
     def fitting_losses(self, backbone: str, supervised: bool | None = None) -> list[str]:
         """Names of the losses that can train a backbone."""
         entry = self.get("backbone", backbone)
-        return [x.name for x in self.all("loss")
-                if not unfit(entry, x) and (supervised is None or x.supervised == supervised)]
+        return [
+            x.name
+            for x in self.all("loss")
+            if not unfit(entry, x) and (supervised is None or x.supervised == supervised)
+        ]
 
     def fitting_backbones(self, loss: str) -> list[str]:
         """Names of the backbones that a loss can train."""
@@ -146,8 +149,13 @@ def _entries(point: Any, status: PluginStatus) -> list[Entry]:
 
 def _own_hooks(module: ModuleType | Any) -> list[str]:
     """Names in a module that are marked as hook implementations, or look like one and are not marked."""
-    return [n for n, v in vars(module).items() if n.startswith("avssl_") and callable(v)
-            and (hasattr(v, "avssl_impl") or getattr(v, "__module__", "") == getattr(module, "__name__", ""))]
+    return [
+        n
+        for n, v in vars(module).items()
+        if n.startswith("avssl_")
+        and callable(v)
+        and (hasattr(v, "avssl_impl") or getattr(v, "__module__", "") == getattr(module, "__name__", ""))
+    ]
 
 
 def _add(out: Registry, entries: list[Entry], status: PluginStatus) -> None:
@@ -170,7 +178,7 @@ def check_fit(backbone: str, loss: str) -> None:
         raise UsageError(
             f"loss {loss!r} cannot train backbone {backbone!r}: {reason}",
             fix=f"losses for {backbone}: {', '.join(reg.fitting_losses(backbone)) or 'none'};"
-                f" backbones for {loss}: {', '.join(reg.fitting_backbones(loss)) or 'none'}",
+            f" backbones for {loss}: {', '.join(reg.fitting_backbones(loss)) or 'none'}",
         )
 
 

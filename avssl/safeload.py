@@ -49,7 +49,9 @@ def load_torch(path: str | Path) -> Any:
             with contextlib.suppress(Exception):  # not weights alone, or damaged: the second reader decides
                 value = torch.load(path, map_location="cpu", weights_only=True)
         if value is None:
-            value = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(_budget(size)))
+            value = torch.load(
+                path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(_budget(size))
+            )
         _check_sizes(path, value, size)
         return value
     except CheckpointError:

@@ -9,6 +9,7 @@ from pathlib import Path
 import no_network  # noqa: F401
 import pytest
 
+pytest_plugins = ["toy_fixtures"]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path += [str(Path(__file__).resolve().parent / folder) for folder in ("failures", "distributed")]  # their helpers
 SHARED = Path(os.environ.get("AVSSL_SHARED_ROOT", Path(__file__).resolve().parents[2] / "shared"))

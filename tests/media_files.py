@@ -35,9 +35,19 @@ def number_of(pixels: np.ndarray) -> int:
     return round((float(pixels[h // 2 : h - 4, w // 2 : w - 4].mean()) - 16) / 4)
 
 
-def write_video(path: Path, frames: int = 20, fps: int = 10, *, sound: np.ndarray | None = None, rate: int = 16_000,
-                codec: str = "mpeg4", gop: int = 8, width: int = 64, height: int = 48,
-                options: dict | None = None) -> Path:
+def write_video(
+    path: Path,
+    frames: int = 20,
+    fps: int = 10,
+    *,
+    sound: np.ndarray | None = None,
+    rate: int = 16_000,
+    codec: str = "mpeg4",
+    gop: int = 8,
+    width: int = 64,
+    height: int = 48,
+    options: dict | None = None,
+) -> Path:
     """Frame n shows `picture(n)`. sound: (1, L) float32, or None for a silent film."""
     import av
 
@@ -56,8 +66,9 @@ def write_video(path: Path, frames: int = 20, fps: int = 10, *, sound: np.ndarra
         if audio is not None and sound is not None:
             step = 1024
             for at in range(0, sound.shape[1] - step + 1, step):
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:1, at : at + step]), format="fltp",
-                                                   layout="mono")
+                frame = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(sound[:1, at : at + step]), format="fltp", layout="mono"
+                )
                 frame.sample_rate, frame.pts = rate, at
                 for packet in audio.encode(frame):
                     out.mux(packet)

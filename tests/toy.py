@@ -121,8 +121,9 @@ class Toy(Backbone):
             out["vision"] = Grid((2, 2), ("y", "x"), prefix=1)
         return out
 
-    def forward(self, batch: Batch, hide: Any = None, keep: Any = None, layers: Any = None,
-                only: Any = None) -> Features:
+    def forward(
+        self, batch: Batch, hide: Any = None, keep: Any = None, layers: Any = None, only: Any = None
+    ) -> Features:
         size, parts, pads = len(batch), {}, {}
         if "audio" in batch.streams:
             audio = batch.streams["audio"]
@@ -156,10 +157,19 @@ class Toy(Backbone):
 
 @hookimpl
 def avssl_backbones() -> list[BackboneEntry]:
-    return [BackboneEntry(name="toy", summary="For tests", cls="toy:Toy", config="toy:ToyConfig",
-                          frontend="toy:ToyFrontend", frontend_config="toy:ToyFrontendConfig",
-                          modalities=frozenset({"audio", "vision"}), optional=frozenset({"audio", "vision"}),
-                          supports=frozenset({"layers:blocks", "joint"}))]
+    return [
+        BackboneEntry(
+            name="toy",
+            summary="For tests",
+            cls="toy:Toy",
+            config="toy:ToyConfig",
+            frontend="toy:ToyFrontend",
+            frontend_config="toy:ToyFrontendConfig",
+            modalities=frozenset({"audio", "vision"}),
+            optional=frozenset({"audio", "vision"}),
+            supports=frozenset({"layers:blocks", "joint"}),
+        )
+    ]
 
 
 def install(folder: Path) -> None:
@@ -192,8 +202,10 @@ def make_model(folder: Path, classes: Sequence[str] = (), kind: str = "index", d
         loss: Any = Classify(backbone, ClassifyConfig(classes=len(classes), streams=("audio", "vision")))
         table["loss"] = {"name": "classify", "classes": len(classes), "streams": ["audio", "vision"]}
     else:
-        loss, table["loss"] = Contrastive(backbone, ContrastiveConfig(streams=("audio", "vision"))), {
-            "name": "contrastive", "streams": ["audio", "vision"]}
+        loss, table["loss"] = (
+            Contrastive(backbone, ContrastiveConfig(streams=("audio", "vision"))),
+            {"name": "contrastive", "streams": ["audio", "vision"]},
+        )
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder, loss, ToyFrontend(ToyFrontendConfig()), table, Codec(kind, tuple(classes)) if classes else None)
     return folder
@@ -215,8 +227,16 @@ def write_media(folder: Path, items: int = 12, classes: int = 3, seed: int = 0, 
         soundfile.write(folder / f"{i:04d}.wav", (0.3 * wave).astype(np.float32), RATE)
         colour = np.clip(np.eye(3)[label % 3] * 180 + rng.integers(0, 60, (12, 16, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(colour).save(folder / f"{i:04d}.png")
-        lines.append({"id": f"{i:04d}", "audio": f"{i:04d}.wav", "vision": f"{i:04d}.png", "label": f"class {label}",
-                      "split": "train" if i < items * 2 // 3 else "test", "fold": i // classes % 3})
+        lines.append(
+            {
+                "id": f"{i:04d}",
+                "audio": f"{i:04d}.wav",
+                "vision": f"{i:04d}.png",
+                "label": f"class {label}",
+                "split": "train" if i < items * 2 // 3 else "test",
+                "fold": i // classes % 3,
+            }
+        )
     (folder / "manifest.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     return folder / "manifest.jsonl"
 

@@ -60,7 +60,8 @@ def classify(
             windows += 1
         if not windows:
             raise DataError(
-                "standard input gave no sound", fix="pipe raw PCM into it, e.g. from ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -"
+                "standard input gave no sound",
+                fix="pipe raw PCM into it, e.g. from ffmpeg -i FILE -f s16le -ac 1 -ar 16000 -",
             )
         return
     bad = 0

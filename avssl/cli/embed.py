@@ -40,8 +40,13 @@ def embed(
     pooling: Annotated[str, Option(help="model, mean, cls or max: how tokens become one vector.")] = "model",
     sequence: Annotated[bool, Option("--sequence", help="Keep the tokens, not one vector per clip.")] = False,
     normalize: Annotated[bool, Option("--normalize", help="Vectors of length one.")] = False,
-    views: Annotated[str, Option(help="all: the mean of the frontend's views (frames, windows of a long recording); "
-                                      "one: its single evaluation view; each: all of them, not averaged.")] = "all",
+    views: Annotated[
+        str,
+        Option(
+            help="all: the mean of the frontend's views (frames, windows of a long recording); "
+            "one: its single evaluation view; each: all of them, not averaged."
+        ),
+    ] = "all",
     window: Annotated[float | None, Option(help="Cut recordings into windows of these seconds; their mean.")] = None,
     hop: Annotated[float | None, Option(help="Seconds from window to window; default: side by side.")] = None,
     batch_size: BatchSize = 32,
@@ -62,8 +67,17 @@ def embed(
 
     check(on_bad in ("skip", "fail"), f"--on-bad {on_bad}", fix="skip or fail")
     check_suffix(out)
-    given = {"streams": stream or [], "layer": layer, "pooling": pooling, "sequence": sequence, "normalize": normalize,
-             "views": views, "precision": settled(precision, device), "window": window, "hop": hop}
+    given = {
+        "streams": stream or [],
+        "layer": layer,
+        "pooling": pooling,
+        "sequence": sequence,
+        "normalize": normalize,
+        "views": views,
+        "precision": settled(precision, device),
+        "window": window,
+        "hop": hop,
+    }
     options = structure(EmbedOptions, {k: v for k, v in given.items() if v is not None})
     need_model(model)
     rows = rows_of(paths)
@@ -71,12 +85,28 @@ def embed(
     from avssl.search.index import prepare
 
     with shown():
-        done = run(opened(model, format, device, reader_options(option)), rows, out, options, batch_size=batch_size,
-                   workers=worker_count(workers, len(rows)), on_bad=on_bad, max_bad=max_bad, overwrite=overwrite)
+        done = run(
+            opened(model, format, device, reader_options(option)),
+            rows,
+            out,
+            options,
+            batch_size=batch_size,
+            workers=worker_count(workers, len(rows)),
+            on_bad=on_bad,
+            max_bad=max_bad,
+            overwrite=overwrite,
+        )
     prepare(done.out)
     if as_json:
-        print_json({"out": str(done.out), "rows": done.rows, "failed": done.failed, "streams": done.streams,
-                    "bad_files": str(done.bad_files)})
+        print_json(
+            {
+                "out": str(done.out),
+                "rows": done.rows,
+                "failed": done.failed,
+                "streams": done.streams,
+                "bad_files": str(done.bad_files),
+            }
+        )
     shapes = ", ".join(f"{name} {width}-dimensional" for name, width in done.streams.items())
     say(f"{counted(done.rows, 'clip')} in {done.out} ({shapes})")
     if done.failed:

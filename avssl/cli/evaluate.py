@@ -37,15 +37,22 @@ if TYPE_CHECKING:
 def evaluate(
     model: ModelPath,
     data: Annotated[list[str], Option(help="A folder of media, a manifest, or a known layout; repeat to join.")],
-    task: Annotated[str, Option(help="retrieval, probe, knn, kfold, classification, or a plugin's protocol.",
-                                autocompletion=lambda: complete("evaluation"))],
+    task: Annotated[
+        str,
+        Option(
+            help="retrieval, probe, knn, kfold, classification, or a plugin's protocol.",
+            autocompletion=lambda: complete("evaluation"),
+        ),
+    ],
     train: Annotated[list[str] | None, Option(help="Training data, when --data has no train split.")] = None,
     format: Format = "",
     option: ReaderOptions = None,
     split: Annotated[str, Option(help="Split to evaluate on, or all; default: test, else eval, else val.")] = "",
     overrides: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the protocol.")] = None,
-    fail_under: Annotated[list[str] | None, Option(
-        metavar="NAME=VALUE", help="Exit with code 5 when this metric, or any whose name begins so, is below.")] = None,
+    fail_under: Annotated[
+        list[str] | None,
+        Option(metavar="NAME=VALUE", help="Exit with code 5 when this metric, or any whose name begins so, is below."),
+    ] = None,
     explain: Annotated[bool, Option("--explain", help="Say what each metric means and how it was computed.")] = False,
     out: Annotated[Path | None, Option(help="Where to write the report; default: MODEL/evaluations/TASK.json.")] = None,
     batch_size: BatchSize = 32,
@@ -62,9 +69,22 @@ def evaluate(
     for gate in fail_under or []:
         parse(gate)  # a mistake is an error before the work, not after it
     with shown():
-        report = run(model, data, task, train=train, format=format, options=reader_options(option), split=split,
-                     overrides=overrides or [], batch_size=batch_size, workers=workers, device=device,
-                     precision=precision, on_bad=on_bad, gates=fail_under or [])
+        report = run(
+            model,
+            data,
+            task,
+            train=train,
+            format=format,
+            options=reader_options(option),
+            split=split,
+            overrides=overrides or [],
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            precision=precision,
+            on_bad=on_bad,
+            gates=fail_under or [],
+        )
     written = _write(report, out, Path(model), task)
     if as_json:
         print_json(report.plain())
@@ -76,8 +96,7 @@ def evaluate(
         for line in lines(report):
             say(line) if as_json else print(line)
     if report.bad:
-        say(f"{counted(len(report.bad), 'item')} could not be used; the first: "
-            f"{BadItem(**report.bad[0]).line}")
+        say(f"{counted(len(report.bad), 'item')} could not be used; the first: {BadItem(**report.bad[0]).line}")
     if written:
         say(f"the report is {written}")
     try:
@@ -89,10 +108,23 @@ def evaluate(
         say(f"gates passed: {', '.join(checked)}")
 
 
-def run(model: str, data: list[str], task: str, *, train: list[str] | None = None, format: str = "",
-        options: Mapping[str, Any] | None = None, split: str = "", overrides: list[str] | tuple[str, ...] = (),
-        batch_size: int = 32, workers: int | None = None, device: str = "auto", precision: str = "fp32",
-        on_bad: str = "skip", gates: Sequence[str] = ()) -> Report:
+def run(
+    model: str,
+    data: list[str],
+    task: str,
+    *,
+    train: list[str] | None = None,
+    format: str = "",
+    options: Mapping[str, Any] | None = None,
+    split: str = "",
+    overrides: list[str] | tuple[str, ...] = (),
+    batch_size: int = 32,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "fp32",
+    on_bad: str = "skip",
+    gates: Sequence[str] = (),
+) -> Report:
     """The report of a registered protocol, from the same words as the command line. gates: refused when they name a
     metric that the protocol cannot give."""
     from avssl.evaluation.gates import check_names
@@ -107,8 +139,11 @@ def run(model: str, data: list[str], task: str, *, train: list[str] | None = Non
     need_model(model)
     rows = rows_of(data)
     half = settled(precision, device)
-    check(half == "fp32" or "precision" in keys(config_class), f"--precision {precision}: {task} computes in fp32",
-          fix="leave it out")
+    check(
+        half == "fp32" or "precision" in keys(config_class),
+        f"--precision {precision}: {task} computes in fp32",
+        fix="leave it out",
+    )
     machine = {"batch_size": batch_size, "workers": worker_count(workers, len(rows)), "on_bad": on_bad}
     given = machine | ({"split": split} if split else {}) | ({"precision": half} if precision != "fp32" else {})
     table = {k: v for k, v in given.items() if k in keys(config_class)} | table

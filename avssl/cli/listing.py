@@ -18,9 +18,7 @@ def recipes(
     action: Annotated[str, Argument(metavar="ACTION", help="`list`, `show NAME`, or `schema`.")] = "list",
     name: Annotated[
         str | None,
-        Argument(
-            metavar="NAME", help="A recipe to show, or a .toml file.", autocompletion=lambda: complete("recipe")
-        ),
+        Argument(metavar="NAME", help="A recipe to show, or a .toml file.", autocompletion=lambda: complete("recipe")),
     ] = None,
     overrides: Annotated[
         list[str] | None, Option("--set", metavar="KEY=VALUE", help="Show it with this change.")

@@ -35,8 +35,10 @@ def predict(
     out: Annotated[Path | None, Option(help="Also write .json or .csv.")] = None,
     format: Format = "",
     option: ReaderOptions = None,
-    threshold: Annotated[float | None, Option(
-        help="Score that a label has to exceed; default: 0.5 where a clip may have several labels, else 0.")] = None,
+    threshold: Annotated[
+        float | None,
+        Option(help="Score that a label has to exceed; default: 0.5 where a clip may have several labels, else 0."),
+    ] = None,
     top: Annotated[int, Option(help="Labels shown per clip.", min=1)] = 5,
     views: Annotated[str, Option(help="all: average over the frontend's views; one: a single view.")] = "all",
     batch_size: BatchSize = 32,
@@ -53,8 +55,9 @@ def predict(
     check(on_bad in ("skip", "fail"), f"--on-bad {on_bad}", fix="skip or fail")
     check(views in ("all", "one"), f"--views {views}", fix="all or one")
     if out is not None and out.suffix not in (".json", ".csv"):
-        raise UsageError(f"{out}: what format is {out.suffix or 'a name without an ending'}?",
-                         fix="end it with .json or .csv")
+        raise UsageError(
+            f"{out}: what format is {out.suffix or 'a name without an ending'}?", fix="end it with .json or .csv"
+        )
     need_model(model)
     rows = rows_of(paths)
     precision = settled(precision, device)
@@ -62,12 +65,27 @@ def predict(
 
     bad = BadFiles()
     with shown():
-        found = predict_rows(opened(model, format, device, reader_options(option)), rows, views=views, batch_size=batch_size,
-                             workers=worker_count(workers, len(rows)), on_bad=on_bad, bad=bad, precision=precision)
+        found = predict_rows(
+            opened(model, format, device, reader_options(option)),
+            rows,
+            views=views,
+            batch_size=batch_size,
+            workers=worker_count(workers, len(rows)),
+            on_bad=on_bad,
+            bad=bad,
+            precision=precision,
+        )
     records = found.plain(threshold, top)
     failed = [item._asdict() for item in bad.items.values()]
-    document = {"model": model, "classes": list(found.classes), "threshold": found.bar(threshold), "views": views,
-                "precision": precision, "predictions": records, "failed": failed}
+    document = {
+        "model": model,
+        "classes": list(found.classes),
+        "threshold": found.bar(threshold),
+        "views": views,
+        "precision": precision,
+        "predictions": records,
+        "failed": failed,
+    }
     if out is not None:
         _write(out, document)
         say(f"{counted(len(records), 'clip')} in {out}")
@@ -77,8 +95,9 @@ def predict(
         print_table(("id", "value"), [(r["id"], f"{r['value']:.4f}") for r in records])
     else:
         scores = [", ".join(f"{x['label']} {x['score']:.3f}" for x in r["labels"]) for r in records]
-        print_table(("id", "label", "scores"),
-                    [(r["id"], r["label"] or "-", s) for r, s in zip(records, scores, strict=True)])
+        print_table(
+            ("id", "label", "scores"), [(r["id"], r["label"] or "-", s) for r, s in zip(records, scores, strict=True)]
+        )
     for item in bad.items.values():
         say(f"not predicted: {item.line}")
 

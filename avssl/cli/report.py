@@ -64,9 +64,7 @@ def report(
         )
     elif names:
         numbers = made.runs.values()
-        print_table(
-            ("metric", *made.runs), [(k, *(f"{n[k]:.4g}" if k in n else "" for n in numbers)) for k in names]
-        )
+        print_table(("metric", *made.runs), [(k, *(f"{n[k]:.4g}" if k in n else "" for n in numbers)) for k in names])
     for note in made.notes:
         say(f"report: {note}")
     size = f"{made.bytes / 1e6:.1f} MB, {counted(made.clips, 'clip')}, {made.seconds:.1f} s"

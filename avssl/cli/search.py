@@ -37,8 +37,18 @@ def search(
         from avssl.training.setup import pick_device
 
         device = str(pick_device(device))
-    answers = run(index, query, source=source, among=to or (), top=top, model=model, format=format,
-                  options=reader_options(option), device=device, engine=engine)  # type: ignore[arg-type]
+    answers = run(
+        index,
+        query,
+        source=source,
+        among=to or (),
+        top=top,
+        model=model,
+        format=format,
+        options=reader_options(option),
+        device=device,
+        engine=engine,  # type: ignore[arg-type]
+    )
     if html is not None:
         from avssl.search.gallery import write_gallery
 

@@ -94,7 +94,11 @@ def finetune(
     overrides: Overrides = None,
     fold: Annotated[int | None, Option(help="Validate on this fold of the data, train on the others.")] = None,
     kfold: Annotated[
-        bool, Option("--kfold", help="One run for each fold, and their mean and standard deviation; {fold} in --set is its number.")
+        bool,
+        Option(
+            "--kfold",
+            help="One run for each fold, and their mean and standard deviation; {fold} in --set is its number.",
+        ),
     ] = False,
     resume: Resume = False,
     device: Device = "auto",

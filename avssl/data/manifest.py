@@ -35,12 +35,15 @@ def read_rows(path: str | os.PathLike[str], *, modalities: Collection[str] | Non
         kept = [replace(r, parts=p) for r in rows if (p := {m: s for m, s in r.parts.items() if m in wanted})]
         if rows and not kept:
             has = sorted({m for r in rows for m in r.parts})
-            raise DataError(f"{shown(name)}: {none_of(len(rows), 'item')} has {' or '.join(sorted(wanted))}",
-                            fix=f"they have {', '.join(has)}")
+            raise DataError(
+                f"{shown(name)}: {none_of(len(rows), 'item')} has {' or '.join(sorted(wanted))}",
+                fix=f"they have {', '.join(has)}",
+            )
         rows = kept
     if not rows:
-        raise DataError(f"{shown(name)}: holds nothing that avssl can read",
-                        fix="give media files or a manifest of them")
+        raise DataError(
+            f"{shown(name)}: holds nothing that avssl can read", fix="give media files or a manifest of them"
+        )
     _unique(name, rows)
     return rows
 
@@ -96,8 +99,10 @@ def _unique(name: str, rows: list[Row]) -> None:
     seen: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         if row.id in seen:
-            raise DataError(f"{shown(name)}: id {row.id!r} of item {number} is also that of item {seen[row.id]}",
-                            fix="make the ids unique, or leave the column out")
+            raise DataError(
+                f"{shown(name)}: id {row.id!r} of item {number} is also that of item {seen[row.id]}",
+                fix="make the ids unique, or leave the column out",
+            )
         seen[row.id] = number
 
 

@@ -43,12 +43,22 @@ class Plan:
 
     def __post_init__(self) -> None:
         check(self.format in ("flac", "wav"), f"format {self.format!r} is not known", fix="flac or wav")
-        check(self.rate > 0 and self.frames > 0 and self.size > 0 and 1 <= self.quality <= 100,
-              "rate, frames and size must be positive, quality 1 to 100", fix="see `avssl data prepare --help`")
+        check(
+            self.rate > 0 and self.frames > 0 and self.size > 0 and 1 <= self.quality <= 100,
+            "rate, frames and size must be positive, quality 1 to 100",
+            fix="see `avssl data prepare --help`",
+        )
 
 
-def prepare(rows: Sequence[Row], out: Path, plan: Plan = Plan(), *, workers: int = 0, limits: Limits = Limits(),
-            progress: Callable[[int], None] | None = None) -> tuple[list[Row], list[BadItem]]:
+def prepare(
+    rows: Sequence[Row],
+    out: Path,
+    plan: Plan = Plan(),
+    *,
+    workers: int = 0,
+    limits: Limits = Limits(),
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[Row], list[BadItem]]:
     """Write the prepared files and `manifest.parquet` into a folder; rows and bad items are returned.
 
     Every file is complete or absent, and one that exists is not made again: the same call goes on where it stopped.
@@ -127,8 +137,9 @@ class _Preparer:
 
         path = self.out / "audio" / f"{slug(row.id, *_version(row, one_path(row.parts['audio'])))}.{self.plan.format}"
         if not path.exists():
-            wave: Waveform = decode_audio(row.parts["audio"], AudioRequest(), start=row.start, end=row.end,
-                                          limits=self.limits)
+            wave: Waveform = decode_audio(
+                row.parts["audio"], AudioRequest(), start=row.start, end=row.end, limits=self.limits
+            )
             samples = resample(mono(wave.samples), wave.rate, self.plan.rate)
             if samples.shape[-1] == 0:
                 raise bad(_file(row), "its sound is empty (0 samples)")
@@ -136,8 +147,13 @@ class _Preparer:
             if lead > 0 and "vision" in row.parts:  # keeps the pictures and the sound on one clock
                 samples = np.concatenate([np.zeros(lead, np.float32), samples])
             with _making(path) as temporary:
-                soundfile.write(temporary, np.clip(samples, -1, 1), self.plan.rate, subtype="PCM_16",
-                                format=self.plan.format.upper())
+                soundfile.write(
+                    temporary,
+                    np.clip(samples, -1, 1),
+                    self.plan.rate,
+                    subtype="PCM_16",
+                    format=self.plan.format.upper(),
+                )
         info = soundfile.info(str(path))
         return str(path), info.frames / info.samplerate
 

@@ -43,6 +43,7 @@ class Scan:
     def summary(self) -> dict[str, Any]:
         """Counts and lengths as plain data. "items" can be used, "left_out" cannot; "bad" have a damaged part, and
         "partly_usable" are those of them that can be used without it."""
+
         def tally(values: Iterable[Any]) -> dict[str, int]:
             return {str(k): n for k, n in sorted(Counter(v for v in values if v not in (None, "")).items(), key=str)}
 
@@ -58,8 +59,9 @@ class Scan:
             "partly_usable": len(bad & {r.id for r in self.rows}),
             "modalities": tally("+".join(sorted(r.parts)) for r in self.rows),
             "hours": sum(seconds) / 3600,
-            "seconds": ({"min": min(seconds), "median": float(np.median(seconds)), "max": max(seconds)}
-                        if seconds else {}),
+            "seconds": (
+                {"min": min(seconds), "median": float(np.median(seconds)), "max": max(seconds)} if seconds else {}
+            ),
             "rates": tally(f.get("rate") for f in facts),
             "channels": tally(f.get("channels") for f in facts),
             "sizes": tally(f"{f['width']}x{f['height']}" for f in facts if f.get("width")),
@@ -73,8 +75,15 @@ class Scan:
         }
 
 
-def scan(rows: Sequence[Row], *, depth: str = "sample", workers: int = 0, limits: Limits = Limits(),
-         timeout: float = 300.0, progress: Callable[[int], None] | None = None) -> Scan:
+def scan(
+    rows: Sequence[Row],
+    *,
+    depth: str = "sample",
+    workers: int = 0,
+    limits: Limits = Limits(),
+    timeout: float = 300.0,
+    progress: Callable[[int], None] | None = None,
+) -> Scan:
     """Look at every row, in order.
 
     depth: "headers" = what the files say of themselves; "sample" = all the sound and three frames decoded; "full" =
@@ -208,8 +217,9 @@ def _audio(row: Row, source: Source, depth: str, limits: Limits, facts: dict[str
     return total / wave.rate
 
 
-def _vision(row: Row, source: Source, depth: str, limits: Limits, facts: dict[str, Any],
-            probes: dict[str, Probe]) -> float | None:
+def _vision(
+    row: Row, source: Source, depth: str, limits: Limits, facts: dict[str, Any], probes: dict[str, Probe]
+) -> float | None:
     """Seconds of video in the row's window; None for still pictures."""
     path = _path(source)
     found = probes.get(path) or probe(path)
@@ -225,8 +235,11 @@ def _vision(row: Row, source: Source, depth: str, limits: Limits, facts: dict[st
         decode_frames(source, wish, start=row.start, end=row.end, limits=limits)
         if depth == "full" and not still and isinstance(source, str):
             _every_frame(path, limits)
-    facts.update(_known(width=found.width, height=found.height, fps=found.fps and round(found.fps, 3),
-                        codec=_codecs(facts, found)))
+    facts.update(
+        _known(
+            width=found.width, height=found.height, fps=found.fps and round(found.fps, 3), codec=_codecs(facts, found)
+        )
+    )
     return None if still or isinstance(source, tuple) or found.seconds is None else _clipped(found.seconds, row)
 
 

@@ -14,8 +14,13 @@ from avssl.errors import DataError, check
 from avssl.words import counted
 
 
-def split_rows(rows: Sequence[Row], shares: Mapping[str, float], *, seed: int = 0,
-               prints: Sequence[Mapping[str, str]] | None = None) -> list[Row]:
+def split_rows(
+    rows: Sequence[Row],
+    shares: Mapping[str, float],
+    *,
+    seed: int = 0,
+    prints: Sequence[Mapping[str, str]] | None = None,
+) -> list[Row]:
     """Rows in their order with `split` set.
 
     shares: split -> share of the items, summing to 1. Rows of one group (or one file, or equal fingerprints) go to one
@@ -23,27 +28,35 @@ def split_rows(rows: Sequence[Row], shares: Mapping[str, float], *, seed: int = 
     The result depends on the rows, the shares and the seed alone.
     """
     total = sum(shares.values())
-    check(bool(shares) and all(s > 0 for s in shares.values()) and abs(total - 1) < 1e-6,
-          f"the shares {dict(shares)} do not sum to 1", fix="e.g. train=0.8 val=0.1 test=0.1", error=DataError)
+    check(
+        bool(shares) and all(s > 0 for s in shares.values()) and abs(total - 1) < 1e-6,
+        f"the shares {dict(shares)} do not sum to 1",
+        fix="e.g. train=0.8 val=0.1 test=0.1",
+        error=DataError,
+    )
     places = _assign(rows, shares, seed, prints)
     return [replace(row, split=place) for row, place in zip(rows, places, strict=True)]
 
 
-def fold_rows(rows: Sequence[Row], folds: int, *, seed: int = 0,
-              prints: Sequence[Mapping[str, str]] | None = None) -> list[Row]:
+def fold_rows(
+    rows: Sequence[Row], folds: int, *, seed: int = 0, prints: Sequence[Mapping[str, str]] | None = None
+) -> list[Row]:
     """Rows in their order with `fold` set to 1 ... folds, by the rules of `split_rows`."""
     check(folds >= 2, f"{folds} folds are none", fix="give at least 2", error=DataError)
     places = _assign(rows, {str(i): 1 / folds for i in range(1, folds + 1)}, seed, prints)
     return [replace(row, fold=int(place)) for row, place in zip(rows, places, strict=True)]
 
 
-def _assign(rows: Sequence[Row], shares: Mapping[str, float], seed: int,
-            prints: Sequence[Mapping[str, str]] | None) -> list[str]:
+def _assign(
+    rows: Sequence[Row], shares: Mapping[str, float], seed: int, prints: Sequence[Mapping[str, str]] | None
+) -> list[str]:
     bundles = bundle(rows, prints)
     if len(bundles) < len(shares):
         there = f"{counted(len(rows), 'item')} in {counted(len(bundles), 'group')}"
-        raise DataError(f"{there} cannot fill {len(shares)} splits",
-                        fix="what shares a group, a file or its content stays together: give more, or fewer splits")
+        raise DataError(
+            f"{there} cannot fill {len(shares)} splits",
+            fix="what shares a group, a file or its content stays together: give more, or fewer splits",
+        )
     totals: Counter[str] = Counter(label for r in rows for label in _labels(r))
     names = list(shares)
     have: dict[str, Counter[str]] = {name: Counter() for name in names}
@@ -79,6 +92,7 @@ def few_rows(rows: Sequence[Row], per_class: int, *, seed: int = 0) -> list[Row]
     offered, and choosing from what was chosen changes nothing. A row of several labels is taken while one of them lacks
     items.
     """
+
     def rank(i: int) -> bytes:
         return hashlib.blake2b(f"{seed}/{rows[i].id}".encode()).digest()
 

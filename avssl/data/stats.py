@@ -45,8 +45,15 @@ def pairs(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(mean, std) for mean, std in found if std in table]
 
 
-def frontend_stats(recipe: Mapping[str, Any], rows: Sequence[Row], *, stream: str = "audio", workers: int = 0,
-                   limits: Limits = Limits(), progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+def frontend_stats(
+    recipe: Mapping[str, Any],
+    rows: Sequence[Row],
+    *,
+    stream: str = "audio",
+    workers: int = 0,
+    limits: Limits = Limits(),
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
     """Mean and standard deviation of `stream` after the frontend, before its normalisation, over all items.
 
     A spectrogram (B, T, F) gives one number each, pictures (..., C, H, W) one for each channel. recipe: its plain
@@ -65,8 +72,9 @@ def frontend_stats(recipe: Mapping[str, Any], rows: Sequence[Row], *, stream: st
     zero = build_frontend(_with(recipe, table, keys, 0.0), Path()).eval()
     one = build_frontend(_with(recipe, table, keys, 1.0), Path()).eval()
     moments, factor, done, channels = Moments(), 0.0, 0, 1
-    for indices, _, batch in evaluation_batches(rows, zero, batch_size=8, workers=workers, modalities=[stream],
-                                                views=False, limits=limits):
+    for indices, _, batch in evaluation_batches(
+        rows, zero, batch_size=8, workers=workers, modalities=[stream], views=False, limits=limits
+    ):
         with torch.no_grad():
             x = zero(batch).need(stream)
             if not factor:
@@ -83,8 +91,15 @@ def frontend_stats(recipe: Mapping[str, Any], rows: Sequence[Row], *, stream: st
     single = [k for k in keys if k not in many]
     key = (many or keys)[0] if channels > 1 else (single or keys)[0]
     mean, std = moments.mean, moments.std
-    return {"stream": stream, "mean_key": key[0], "std_key": key[1], "mean": mean if channels > 1 else mean[0],
-            "std": std if channels > 1 else std[0], "items": done, "values": moments.count * channels}
+    return {
+        "stream": stream,
+        "mean_key": key[0],
+        "std_key": key[1],
+        "mean": mean if channels > 1 else mean[0],
+        "std": std if channels > 1 else std[0],
+        "items": done,
+        "values": moments.count * channels,
+    }
 
 
 def _values(x: Tensor, pad: Tensor | None) -> Tensor:
@@ -96,8 +111,9 @@ def _values(x: Tensor, pad: Tensor | None) -> Tensor:
     return frames[(frames != 0).any(-1)].reshape(1, -1)
 
 
-def _with(recipe: Mapping[str, Any], table: Mapping[str, Any], keys: Sequence[tuple[str, str]],
-          mean: float) -> dict[str, Any]:
+def _with(
+    recipe: Mapping[str, Any], table: Mapping[str, Any], keys: Sequence[tuple[str, str]], mean: float
+) -> dict[str, Any]:
     """The recipe with every mean at one value and every std at 1."""
     changed = dict(table)
     for mean_key, std_key in keys:
@@ -111,6 +127,8 @@ def _factor(at_zero: Tensor, at_one: Tensor) -> float:
     steps = (at_zero - at_one).double()
     step = float(steps.median())
     if abs(step) < 1e-6:
-        raise UsageError("this frontend normalises each item by itself, there is nothing to measure",
-                         fix="choose its fixed normalisation first, with --set")
+        raise UsageError(
+            "this frontend normalises each item by itself, there is nothing to measure",
+            fix="choose its fixed normalisation first, with --set",
+        )
     return 1.0 / step

@@ -56,13 +56,22 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         check(self.window is None or self.window > 0, f"window is {self.window}", fix="give seconds above 0")
-        check(self.hop is None or (self.window is not None and 0 < self.hop <= self.window),
-              f"hop is {self.hop} with window {self.window}", fix="give --window, and a hop between 0 and it")
-        check(not (self.sequence and self.pooling != "model"), f"pooling {self.pooling!r} of a sequence",
-              fix="leave out --pooling or --sequence")
+        check(
+            self.hop is None or (self.window is not None and 0 < self.hop <= self.window),
+            f"hop is {self.hop} with window {self.window}",
+            fix="give --window, and a hop between 0 and it",
+        )
+        check(
+            not (self.sequence and self.pooling != "model"),
+            f"pooling {self.pooling!r} of a sequence",
+            fix="leave out --pooling or --sequence",
+        )
         check(not (self.sequence and self.views == "each"), "a sequence is of one view", fix="views=one")
-        check(not (self.layer is not None and self.pooling == "model" and not self.sequence),
-              "an inner layer has no pooling of the model", fix="add --pooling mean (or cls, max)")
+        check(
+            not (self.layer is not None and self.pooling == "model" and not self.sequence),
+            "an inner layer has no pooling of the model",
+            fix="add --pooling mean (or cls, max)",
+        )
 
     @property
     def several(self) -> bool:
@@ -117,8 +126,11 @@ class Encoder:
         model.autocast(options.precision)  # one that the device lacks is an error now
         if options.layer is not None:
             depth = len(model.backbone.blocks)
-            check(-depth <= options.layer < depth, f"layer {options.layer} of {depth}",
-                  fix=f"give -{depth} to {depth - 1}" if depth else "this backbone has no layers to choose from")
+            check(
+                -depth <= options.layer < depth,
+                f"layer {options.layer} of {depth}",
+                fix=f"give -{depth} to {depth - 1}" if depth else "this backbone has no layers to choose from",
+            )
 
     def __call__(self, batch: Batch) -> dict[str, list[np.ndarray]]:
         """stream -> one float32 array per item, (D,) or, as a sequence, (N, D). `batch` as a loader made it."""
@@ -133,13 +145,21 @@ class Encoder:
             given = features.layers if layered else features.tokens if self._reads_tokens else features.pooled
             out = {s: self._pool(features, s, prepared) for s in self.streams if s in given}
         if not out:
-            raise DataError(f"{batch.ids[0]}: the model gives no {' or '.join(self.streams)} for items with "
-                            f"{', '.join(batch.streams)}", fix="choose another --stream, or items that have it")
+            raise DataError(
+                f"{batch.ids[0]}: the model gives no {' or '.join(self.streams)} for items with "
+                f"{', '.join(batch.streams)}",
+                fix="choose another --stream, or items that have it",
+            )
         for stream, arrays in out.items():
             for id, array in zip(batch.ids, arrays, strict=True):
-                check(bool(np.isfinite(array).all()), f"{id}: its {stream} embedding is not finite", error=DataError,
-                      fix="--precision fp32 or bf16" if self.options.precision == "fp16" else
-                      "the weights or the input are damaged")
+                check(
+                    bool(np.isfinite(array).all()),
+                    f"{id}: its {stream} embedding is not finite",
+                    error=DataError,
+                    fix="--precision fp32 or bf16"
+                    if self.options.precision == "fp16"
+                    else "the weights or the input are damaged",
+                )
         return out
 
     @property
@@ -181,17 +201,37 @@ def needed_modalities(model: Model, streams: Sequence[str]) -> frozenset[str]:
     return frozenset(streams) if set(streams) <= reads else frozenset(reads)
 
 
-def embed_rows(model: Model, rows: Sequence[Row], options: EmbedOptions | None = None, *, batch_size: int = 32,
-               workers: int = 0, on_bad: str = "skip", bad: BadFiles | None = None, limits: Limits | None = None,
-               mixed: bool = False) -> Vectors:
+def embed_rows(
+    model: Model,
+    rows: Sequence[Row],
+    options: EmbedOptions | None = None,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_bad: str = "skip",
+    bad: BadFiles | None = None,
+    limits: Limits | None = None,
+    mixed: bool = False,
+) -> Vectors:
     """Embed manifest rows. bad: collects what could not be read; mixed: batch items of unequal lengths and pad them."""
     encoder = Encoder(model, options or EmbedOptions())
     bad = bad if bad is not None else BadFiles()
     parts = []
     with steps("embedding", len(rows)) as step:
         for i in range(0, len(rows), ROWS):
-            parts.append(encode_rows(encoder, rows[i : i + ROWS], batch_size=batch_size, workers=workers, on_bad=on_bad,
-                                     bad=bad, limits=limits, mixed=mixed, step=beyond(step, i)))
+            parts.append(
+                encode_rows(
+                    encoder,
+                    rows[i : i + ROWS],
+                    batch_size=batch_size,
+                    workers=workers,
+                    on_bad=on_bad,
+                    bad=bad,
+                    limits=limits,
+                    mixed=mixed,
+                    step=beyond(step, i),
+                )
+            )
     out = Vectors([], [])
     for number, part in enumerate(parts):
         out.ids += part.ids
@@ -205,8 +245,18 @@ def embed_rows(model: Model, rows: Sequence[Row], options: EmbedOptions | None =
     return out
 
 
-def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, workers: int, on_bad: str, bad: BadFiles,
-                limits: Limits | None = None, mixed: bool = False, step: Step = lambda done: None) -> Vectors:
+def encode_rows(
+    encoder: Encoder,
+    rows: Sequence[Row],
+    *,
+    batch_size: int,
+    workers: int,
+    on_bad: str,
+    bad: BadFiles,
+    limits: Limits | None = None,
+    mixed: bool = False,
+    step: Step = lambda done: None,
+) -> Vectors:
     """One block of rows; what each gets depends on nothing outside the block. step: told how many rows are begun."""
     from avssl.data.loader import evaluation_batches
 
@@ -215,8 +265,17 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, worke
     owners, windows = cut(probed(rows, encoder.modalities, workers), options.window, options.hop)
     seen: dict[int, list[tuple[int, str, dict[str, np.ndarray]]]] = {}
     for indices, views, batch in evaluation_batches(
-            windows, encoder.model.frontend, batch_size=batch_size, workers=workers, modalities=encoder.modalities,
-            views=options.views != "one" and not options.sequence, limits=limits, on_bad=on_bad, bad=bad, mixed=mixed):
+        windows,
+        encoder.model.frontend,
+        batch_size=batch_size,
+        workers=workers,
+        modalities=encoder.modalities,
+        views=options.views != "one" and not options.sequence,
+        limits=limits,
+        on_bad=on_bad,
+        bad=bad,
+        mixed=mixed,
+    ):
         arrays = encoder(batch)
         for position, (index, view) in enumerate(zip(indices, views, strict=True)):
             one = {stream: values[position] for stream, values in arrays.items()}
@@ -229,8 +288,17 @@ def encode_rows(encoder: Encoder, rows: Sequence[Row], *, batch_size: int, worke
     return _vectors(encoder, [rows[i].id for i in indices], indices, each)
 
 
-def embed_inputs(model: Model, inputs: Any, *, rate: int = 16000, modality: str = "", batch_size: int = 32,
-                 workers: int = 0, on_bad: str = "fail", **options: Any) -> Vectors:
+def embed_inputs(
+    model: Model,
+    inputs: Any,
+    *,
+    rate: int = 16000,
+    modality: str = "",
+    batch_size: int = 32,
+    workers: int = 0,
+    on_bad: str = "fail",
+    **options: Any,
+) -> Vectors:
     """Embeddings of what Python has at hand.
 
     inputs: a path, rows, or a list of: paths of files and folders; float arrays, sound (L,) or (C, L) at `rate` Hz;
@@ -310,8 +378,9 @@ def _requested(part: Any, wish: Any) -> Any:
     return part
 
 
-def _vectors(encoder: Encoder, ids: list[str], indices: list[int],
-             each: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> Vectors:
+def _vectors(
+    encoder: Encoder, ids: list[str], indices: list[int], each: Sequence[Sequence[Mapping[str, np.ndarray]]]
+) -> Vectors:
     """One `Vectors` from the arrays of each item's views and windows, in their order."""
     out = Vectors(ids, indices)
     for stream in encoder.streams:
@@ -351,8 +420,10 @@ def _clip(value: Any, number: int, rate: int) -> Clip:
     elif array.dtype.kind == "f" and array.ndim in (1, 2) and array.size and np.isfinite(array).all():
         parts = {"audio": Waveform(np.atleast_2d(array).astype(np.float32), rate)}
     else:
-        raise DataError(f"input {number}: an array of {array.dtype} {array.shape} is neither sound nor a picture",
-                        fix="give finite floats (L,) or (C, L), or uint8 (H, W, 3) or (K, H, W, 3)")
+        raise DataError(
+            f"input {number}: an array of {array.dtype} {array.shape} is neither sound nor a picture",
+            fix="give finite floats (L,) or (C, L), or uint8 (H, W, 3) or (K, H, W, 3)",
+        )
     return Clip(id=f"{number}", parts=parts)
 
 

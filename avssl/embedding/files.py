@@ -45,8 +45,11 @@ def media_of(row: Row) -> str:
 
 
 def check_suffix(path: Path) -> None:
-    check(path.suffix in SUFFIXES, f"{path}: what format is {path.suffix or 'a name without an ending'}?",
-          fix=f"end the name with one of {', '.join(SUFFIXES)}")
+    check(
+        path.suffix in SUFFIXES,
+        f"{path}: what format is {path.suffix or 'a name without an ending'}?",
+        fix=f"end the name with one of {', '.join(SUFFIXES)}",
+    )
 
 
 def write_part(path: Path, part: Part, widths: Mapping[str, int], sequence: bool) -> None:
@@ -103,8 +106,14 @@ def _write_arrays(table: Any, out: Path, widths: Mapping[str, int], sequence: bo
     with replacing(out) as temporary:
         if out.suffix == ".npz":
             with temporary.open("wb") as file:
-                np.savez(file, ids=np.array(ids, dtype=str), media=np.array(media, dtype=str),
-                         labels=np.array([json.dumps(x) for x in labels], dtype=str), meta=np.array(text), **arrays)
+                np.savez(
+                    file,
+                    ids=np.array(ids, dtype=str),
+                    media=np.array(media, dtype=str),
+                    labels=np.array([json.dumps(x) for x in labels], dtype=str),
+                    meta=np.array(text),
+                    **arrays,
+                )
         else:
             from safetensors.numpy import save_file
 
@@ -136,17 +145,27 @@ def read_index(path: Path) -> Index:
 
 
 def _reading(path: Path, reader: Any) -> Any:
-    check(path.is_file(), f"{path}: no such embedding file", fix="make one: avssl embed --model MODEL PATH --out FILE",
-          error=DataError)
-    check(path.suffix in SUFFIXES, f"{path} is no embedding file", fix=f"give one of {', '.join(SUFFIXES)}",
-          error=DataError)
+    check(
+        path.is_file(),
+        f"{path}: no such embedding file",
+        fix="make one: avssl embed --model MODEL PATH --out FILE",
+        error=DataError,
+    )
+    check(
+        path.suffix in SUFFIXES,
+        f"{path} is no embedding file",
+        fix=f"give one of {', '.join(SUFFIXES)}",
+        error=DataError,
+    )
     try:
         return reader(path)
     except (DataError, UsageError):
         raise
     except Exception as error:  # three libraries, each with exceptions of its own for damaged files
-        raise DataError(f"{path} is no embedding file of avssl, or damaged: {' '.join(str(error).split())[:120]}",
-                        fix="make it again with `avssl embed`") from None
+        raise DataError(
+            f"{path} is no embedding file of avssl, or damaged: {' '.join(str(error).split())[:120]}",
+            fix="make it again with `avssl embed`",
+        ) from None
 
 
 def _meta(path: Path) -> dict[str, Any]:
@@ -200,28 +219,41 @@ def _schema(widths: Mapping[str, int], sequence: bool) -> Any:
         vector = pa.list_(pa.field("element", pa.float32(), nullable=False), width)
         return pa.list_(pa.field("element", vector, nullable=False)) if sequence else vector
 
-    return pa.schema([pa.field("id", pa.string(), nullable=False), pa.field("media", pa.string(), nullable=False),
-                      pa.field("labels", pa.list_(pa.string()), nullable=False),
-                      *(pa.field(stream, column(width)) for stream, width in widths.items())])
+    return pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("media", pa.string(), nullable=False),
+            pa.field("labels", pa.list_(pa.string()), nullable=False),
+            *(pa.field(stream, column(width)) for stream, width in widths.items()),
+        ]
+    )
 
 
 def _table(part: Part, widths: Mapping[str, int], sequence: bool) -> Any:
     import pyarrow as pa
 
     schema = _schema(widths, sequence)
-    columns = [pa.array(part.ids, pa.string()), pa.array(part.media, pa.string()),
-               pa.array(part.labels, pa.list_(pa.string()))]
+    columns = [
+        pa.array(part.ids, pa.string()),
+        pa.array(part.media, pa.string()),
+        pa.array(part.labels, pa.list_(pa.string())),
+    ]
     for stream in widths:
         kind = schema.field(stream).type
         if sequence:
-            lists = [None if not there else list(tokens) for tokens, there
-                     in zip(part.values[stream], part.present[stream], strict=True)]
+            lists = [
+                None if not there else list(tokens)
+                for tokens, there in zip(part.values[stream], part.present[stream], strict=True)
+            ]
             columns.append(pa.array(lists, kind))
             continue
         flat = np.ascontiguousarray(part.values[stream], dtype=np.float32).reshape(-1)
         missing = ~part.present[stream]
-        columns.append(pa.FixedSizeListArray.from_arrays(
-            pa.array(flat, pa.float32()), type=kind, mask=pa.array(missing) if missing.any() else None))
+        columns.append(
+            pa.FixedSizeListArray.from_arrays(
+                pa.array(flat, pa.float32()), type=kind, mask=pa.array(missing) if missing.any() else None
+            )
+        )
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -233,8 +265,11 @@ def _column(column: Any, width: int, sequence: bool) -> tuple[Any, np.ndarray]:
         out = []
         for value in array:
             flat = value.values
-            out.append(np.zeros((0, width), np.float32) if flat is None or not len(flat) else
-                       flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, width))
+            out.append(
+                np.zeros((0, width), np.float32)
+                if flat is None or not len(flat)
+                else flat.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+            )
         return out, present
     values = np.full((len(array), width), np.nan, np.float32)
     # `flatten` leaves out the vectors of null rows

@@ -51,9 +51,21 @@ class Done:
     bad_files: Path
 
 
-def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOptions | None = None, *,
-          batch_size: int = 32, workers: int = 0, on_bad: str = "skip", max_bad: float = 1.0, overwrite: bool = False,
-          block: int = ROWS, stale: float = STALE, limits: Limits | None = None) -> Done:
+def embed(
+    model: Model,
+    rows: Sequence[Row],
+    out: str | Path,
+    options: EmbedOptions | None = None,
+    *,
+    batch_size: int = 32,
+    workers: int = 0,
+    on_bad: str = "skip",
+    max_bad: float = 1.0,
+    overwrite: bool = False,
+    block: int = ROWS,
+    stale: float = STALE,
+    limits: Limits | None = None,
+) -> Done:
     """Embed rows into `out` (.parquet, .npz or .safetensors), with `bad_files.csv` beside it.
 
     Repeating the call goes on where a killed one stopped; running it in several processes shares the work. An output
@@ -68,8 +80,11 @@ def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOpti
     check(out.parent.is_dir(), f"{out.parent}: no such folder", fix="make it first, or choose another --out")
     check(bool(rows), "nothing to embed", fix="the folder or manifest has no usable files", error=DataError)
     _unique(rows)
-    check(options is None or options.views != "each", "a file holds one vector per clip, not one for each view",
-          fix="--views all (their mean) or one; --sequence for tokens")
+    check(
+        options is None or options.views != "each",
+        "a file holds one vector per clip, not one for each view",
+        fix="--views all (their mean) or one; --sequence for tokens",
+    )
     job = Job(Encoder(model, options or EmbedOptions()), rows, block)
     if out.exists() and job.finished(out) is None:
         check(overwrite, f"{out} exists and holds something else", fix="choose another name, or --overwrite")
@@ -86,8 +101,18 @@ def embed(model: Model, rows: Sequence[Row], out: str | Path, options: EmbedOpti
             return _work(job, folder, out, batch_size, workers, on_bad, max_bad, stale, limits, step)
 
 
-def _work(job: Job, folder: Path, out: Path, batch_size: int, workers: int, on_bad: str, max_bad: float, stale: float,
-          limits: Limits | None, step: Step) -> Done:
+def _work(
+    job: Job,
+    folder: Path,
+    out: Path,
+    batch_size: int,
+    workers: int,
+    on_bad: str,
+    max_bad: float,
+    stale: float,
+    limits: Limits | None,
+    step: Step,
+) -> Done:
     """Claim and compute blocks until this or another process has joined them."""
     computed = 0
     while (done := job.finished(out, computed)) is None:
@@ -105,8 +130,7 @@ def _work(job: Job, folder: Path, out: Path, batch_size: int, workers: int, on_b
                 number, lease = claimed
                 with lease:
                     if not (folder / job.names[number]).exists():  # else: finished by its holder a moment ago
-                        _compute(job, number, folder, batch_size, workers, on_bad, limits,
-                                 beyond(step, done_rows))
+                        _compute(job, number, folder, batch_size, workers, on_bad, limits, beyond(step, done_rows))
                         computed += 1
                 continue
         except FileNotFoundError:  # joined and cleared away by another process: the next round sees its output
@@ -125,16 +149,26 @@ class Job:
         self.blocks = [rows[i : i + block] for i in range(0, len(rows), block)]
         self.items = len(rows)
         model = encoder.model
-        self.meta = {"digest": model.digest, "options": unstructure(encoder.options), "streams": dict(encoder.widths),
-                     "avssl": __version__}
+        self.meta = {
+            "digest": model.digest,
+            "options": unstructure(encoder.options),
+            "streams": dict(encoder.widths),
+            "avssl": __version__,
+        }
         facts = json.dumps(self.meta, sort_keys=True)
-        hashes = [_sha(facts, *(x for row in some for x in (row.id, media_of(row), *row.labels, *_stamps(row))))
-                  for some in self.blocks]
+        hashes = [
+            _sha(facts, *(x for row in some for x in (row.id, media_of(row), *row.labels, *_stamps(row))))
+            for some in self.blocks
+        ]
         self.names = [f"{number:06d}-{h[:20]}.parquet" for number, h in enumerate(hashes)]
         self.key = _sha(*hashes)[:20]
-        self.meta |= {"job": self.key, "model": str(Path(model.path).absolute()), "reader": dict(model.reader),
-                      "backbone": str(model.recipe["backbone"]["name"]),
-                      "modalities": sorted(model.backbone.modalities)}
+        self.meta |= {
+            "job": self.key,
+            "model": str(Path(model.path).absolute()),
+            "reader": dict(model.reader),
+            "backbone": str(model.recipe["backbone"]["name"]),
+            "modalities": sorted(model.backbone.modalities),
+        }
 
     def finished(self, out: Path, computed: int = 0) -> Done | None:
         """What `out` holds when it is this job's output, else None."""
@@ -158,15 +192,22 @@ def _next(job: Job, folder: Path, waiting: Sequence[int], stale: float) -> tuple
     return None
 
 
-def _compute(job: Job, number: int, folder: Path, batch_size: int, workers: int, on_bad: str,
-             limits: Limits | None, step: Step) -> None:
+def _compute(
+    job: Job, number: int, folder: Path, batch_size: int, workers: int, on_bad: str, limits: Limits | None, step: Step
+) -> None:
     rows, bad = job.blocks[number], BadFiles()
-    vectors = encode_rows(job.encoder, rows, batch_size=batch_size, workers=workers, on_bad=on_bad, bad=bad,
-                          limits=limits, step=step)
+    vectors = encode_rows(
+        job.encoder, rows, batch_size=batch_size, workers=workers, on_bad=on_bad, bad=bad, limits=limits, step=step
+    )
     chosen = [rows[i] for i in vectors.indices]
-    part = Part([_text(r.id) for r in chosen], [media_of(r) for r in chosen],
-                [[_text(x) for x in r.labels] for r in chosen], vectors.values, vectors.present,
-                [[_text(x) for x in item] for item in bad.items.values()])
+    part = Part(
+        [_text(r.id) for r in chosen],
+        [media_of(r) for r in chosen],
+        [[_text(x) for x in r.labels] for r in chosen],
+        vectors.values,
+        vectors.present,
+        [[_text(x) for x in item] for item in bad.items.values()],
+    )
     write_part(folder / job.names[number], part, job.encoder.widths, job.encoder.options.sequence)
 
 
@@ -180,8 +221,12 @@ def _finish(job: Job, folder: Path, out: Path, max_bad: float, computed: int) ->
     if failed == job.items:
         shutil.rmtree(folder, ignore_errors=True)
         raise DataError(f"{none_of(failed, 'item')} could be embedded{first}", fix=f"see {_bad_files(out)}")
-    check(counted <= max_bad * job.items, f"{counted} of {job.items} items are bad, more than --max-bad allows{first}",
-          fix=f"see {_bad_files(out)}", error=DataError)
+    check(
+        counted <= max_bad * job.items,
+        f"{counted} of {job.items} items are bad, more than --max-bad allows{first}",
+        fix=f"see {_bad_files(out)}",
+        error=DataError,
+    )
     rows = merge(parts, out, {**job.meta, "rows": job.items - failed, "failed": failed})
     shutil.rmtree(folder, ignore_errors=True)
     return Done(out, rows, failed, dict(job.encoder.widths), computed, _bad_files(out))
@@ -228,6 +273,10 @@ def _text(value: str) -> str:
 def _unique(rows: Sequence[Row]) -> None:
     seen: set[str] = set()
     for row in rows:
-        check(row.id not in seen, f"two items are called {row.id!r}", fix="give unique ids in the manifest",
-              error=DataError)
+        check(
+            row.id not in seen,
+            f"two items are called {row.id!r}",
+            fix="give unique ids in the manifest",
+            error=DataError,
+        )
         seen.add(row.id)

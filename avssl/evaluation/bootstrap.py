@@ -34,8 +34,9 @@ def centred(values: np.ndarray, estimate: float, level: float, low: float, high:
     return percentiles(values, level)
 
 
-def of_mean(values: np.ndarray, *, resamples: int, level: float, seed: int,
-            weights: np.ndarray | None = None) -> Interval:
+def of_mean(
+    values: np.ndarray, *, resamples: int, level: float, seed: int, weights: np.ndarray | None = None
+) -> Interval:
     """Interval of sum(values) / sum(weights) over resampled items. values, weights: (N,); weights default to 1."""
     values = np.asarray(values, dtype=np.float64)
     over = np.ones_like(values) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -43,15 +44,17 @@ def of_mean(values: np.ndarray, *, resamples: int, level: float, seed: int,
     return percentiles(np.concatenate(got), level)
 
 
-def of_statistic(statistic: Callable[[np.ndarray], float], items: int, *, resamples: int, level: float,
-                 seed: int) -> Interval:
+def of_statistic(
+    statistic: Callable[[np.ndarray], float], items: int, *, resamples: int, level: float, seed: int
+) -> Interval:
     """Interval of any `statistic(indices)` of resampled items; one call per resample."""
     rng = np.random.default_rng(seed)
     return percentiles(np.array([statistic(rng.integers(0, items, items)) for _ in range(resamples)]), level)
 
 
-def of_classification(scores: np.ndarray, targets: np.ndarray, *, resamples: int, level: float, seed: int,
-                      threshold: float = 0.5) -> dict[str, Interval]:
+def of_classification(
+    scores: np.ndarray, targets: np.ndarray, *, resamples: int, level: float, seed: int, threshold: float = 0.5
+) -> dict[str, Interval]:
     """Intervals of the metrics of `metrics.classification`.
 
     Curves are sorted once per class and re-weighted for all resamples together: equal to scikit-learn's with

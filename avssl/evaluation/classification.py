@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 def classification(model: Model, splits: Splits, config: ClassificationConfig) -> Report:
     """`classification.accuracy`, `.map` ... of the mean over the views of the head's probabilities (of its outputs, for
     numbers)."""
-    check(model.head is not None and model.codec is not None, f"{model.path} has no classification head",
-          fix="fine-tune it (`avssl finetune`), or evaluate frozen features: --task probe", error=CheckpointError)
+    check(
+        model.head is not None and model.codec is not None,
+        f"{model.path} has no classification head",
+        fix="fine-tune it (`avssl finetune`), or evaluate frozen features: --task probe",
+        error=CheckpointError,
+    )
     codec = model.codec
     assert codec is not None
     if codec.kind == "characters":
@@ -29,11 +33,21 @@ def classification(model: Model, splits: Splits, config: ClassificationConfig) -
     split, rows = evaluation_split(splits, config.split, config.limit)
     rows = labelled(rows)
     encode(rows, codec)  # an unknown label is an error before anything is computed
-    report = Report("classification", protocol=protocol(config, split=split, target=codec.kind,
-                                                        aggregation="mean of probabilities over views"))
+    report = Report(
+        "classification",
+        protocol=protocol(config, split=split, target=codec.kind, aggregation="mean of probabilities over views"),
+    )
     bad = BadFiles()
-    predictions = predict_rows(model, rows, views=config.views, batch_size=config.batch_size, workers=config.workers,
-                               on_bad=config.on_bad, bad=bad, precision=config.precision)
+    predictions = predict_rows(
+        model,
+        rows,
+        views=config.views,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        on_bad=config.on_bad,
+        bad=bad,
+        precision=config.precision,
+    )
     note_bad(report, bad)
     report.n |= {"items": len(predictions.ids), "views": int(predictions.views.sum())}
     score(report, "classification", predictions.scores, encode([rows[i] for i in predictions.indices], codec), config)

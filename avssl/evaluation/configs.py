@@ -66,8 +66,11 @@ class FeatureConfig(EvaluationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.per_class is None or self.per_class > 0, f"per_class is {self.per_class}", fix="give at least 1")
-        check(self.layer is None or self.pooling != "model", "an inner layer has no pooling of the model",
-              fix="--set pooling=mean")
+        check(
+            self.layer is None or self.pooling != "model",
+            "an inner layer has no pooling of the model",
+            fix="--set pooling=mean",
+        )
 
 
 @config

@@ -39,8 +39,10 @@ _METRICS = (
     (r"fold\.[^.]+$", "the value on that fold, fitted on the others"),
 )
 _LEVELS = {"instance": "right = the same clip", "class": "right = a clip that shares a label"}
-_EMPTY = {"skip": "classes without positives are left out",
-          "zero": "classes without positives count as AP 0 and AUC -1 (official scripts)"}
+_EMPTY = {
+    "skip": "classes without positives are left out",
+    "zero": "classes without positives count as AP 0 and AUC -1 (official scripts)",
+}
 
 
 def describe(name: str, protocol: dict) -> str:
@@ -60,8 +62,10 @@ def explain(report: Report) -> list[str]:
     lines += [f"  {key}: {_shown(value)}" for key, value in report.protocol.items()]
     lines += [f"{name}: {describe(name, report.protocol)}" for name in report.metrics]
     if report.intervals:
-        lines.append(f"intervals: {report.protocol.get('confidence', 0.95):.0%} percentile bootstrap over the items, "
-                     f"{report.protocol.get('bootstrap')} resamples, seed {report.protocol.get('seed')}")
+        lines.append(
+            f"intervals: {report.protocol.get('confidence', 0.95):.0%} percentile bootstrap over the items, "
+            f"{report.protocol.get('bootstrap')} resamples, seed {report.protocol.get('seed')}"
+        )
     if report.chance:
         lines.append("chance: what the best answer without any information would score on these items")
     return lines

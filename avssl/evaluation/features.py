@@ -23,20 +23,28 @@ if TYPE_CHECKING:
     from avssl.model import Model
 
 
-def embed_split(model: Model, rows: Sequence[Row], streams: Sequence[str], config: EvaluationConfig,
-                report: Report) -> tuple[list[Row], Vectors]:
+def embed_split(
+    model: Model, rows: Sequence[Row], streams: Sequence[str], config: EvaluationConfig, report: Report
+) -> tuple[list[Row], Vectors]:
     """(the rows that could be read, their vectors); what could not is noted in the report."""
     bad = BadFiles()
     options = EmbedOptions(streams=tuple(streams), views=config.views, precision=config.precision)
     if isinstance(config, FeatureConfig):
         options = replace(options, layer=config.layer, pooling=config.pooling)
     if isinstance(config, RetrievalConfig):
-        options = replace(options, pooling=config.pooling, views=options.views if config.compare == "vector" else "each")
-    vectors = embed_rows(model, rows, options, batch_size=config.batch_size, workers=config.workers,
-                         on_bad=config.on_bad, bad=bad)
+        options = replace(
+            options, pooling=config.pooling, views=options.views if config.compare == "vector" else "each"
+        )
+    vectors = embed_rows(
+        model, rows, options, batch_size=config.batch_size, workers=config.workers, on_bad=config.on_bad, bad=bad
+    )
     note_bad(report, bad)
-    check(len(vectors) > 0, f"{none_of(len(rows), 'item')} could be read",
-          fix=f"the first: {next(iter(bad.items.values())).reason}" if bad.items else "check the data", error=DataError)
+    check(
+        len(vectors) > 0,
+        f"{none_of(len(rows), 'item')} could be read",
+        fix=f"the first: {next(iter(bad.items.values())).reason}" if bad.items else "check the data",
+        error=DataError,
+    )
     return [rows[i] for i in vectors.indices], vectors
 
 
@@ -78,11 +86,17 @@ def on_features(task: str, model: Model, splits: Splits, config: FeatureConfig, 
     fit: `(train features, labels, test features, config, groups) -> (scores, facts)`.
     """
     split, test = evaluation_split(splits, config.split, config.limit)
-    check(split != config.train_split, f"the {split!r} split is both trained and evaluated on",
-          fix="give a manifest with a split column (`avssl data split`), or --task kfold", error=DataError)
+    check(
+        split != config.train_split,
+        f"the {split!r} split is both trained and evaluated on",
+        fix="give a manifest with a split column (`avssl data split`), or --task kfold",
+        error=DataError,
+    )
     if not splits.get(config.train_split):
-        raise DataError(f"{task} needs a {config.train_split!r} split to fit on",
-                        fix="give a manifest with a split column (`avssl data split`), --train DATA, or --task kfold")
+        raise DataError(
+            f"{task} needs a {config.train_split!r} split to fit on",
+            fix="give a manifest with a split column (`avssl data split`), --train DATA, or --task kfold",
+        )
     train = named_split(splits, config.train_split, config.limit)
     train, test = labelled(train), labelled(test)
     if config.per_class is not None:

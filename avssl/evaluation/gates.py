@@ -37,16 +37,22 @@ def parse(gate: str) -> tuple[str, float]:
         value = float(text)
     except ValueError:
         value = float("nan")
-    check(bool(equals) and bool(name) and value == value, f"--fail-under {gate!r} is no NAME=VALUE",
-          fix='e.g. --fail-under "retrieval.audio->vision.class.r@1=0.3"')
+    check(
+        bool(equals) and bool(name) and value == value,
+        f"--fail-under {gate!r} is no NAME=VALUE",
+        fix='e.g. --fail-under "retrieval.audio->vision.class.r@1=0.3"',
+    )
     return name.strip(), value
 
 
 def matching(metrics: Mapping[str, float], name: str) -> list[str]:
     """The metrics that a gate's name means."""
     if name in metrics:
-        check(_higher(name), f"--fail-under {name}: this metric is better when lower",
-              fix="gate one that is better when higher, such as a recall, an accuracy or a correlation")
+        check(
+            _higher(name),
+            f"--fail-under {name}: this metric is better when lower",
+            fix="gate one that is better when higher, such as a recall, an accuracy or a correlation",
+        )
         return [name]
     found = [m for m in metrics if m.startswith(name) and m[len(name) :].startswith((".", "@", "->")) and _higher(m)]
     if not found:

@@ -28,9 +28,12 @@ def kfold(model: Model, splits: Splits, config: KfoldConfig) -> Report:
     rows = [row for some in splits.values() for row in some] if not config.split else list(splits.get(config.split, ()))
     rows = labelled(spread_over(rows, config.limit))
     folds = sorted({row.fold for row in rows if row.fold is not None})
-    check(len(folds) > 1 and all(row.fold is not None for row in rows),
-          f"k-fold needs a fold for every row; there {'is' if len(folds) == 1 else 'are'} {len(folds)}",
-          fix="give a manifest with a `fold` column, as ESC-50 has", error=DataError)
+    check(
+        len(folds) > 1 and all(row.fold is not None for row in rows),
+        f"k-fold needs a fold for every row; there {'is' if len(folds) == 1 else 'are'} {len(folds)}",
+        fix="give a manifest with a `fold` column, as ESC-50 has",
+        error=DataError,
+    )
     names, single = probe_streams(model, config)
     codec = label_codec(rows)
     report = Report("kfold", protocol=protocol(config, streams=names, folds=folds, target=codec.kind))
@@ -47,8 +50,12 @@ def kfold(model: Model, splits: Splits, config: KfoldConfig) -> Report:
         each: dict[str, dict[str, float]] = {}
         for fold in folds:
             held = own == fold
-            check(held.any() and (~held).any(), f"fold {fold} of {name} is empty", error=DataError,
-                  fix="check the fold column, and bad files")
+            check(
+                held.any() and (~held).any(),
+                f"fold {fold} of {name} is empty",
+                error=DataError,
+                fix="check the fold column, and bad files",
+            )
             known = np.flatnonzero(~held)
             if config.per_class is not None:
                 kept = {r.id for r in few_rows([chosen[i] for i in known], config.per_class, seed=config.seed)}

@@ -22,8 +22,9 @@ def knn(model: Model, splits: Splits, config: KnnConfig) -> Report:
     return on_features("knn", model, splits, config, fit_knn)
 
 
-def fit_knn(x: np.ndarray, labels: Labels, z: np.ndarray, config: KnnConfig,
-            groups: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+def fit_knn(
+    x: np.ndarray, labels: Labels, z: np.ndarray, config: KnnConfig, groups: Sequence[str]
+) -> tuple[np.ndarray, dict[str, Any]]:
     """(scores of z, facts): (M, C) weighted shares of the k nearest rows of x, (M,) weighted means of numbers."""
     return neighbours(x, labels, z, config.k, config.temperature), {"k": min(config.k, len(x))}
 
@@ -32,8 +33,11 @@ def neighbours(x: np.ndarray, labels: Labels, z: np.ndarray, k: int, temperature
     """Weights exp(cosine / temperature) over the k nearest, normalised; among equally near ones the earlier row."""
     known, asked = ranking.unit(x), ranking.unit(z)
     k = min(k, len(known))
-    values = labels.y.astype(np.float64)[:, None] if labels.numbers else metrics.one_hot(
-        labels.y, len(labels.codec.classes)).astype(np.float64)
+    values = (
+        labels.y.astype(np.float64)[:, None]
+        if labels.numbers
+        else metrics.one_hot(labels.y, len(labels.codec.classes)).astype(np.float64)
+    )
     out = np.empty((len(asked), values.shape[1]))
     for rows in ranking.blocks(len(asked), len(known)):
         similarity = asked[rows] @ known.T

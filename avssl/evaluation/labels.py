@@ -30,8 +30,12 @@ def evaluation_split(splits: Splits, wanted: str = "", limit: int | None = None)
     if not wanted:
         wanted = next((name for name in _EVALUATION if splits.get(name)), "")
         known = ", ".join(sorted(filter(None, splits)))
-        check(bool(wanted) or not known, f"which split? The data have {known}", fix="name one, e.g. --split train",
-              error=DataError)
+        check(
+            bool(wanted) or not known,
+            f"which split? The data have {known}",
+            fix="name one, e.g. --split train",
+            error=DataError,
+        )
     return wanted or "all", named_split(splits, wanted, limit)
 
 
@@ -95,8 +99,12 @@ def encode(rows: Sequence[Row], codec: Codec) -> Labels:
 def labelled(rows: Sequence[Row]) -> list[Row]:
     """Rows that have a label. Raises DataError when none has."""
     kept = [row for row in rows if row.labels]
-    check(bool(kept), f"{none_of(len(rows), 'row')} has a label",
-          fix="give a manifest with a label column, or class folders", error=DataError)
+    check(
+        bool(kept),
+        f"{none_of(len(rows), 'row')} has a label",
+        fix="give a manifest with a label column, or class folders",
+        error=DataError,
+    )
     return kept
 
 

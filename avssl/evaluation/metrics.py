@@ -105,16 +105,20 @@ def confusion(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return confusion_matrix(index(targets), np.asarray(scores).argmax(1), labels=np.arange(np.shape(scores)[1]))
 
 
-def classification(scores: np.ndarray, targets: np.ndarray, *, empty: Empty = "skip",
-                   threshold: float = 0.5) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def classification(
+    scores: np.ndarray, targets: np.ndarray, *, empty: Empty = "skip", threshold: float = 0.5
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Every metric of a classifier: ({name: value}, {name: (C,) per class}).
 
     targets (N,): single label, adds accuracy (and top5 beyond five classes); (N, C): multi-label. `f1` of multi-label
     targets reads scores as probabilities.
     """
     targets = np.asarray(targets)
-    per = {"ap": average_precision(scores, targets, empty), "auc": roc_auc(scores, targets, empty),
-           "f1": f1(scores, targets, threshold)}
+    per = {
+        "ap": average_precision(scores, targets, empty),
+        "auc": roc_auc(scores, targets, empty),
+        "f1": f1(scores, targets, threshold),
+    }
     auc = macro(per["auc"])
     values = {"map": macro(per["ap"]), "auc": auc, "d_prime": d_prime(auc), "f1": macro(per["f1"])}
     if targets.ndim == 1:
@@ -136,13 +140,22 @@ def regression(predictions: np.ndarray, targets: np.ndarray) -> dict[str, float]
 
     p, t = np.asarray(predictions, dtype=np.float64).ravel(), np.asarray(targets, dtype=np.float64).ravel()
     _finite(p)
-    check(len(p) == len(t) and len(p) > 1, f"{len(p)} predictions for {len(t)} targets",
-          fix="give at least two of each", error=DataError)
+    check(
+        len(p) == len(t) and len(p) > 1,
+        f"{len(p)} predictions for {len(t)} targets",
+        fix="give at least two of each",
+        error=DataError,
+    )
     with warnings.catch_warnings():  # a constant prediction has no correlation: nan says so
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
         pearson, spearman = stats.pearsonr(p, t).statistic, stats.spearmanr(p, t).statistic
-    return {"pearson": float(pearson), "spearman": float(spearman), "mse": float(mean_squared_error(t, p)),
-            "mae": float(mean_absolute_error(t, p)), "r2": float(r2_score(t, p))}
+    return {
+        "pearson": float(pearson),
+        "spearman": float(spearman),
+        "mse": float(mean_squared_error(t, p)),
+        "mae": float(mean_absolute_error(t, p)),
+        "r2": float(r2_score(t, p)),
+    }
 
 
 def probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
@@ -185,8 +198,11 @@ def _pair(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarr
     check(scores.ndim == 2, f"scores of shape {scores.shape}", fix="give (items, classes)")
     _finite(scores)
     truth = one_hot(targets, scores.shape[1])
-    check(truth.shape == scores.shape, f"targets of shape {np.shape(targets)} for scores of shape {scores.shape}",
-          fix="give class indices (N,) or zeros and ones (N, C)")
+    check(
+        truth.shape == scores.shape,
+        f"targets of shape {np.shape(targets)} for scores of shape {scores.shape}",
+        fix="give class indices (N,) or zeros and ones (N, C)",
+    )
     check(len(scores) > 0, "no items to evaluate", fix="is the split empty?", error=DataError)
     return scores, truth
 
@@ -201,5 +217,7 @@ def _decisions(scores: np.ndarray, targets: np.ndarray, threshold: float) -> tup
 def _finite(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         bad = np.argwhere(~np.isfinite(values))[0]
-        raise UsageError(f"score at {tuple(int(i) for i in bad)} is {values[tuple(bad)]}",
-                         fix="the model gives non-finite numbers: check its weights and its input")
+        raise UsageError(
+            f"score at {tuple(int(i) for i in bad)} is {values[tuple(bad)]}",
+            fix="the model gives non-finite numbers: check its weights and its input",
+        )

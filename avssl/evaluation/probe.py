@@ -41,8 +41,9 @@ def _threads(values: int) -> Iterator[None]:
         yield
 
 
-def fit_probe(x: np.ndarray, labels: Labels, z: np.ndarray, config: ProbeConfig,
-              groups: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+def fit_probe(
+    x: np.ndarray, labels: Labels, z: np.ndarray, config: ProbeConfig, groups: Sequence[str]
+) -> tuple[np.ndarray, dict[str, Any]]:
     """(scores of z, facts): x (N, D) with labels trains, z (M, D) is scored: (M, C) probabilities, or (M,) numbers."""
     x, z = x.astype(np.float64), z.astype(np.float64)
     if config.standardize:
@@ -53,8 +54,10 @@ def fit_probe(x: np.ndarray, labels: Labels, z: np.ndarray, config: ProbeConfig,
     with _threads(x.size):
         if len(config.c) > 1:
             fit, held = inner_split(labels, groups, config.inner, config.seed)
-            quality = [_quality(_predict(x[fit], labels.y[fit], x[held], labels, c, config)[0], labels.y[held], labels)
-                       for c in config.c]
+            quality = [
+                _quality(_predict(x[fit], labels.y[fit], x[held], labels, c, config)[0], labels.y[held], labels)
+                for c in config.c
+            ]
             best = int(np.nanargmax(quality)) if np.isfinite(quality).any() else len(config.c) // 2
             facts = {"c": config.c[best], "inner_quality": float(quality[best]), "inner_items": len(held)}
         scores, converged = _predict(x, labels.y, z, labels, facts["c"], config)
@@ -77,8 +80,9 @@ def inner_split(labels: Labels, groups: Sequence[str], share: float, seed: int) 
     return next(ShuffleSplit(1, test_size=share, random_state=seed).split(np.zeros(n)))
 
 
-def _predict(x: np.ndarray, y: np.ndarray, z: np.ndarray, labels: Labels, c: float,
-             config: ProbeConfig) -> tuple[np.ndarray, bool]:
+def _predict(
+    x: np.ndarray, y: np.ndarray, z: np.ndarray, labels: Labels, c: float, config: ProbeConfig
+) -> tuple[np.ndarray, bool]:
     """(scores of z, whether the solver converged) of one model. Classes that x does not have score 0."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression, Ridge

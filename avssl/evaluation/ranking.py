@@ -117,8 +117,15 @@ def _counts(mask: np.ndarray) -> np.ndarray:
     return np.fromiter((np.count_nonzero(row) for row in mask), dtype=np.int64, count=len(mask))
 
 
-def rank(queries: np.ndarray, gallery: np.ndarray, relevance: Relevance, *, exclude: Relevance | None = None,
-         tolerance: float = 1e-6, compare: Compare = "vector") -> Placement:
+def rank(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    relevance: Relevance,
+    *,
+    exclude: Relevance | None = None,
+    tolerance: float = 1e-6,
+    compare: Compare = "vector",
+) -> Placement:
     """Placements by cosine similarity, a block of queries at a time: 100,000 x 100,000 needs 50 MB beside the vectors.
 
     queries (Q, D), gallery (G, D), or (Q, V, D) and (G, V, D) as `compare` wants them: finite; normalised here.
@@ -132,10 +139,15 @@ def rank(queries: np.ndarray, gallery: np.ndarray, relevance: Relevance, *, excl
         if exclude is not None:
             similarity[exclude(rows)] = -np.inf
         parts.append(place(similarity, relevance(rows), tolerance))
-    check(bool(parts) and any(len(p) for p in parts), "no query has a right answer in the gallery",
-          fix="retrieval needs pairs (or, at class level, labels) on both sides", error=DataError)
-    return Placement(*(np.concatenate([getattr(p, f) for p in parts])
-                       for f in ("better", "tied", "right", "relevant", "gallery")))
+    check(
+        bool(parts) and any(len(p) for p in parts),
+        "no query has a right answer in the gallery",
+        fix="retrieval needs pairs (or, at class level, labels) on both sides",
+        error=DataError,
+    )
+    return Placement(
+        *(np.concatenate([getattr(p, f) for p in parts]) for f in ("better", "tied", "right", "relevant", "gallery"))
+    )
 
 
 def blocks(queries: int, gallery: int) -> Iterator[slice]:
@@ -162,6 +174,7 @@ def shared(query_labels: np.ndarray, gallery_labels: np.ndarray) -> Relevance:
 
 def cosine(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     """(Q, G) float64 cosine similarities, for inputs small enough to hold."""
+
     def scaled(x: np.ndarray) -> np.ndarray:
         x = np.asarray(x, dtype=np.float64)
         norm = np.linalg.norm(x, axis=1, keepdims=True)

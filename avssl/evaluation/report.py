@@ -39,8 +39,13 @@ class Report:
         widths = [max(len(line[i]) for line in lines) for i in range(4)]
         return "\n".join("  ".join(v.ljust(w) for v, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
-    def add(self, prefix: str, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]] | None = None,
-            chance: Mapping[str, float] | None = None) -> None:
+    def add(
+        self,
+        prefix: str,
+        metrics: Mapping[str, float],
+        intervals: Mapping[str, tuple[float, float]] | None = None,
+        chance: Mapping[str, float] | None = None,
+    ) -> None:
         """Metrics under a prefix: `accuracy` becomes `prefix.accuracy`."""
         self.metrics |= {f"{prefix}.{k}": float(v) for k, v in metrics.items()}
         self.intervals |= {f"{prefix}.{k}": (float(v[0]), float(v[1])) for k, v in (intervals or {}).items()}
@@ -50,16 +55,27 @@ class Report:
         """Per-class values (C,), in the order of `classes`, with the number of positives (C,) of each."""
         self.per_class[prefix] = {
             name: {"n": int(counts[c]), **{metric: float(values[c]) for metric, values in per_class.items()}}
-            for c, name in enumerate(self.classes)}
+            for c, name in enumerate(self.classes)
+        }
 
     def plain(self) -> dict[str, Any]:
         """JSON-able; a metric that has no value is null."""
         from avssl import __version__
 
-        out = {"task": self.task, "avssl": __version__, "metrics": self.metrics,
-               "intervals": {k: list(v) for k, v in self.intervals.items()}, "chance": self.chance, "n": self.n,
-               "protocol": self.protocol, "classes": self.classes, "per_class": self.per_class,
-               "confusion": self.confusion, "hits": self.hits, "bad": self.bad}
+        out = {
+            "task": self.task,
+            "avssl": __version__,
+            "metrics": self.metrics,
+            "intervals": {k: list(v) for k, v in self.intervals.items()},
+            "chance": self.chance,
+            "n": self.n,
+            "protocol": self.protocol,
+            "classes": self.classes,
+            "per_class": self.per_class,
+            "confusion": self.confusion,
+            "hits": self.hits,
+            "bad": self.bad,
+        }
         return {k: v for k, v in out.items() if v or k in ("task", "metrics", "n", "protocol")}
 
     def write(self, path: Path) -> None:

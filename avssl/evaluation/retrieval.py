@@ -33,8 +33,10 @@ def retrieval(model: Model, splits: Splits, config: RetrievalConfig) -> Report:
     modalities = sorted(model.backbone.modalities)
     streams = list(config.streams) or modalities
     if len(streams) < 2 and not config.within:
-        raise UsageError(f"retrieval between modalities needs two, the model has {', '.join(streams)}",
-                         fix="--set within=true looks for clips of the same class within one")
+        raise UsageError(
+            f"retrieval between modalities needs two, the model has {', '.join(streams)}",
+            fix="--set within=true looks for clips of the same class within one",
+        )
     if config.compare != "vector":
         config = replace(config, views="all")
     report = Report("retrieval", protocol=protocol(config, split=split, streams=streams, similarity="cosine"))
@@ -45,13 +47,18 @@ def retrieval(model: Model, splits: Splits, config: RetrievalConfig) -> Report:
     pairs = list(itertools.permutations(streams, 2)) + ([(s, s) for s in streams] if config.within else [])
     for query, gallery in pairs:
         evaluate_direction(report, query, gallery, rows, vectors, config)
-    check(bool(report.metrics), "nothing could be compared: no clip has two of the modalities, and none has a label",
-          fix="give clips with both, or labels for --set levels=[\"class\"]", error=DataError)
+    check(
+        bool(report.metrics),
+        "nothing could be compared: no clip has two of the modalities, and none has a label",
+        fix='give clips with both, or labels for --set levels=["class"]',
+        error=DataError,
+    )
     return report
 
 
-def evaluate_direction(report: Report, query: str, gallery: str, rows: Sequence[Row], vectors: Vectors,
-                       config: RetrievalConfig) -> None:
+def evaluate_direction(
+    report: Report, query: str, gallery: str, rows: Sequence[Row], vectors: Vectors, config: RetrievalConfig
+) -> None:
     """Add the metrics of one direction to the report."""
     keys = np.array([pair_key(row, config.pair) for row in rows])
     ask, find = _unique(rows, keys, vectors, query), _unique(rows, keys, vectors, gallery)
@@ -65,14 +72,14 @@ def evaluate_direction(report: Report, query: str, gallery: str, rows: Sequence[
         if level == "class" and not any(row.labels for row in rows):
             continue
         relevance = ranking.same(keys[ask], keys[find]) if level == "instance" else by_label(rows, ask, find)
-        placed = ranking.rank(q, g, relevance, exclude=itself, tolerance=config.tolerance,
-                              compare=config.compare)
+        placed = ranking.rank(q, g, relevance, exclude=itself, tolerance=config.tolerance, compare=config.compare)
         prefix = f"retrieval.{query}->{gallery}.{level}"
         add_placement(report, prefix, placed, config)
         report.n[f"{prefix}.queries"], report.n[f"{prefix}.gallery"] = len(placed), len(find)
         if config.hits:
-            report.hits[prefix] = examples(rows, ask, find, similarities(q, g, config.compare), relevance, itself,
-                                           config.hits)
+            report.hits[prefix] = examples(
+                rows, ask, find, similarities(q, g, config.compare), relevance, itself, config.hits
+            )
 
 
 def add_placement(report: Report, prefix: str, placed: ranking.Placement, config: RetrievalConfig) -> None:
@@ -112,8 +119,12 @@ def pair_key(row: Row, column: str) -> str:
     if column == "id":
         return row.id
     value = row.group if column == "group" else row.extra.get(column)
-    check(value not in (None, ""), f"{row.id}: has no {column!r} column", fix="--set pair=id, or fill the column",
-          error=DataError)
+    check(
+        value not in (None, ""),
+        f"{row.id}: has no {column!r} column",
+        fix="--set pair=id, or fill the column",
+        error=DataError,
+    )
     return str(value)
 
 
@@ -124,8 +135,15 @@ def taken(rows: Sequence[Row], values: Any, at: np.ndarray, config: RetrievalCon
     return stacked([values[i] for i in at], [rows[i].id for i in at])
 
 
-def examples(rows: Sequence[Row], ask: np.ndarray, find: np.ndarray, alike: Similarity, relevance: ranking.Relevance,
-             exclude: ranking.Relevance | None, count: int) -> list[dict[str, Any]]:
+def examples(
+    rows: Sequence[Row],
+    ask: np.ndarray,
+    find: np.ndarray,
+    alike: Similarity,
+    relevance: ranking.Relevance,
+    exclude: ranking.Relevance | None,
+    count: int,
+) -> list[dict[str, Any]]:
     """The ten nearest of `count` queries spread over the split: id, similarity, whether right."""
     out = []
     for i in np.unique(np.linspace(0, len(ask) - 1, min(count, len(ask))).round().astype(int)).tolist():
@@ -135,9 +153,16 @@ def examples(rows: Sequence[Row], ask: np.ndarray, find: np.ndarray, alike: Simi
             similarity[exclude(one)[0]] = -np.inf
         right = relevance(one)[0]
         nearest = np.argsort(-similarity, kind="stable")[:10].tolist()
-        out.append({"query": rows[ask[i]].id, "hits": [
-            {"id": rows[find[j]].id, "similarity": float(similarity[j]), "right": bool(right[j])} for j in nearest
-            if similarity[j] > -np.inf]})
+        out.append(
+            {
+                "query": rows[ask[i]].id,
+                "hits": [
+                    {"id": rows[find[j]].id, "similarity": float(similarity[j]), "right": bool(right[j])}
+                    for j in nearest
+                    if similarity[j] > -np.inf
+                ],
+            }
+        )
     return out
 
 

@@ -10,8 +10,9 @@ from avssl.evaluation.labels import Labels
 from avssl.evaluation.report import Report
 
 
-def score(report: Report, prefix: str, scores: np.ndarray, labels: Labels,
-          config: EvaluationConfig) -> dict[str, float]:
+def score(
+    report: Report, prefix: str, scores: np.ndarray, labels: Labels, config: EvaluationConfig
+) -> dict[str, float]:
     """Add everything that is known about these predictions; returns the metrics.
 
     scores: (N, C), probabilities for multi-label targets; (N,) or (N, 1) predictions of numbers.
@@ -25,20 +26,26 @@ def score(report: Report, prefix: str, scores: np.ndarray, labels: Labels,
     values, per_class = metrics.classification(scores, labels.y, empty=empty, threshold=threshold)
     intervals = {}
     if config.bootstrap:
-        intervals = bootstrap.of_classification(scores, labels.y, resamples=config.bootstrap, level=config.confidence,
-                                                seed=config.seed, threshold=threshold)
+        intervals = bootstrap.of_classification(
+            scores, labels.y, resamples=config.bootstrap, level=config.confidence, seed=config.seed, threshold=threshold
+        )
     report.classes = list(labels.codec.classes)
     chance = metrics.chance(labels.y, scores.shape[1])
-    report.add(prefix, values, {k: v for k, v in intervals.items() if k in values},
-               {k: v for k, v in chance.items() if k in values})
+    report.add(
+        prefix,
+        values,
+        {k: v for k, v in intervals.items() if k in values},
+        {k: v for k, v in chance.items() if k in values},
+    )
     report.add_classes(prefix, per_class, labels.counts)
     if not labels.multi:
         report.confusion[prefix] = metrics.confusion(scores, labels.y).tolist()
     return values
 
 
-def _regression_intervals(scores: np.ndarray, truth: np.ndarray,
-                          config: EvaluationConfig) -> dict[str, tuple[float, float]]:
+def _regression_intervals(
+    scores: np.ndarray, truth: np.ndarray, config: EvaluationConfig
+) -> dict[str, tuple[float, float]]:
     if not config.bootstrap:
         return {}
     p, t = np.ravel(scores), np.ravel(truth)

@@ -28,9 +28,12 @@ def similarities(queries: np.ndarray, gallery: np.ndarray, compare: Compare = "v
 
     queries (Q, D), gallery (G, D), with other comparisons than "vector" (Q, V, D) and (G, V, D): finite; normalised here.
     """
-    check(queries.shape[1:] == gallery.shape[1:], f"queries are {' x '.join(map(str, queries.shape[1:]))} wide, the "
-          f"gallery {' x '.join(map(str, gallery.shape[1:]))}", fix="compare streams that share a space and have as many "
-          "views")
+    check(
+        queries.shape[1:] == gallery.shape[1:],
+        f"queries are {' x '.join(map(str, queries.shape[1:]))} wide, the "
+        f"gallery {' x '.join(map(str, gallery.shape[1:]))}",
+        fix="compare streams that share a space and have as many views",
+    )
     views = 1 if compare == "vector" else queries.shape[1]
     q: np.ndarray = unit(queries.reshape(-1, queries.shape[-1])).reshape(queries.shape)
     g: np.ndarray = unit(gallery.reshape(-1, gallery.shape[-1])).reshape(gallery.shape)
@@ -58,8 +61,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     x = np.asarray(vectors, dtype=np.float64)
     check(x.ndim == 2, f"vectors of shape {x.shape}", fix="give (items, width)")
     if not np.isfinite(x).all():
-        raise DataError(f"vector {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} is not finite",
-                        fix="the model gives non-finite numbers: check its weights and its input")
+        raise DataError(
+            f"vector {int(np.flatnonzero(~np.isfinite(x).all(1))[0])} is not finite",
+            fix="the model gives non-finite numbers: check its weights and its input",
+        )
     norm = np.linalg.norm(x, axis=1, keepdims=True)
     return (x / np.where(norm > 0, norm, 1.0)).astype(np.float32)
 
@@ -72,6 +77,10 @@ def stacked(views: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
     counts = [len(v) for v in views]
     most = max(counts, default=1)
     odd = next((n for n, c in zip(names, counts, strict=True) if c not in (1, most)), None)
-    check(odd is None, f"{odd} is seen in another number of views than other clips (up to {most})",
-          fix="--set compare=vector compares the means", error=DataError)
+    check(
+        odd is None,
+        f"{odd} is seen in another number of views than other clips (up to {most})",
+        fix="--set compare=vector compares the means",
+        error=DataError,
+    )
     return np.stack([v if len(v) == most else np.repeat(v, most, axis=0) for v in views])

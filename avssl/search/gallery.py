@@ -53,15 +53,18 @@ def write_gallery(answers: Sequence[Answer], path: Path) -> None:
 
     def card(id: str, media: Mapping[str, Any], score: str, labels: Sequence[str], same: bool) -> str:
         shown = seen.setdefault(id, preview(media))
-        return "".join([
-            f'<figure class="{"same" if same else "hit"}">',
-            _picture(shown, id),
-            f'<audio controls preload="none" src="{shown["sound"]}"></audio>' if "sound" in shown else "",
-            f"<blockquote>{html.escape(shown['text'])}</blockquote>" if shown.get("text") else "",
-            f'<figcaption><span class="score">{score}</span>{html.escape(id)}',
-            f"<br><small>{html.escape(', '.join(labels))}</small>" if labels else "",
-            *(f"<br><small>{html.escape(note)}</small>" for note in shown.get("missing", ())),
-            "</figcaption></figure>"])
+        return "".join(
+            [
+                f'<figure class="{"same" if same else "hit"}">',
+                _picture(shown, id),
+                f'<audio controls preload="none" src="{shown["sound"]}"></audio>' if "sound" in shown else "",
+                f"<blockquote>{html.escape(shown['text'])}</blockquote>" if shown.get("text") else "",
+                f'<figcaption><span class="score">{score}</span>{html.escape(id)}',
+                f"<br><small>{html.escape(', '.join(labels))}</small>" if labels else "",
+                *(f"<br><small>{html.escape(note)}</small>" for note in shown.get("missing", ())),
+                "</figcaption></figure>",
+            ]
+        )
 
     asked = Path(first.query).name if first.kind == "file" else first.query
     sections = []
@@ -69,9 +72,13 @@ def write_gallery(answers: Sequence[Answer], path: Path) -> None:
         cards = "".join(card(h.id, h.media, f"{h.similarity:.3f}", h.labels, False) for h in answer.hits)
         title = f"{html.escape(answer.stream)} → {html.escape(answer.among)}"
         sections.append(f'<section><h2>{title}</h2><div class="grid">{cards}</div></section>')
-    page = _PAGE.format(title=f"avssl search: {html.escape(asked)}", query=html.escape(asked),
-                        note=f"{counted(len(first.hits), 'hit')}, by cosine similarity",
-                        card=card(asked, first.media, "query", (), True), sections="\n".join(sections))
+    page = _PAGE.format(
+        title=f"avssl search: {html.escape(asked)}",
+        query=html.escape(asked),
+        note=f"{counted(len(first.hits), 'hit')}, by cosine similarity",
+        card=card(asked, first.media, "query", (), True),
+        sections="\n".join(sections),
+    )
     write_text(path, page)
 
 

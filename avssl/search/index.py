@@ -57,9 +57,17 @@ class Answer:
 class SearchIndex:
     """An embedding file, ready to be searched. Raises DataError when it is missing, damaged or holds sequences."""
 
-    def __init__(self, path: Path, meta: dict[str, Any], ids: Sequence[str], media: Sequence[str],
-                 labels: Sequence[Any], vectors: dict[str, np.ndarray], scales: dict[str, np.ndarray],
-                 cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        meta: dict[str, Any],
+        ids: Sequence[str],
+        media: Sequence[str],
+        labels: Sequence[Any],
+        vectors: dict[str, np.ndarray],
+        scales: dict[str, np.ndarray],
+        cache: Path | None = None,
+    ) -> None:
         self.path, self.meta, self.ids, self._media, self._labels = path, meta, ids, media, labels
         self.vectors = vectors  # stream -> (N, D) float32, zeros where absent; perhaps mapped from disk
         self.scales = scales  # stream -> (N,) float32, 1 / length, 0 where absent
@@ -92,15 +100,23 @@ class SearchIndex:
         """(D,) or None when this clip does not have the stream."""
         return np.array(self.vectors[stream][row]) if self.scales[stream][row] > 0 else None
 
-    def nearest(self, query: np.ndarray, stream: str, top: int, leave_out: int | None = None,
-                engine: Engine = "exact") -> list[tuple[int, float]]:
+    def nearest(
+        self, query: np.ndarray, stream: str, top: int, leave_out: int | None = None, engine: Engine = "exact"
+    ) -> list[tuple[int, float]]:
         """(row, cosine) of the `top` nearest, best first, the earlier row first among equals. query: (D,), finite."""
         width = self.vectors[stream].shape[1]
-        check(query.shape == (width,), f"the query is {query.size} wide, {stream!r} in the index {width}",
-              fix="compare streams that share a space")
+        check(
+            query.shape == (width,),
+            f"the query is {query.size} wide, {stream!r} in the index {width}",
+            fix="compare streams that share a space",
+        )
         norm = float(np.linalg.norm(query.astype(np.float64)))
-        check(norm > 0 and np.isfinite(norm), "the query's embedding is zero or not finite", fix="try another query",
-              error=DataError)
+        check(
+            norm > 0 and np.isfinite(norm),
+            "the query's embedding is zero or not finite",
+            fix="try another query",
+            error=DataError,
+        )
         unit = (query / norm).astype(np.float32)
         if engine != "exact":
             from avssl.search.engines import approximate
@@ -126,8 +142,12 @@ def open_index(path: str | Path) -> SearchIndex:
     if cached is not None:
         return cached
     index = read_index(path)
-    check(not index.meta["options"].get("sequence"), f"{path} holds sequences", error=DataError,
-          fix="search needs one vector per clip: embed without --sequence")
+    check(
+        not index.meta["options"].get("sequence"),
+        f"{path} holds sequences",
+        error=DataError,
+        fix="search needs one vector per clip: embed without --sequence",
+    )
     vectors, scales = {}, {}
     for stream, values in index.values.items():
         vectors[stream] = np.where(index.present[stream][:, None], values, np.float32(0))
@@ -153,8 +173,13 @@ def cache_of(path: Path) -> Path:
 
 
 def _scales(vectors: np.ndarray) -> np.ndarray:
-    norms = np.concatenate([np.linalg.norm(vectors[i : i + _ROWS].astype(np.float64), axis=1)
-                            for i in range(0, len(vectors), _ROWS)]) if len(vectors) else np.zeros(0)
+    norms = (
+        np.concatenate(
+            [np.linalg.norm(vectors[i : i + _ROWS].astype(np.float64), axis=1) for i in range(0, len(vectors), _ROWS)]
+        )
+        if len(vectors)
+        else np.zeros(0)
+    )
     with np.errstate(divide="ignore"):
         return np.where(norms > 0, 1.0 / norms, 0.0).astype(np.float32)
 
@@ -184,8 +209,13 @@ def _write_cache(index: SearchIndex, cache: Path) -> None:
         for stream in index.vectors:
             np.save(temporary / f"{stream}.npy", index.vectors[stream])
             np.save(temporary / f"{stream}.scale.npy", index.scales[stream])
-        note = {"stamp": _stamp(index.path), "meta": index.meta, "ids": list(index.ids), "media": list(index._media),
-                "labels": list(index._labels)}
+        note = {
+            "stamp": _stamp(index.path),
+            "meta": index.meta,
+            "ids": list(index.ids),
+            "media": list(index._media),
+            "labels": list(index._labels),
+        }
         (temporary / "index.json").write_text(json.dumps(note))
         shutil.rmtree(cache, ignore_errors=True)
         temporary.rename(cache)
@@ -194,9 +224,19 @@ def _write_cache(index: SearchIndex, cache: Path) -> None:
         raise
 
 
-def search(index: str | Path | SearchIndex, query: str, *, source: str = "", among: Sequence[str] = (), top: int = 10,
-           model: str | Path = "", format: str = "", options: Mapping[str, Any] | None = None, device: str = "cpu",
-           engine: Engine = "exact") -> list[Answer]:
+def search(
+    index: str | Path | SearchIndex,
+    query: str,
+    *,
+    source: str = "",
+    among: Sequence[str] = (),
+    top: int = 10,
+    model: str | Path = "",
+    format: str = "",
+    options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+    engine: Engine = "exact",
+) -> list[Answer]:
     """The clips of an index that are nearest to a query.
 
     query: an id of the index, a file (sound, picture, video), or a text when the model reads text; in this order.
@@ -225,13 +265,17 @@ def search(index: str | Path | SearchIndex, query: str, *, source: str = "", amo
     if not among:
         widths = {s: opened.vectors[s].shape[1] for s in streams}
         among = [stream] if stream in streams else [s for s in streams if widths[s] == vector.size]
-        check(bool(among), f"the {stream} query is {vector.size} wide, nothing in the index is",
-              fix="search an index of a model with one space for its modalities")
+        check(
+            bool(among),
+            f"the {stream} query is {vector.size} wide, nothing in the index is",
+            fix="search an index of a model with one space for its modalities",
+        )
     answers = []
     for target in among:
         found = opened.nearest(vector, target, top, row, engine)
-        hits = [Hit(n, opened.ids[i], round(s, 6), opened.labels(i), opened.media(i))
-                for n, (i, s) in enumerate(found, 1)]
+        hits = [
+            Hit(n, opened.ids[i], round(s, 6), opened.labels(i), opened.media(i)) for n, (i, s) in enumerate(found, 1)
+        ]
         answers.append(Answer(query, kind, stream, target, hits, media))
     return answers
 
@@ -240,8 +284,15 @@ def _first(streams: Sequence[str]) -> str:
     return "joint" if "joint" in streams else streams[0]
 
 
-def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, format: str,
-              options: Mapping[str, Any] | None, device: str) -> tuple[str, np.ndarray, str, dict[str, Any]]:
+def _embedded(
+    index: SearchIndex,
+    query: str,
+    source: str,
+    path: str | Path,
+    format: str,
+    options: Mapping[str, Any] | None,
+    device: str,
+) -> tuple[str, np.ndarray, str, dict[str, Any]]:
     """(stream, vector, kind, media) of a query that the index does not hold, by the index's model and options."""
     reads = index.meta.get("modalities", [])
     is_file = _exists(query)
@@ -253,17 +304,26 @@ def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, for
     from avssl.schema import structure
 
     home = str(path) or index.meta["model"]
-    check(Path(home).exists(), f"the model that made the index is gone: {home}", error=CheckpointError,
-          fix="name its new place with --model")
+    check(
+        Path(home).exists(),
+        f"the model that made the index is gone: {home}",
+        error=CheckpointError,
+        fix="name its new place with --model",
+    )
     reader = {"format": format, **(options or {})} if format or options else dict(index.meta.get("reader", {}))
     model = open_model(home, device=device, **reader)
-    check(model.digest == index.meta["digest"], f"{home} is not the model that made the index, or it has changed",
-          fix="embed the clips again, or name the right one with --model", error=CheckpointError)
+    check(
+        model.digest == index.meta["digest"],
+        f"{home} is not the model that made the index, or it has changed",
+        fix="embed the clips again, or name the right one with --model",
+        error=CheckpointError,
+    )
     made_with = structure(EmbedOptions, index.meta["options"])
     rest = {k: getattr(made_with, k) for k in ("layer", "pooling", "normalize", "views", "window", "hop")}
     if not is_file:
-        vectors = embed_inputs(model, [query], modality="text", streams=(source or "text",),
-                               **(rest | {"window": None, "hop": None}))
+        vectors = embed_inputs(
+            model, [query], modality="text", streams=(source or "text",), **(rest | {"window": None, "hop": None})
+        )
         return source or "text", vectors[source or "text"][0], "text", {"text": query}
     from avssl.data.manifest import read_rows
     from avssl.embedding.encode import embed_rows
@@ -274,12 +334,20 @@ def _embedded(index: SearchIndex, query: str, source: str, path: str | Path, for
     (one,) = [looked_up(row, reads) for row in rows]
     can = [s for s in index.meta["streams"] if s in one.parts or (s not in reads and set(reads) <= set(one.parts))]
     can = can or [m for m in reads if m in one.parts]
-    check(bool(can), f"{query} has {', '.join(one.parts)}, the index {', '.join(index.meta['streams'])}",
-          fix="give a query of a modality that the model reads", error=DataError)
+    check(
+        bool(can),
+        f"{query} has {', '.join(one.parts)}, the index {', '.join(index.meta['streams'])}",
+        fix="give a query of a modality that the model reads",
+        error=DataError,
+    )
     stream = source or _first(can)
     vectors = embed_rows(model, [one], EmbedOptions(streams=(stream,), **rest), on_bad="fail")
-    check(len(vectors) == 1 and bool(vectors.present[stream][0]), f"{query} has no {stream}", error=DataError,
-          fix=f"it has {', '.join(one.parts)}")
+    check(
+        len(vectors) == 1 and bool(vectors.present[stream][0]),
+        f"{query} has no {stream}",
+        error=DataError,
+        fix=f"it has {', '.join(one.parts)}",
+    )
     return stream, vectors[stream][0], "file", dict(one.parts)
 
 

@@ -163,7 +163,9 @@ def _wait_for_first(world: World) -> None:
             return
     except RuntimeError:
         return
-    raise PeerLost(f"process {world.rank} of {world.ranks} lost process 0: no sign of life for {_timeout():g} s", fix=LOST)
+    raise PeerLost(
+        f"process {world.rank} of {world.ranks} lost process 0: no sign of life for {_timeout():g} s", fix=LOST
+    )
 
 
 def leave_world(world: World, clean: bool = True) -> None:

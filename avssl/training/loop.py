@@ -53,7 +53,7 @@ class Run:
     batch: int  # items of an update, over all processes
     done: int = 0
     skipped: int = 0  # updates whose step was not taken
-    nonfinite: int = 0  # of these, the ones that train.on_nonfinite counts: not fp16 overflows, which the scaler handles
+    nonfinite: int = 0  # of these, the ones train.on_nonfinite counts: fp16 overflows are the scaler's business
     prepared: bool = False
     averages: Averages = field(default_factory=Averages)
     validate: Callable[[int], Mapping[str, float]] | None = None  # update -> metrics of the validation split

@@ -213,9 +213,7 @@ def _batches(run: Run, rows: Sequence[Row], labels: bool = True) -> Iterator[tup
         yield [mine[i] for i in indices], batch
 
 
-def _pieces(
-    run: Run, rows: Sequence[Row], plan: Sequence[Sequence[int]]
-) -> Iterator[tuple[list[int], Batch | None]]:
+def _pieces(run: Run, rows: Sequence[Row], plan: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Batch | None]]:
     """For each list of row numbers: those that can be read, and their batch, padded to the longest (None without any)."""
     loader = run.loader
     items = EvaluationItems(

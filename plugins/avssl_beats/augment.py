@@ -36,6 +36,7 @@ def time_warp(mel: Tensor, window: int, rng: Generator) -> Tensor:
 
     def stretched(part: Tensor, size: int) -> Tensor:
         return F.interpolate(part[None, None], (size, bins), mode="bicubic", align_corners=False)[0, 0]
+
     return torch.cat([stretched(mel[:centre], moved), stretched(mel[centre:], frames - moved)])
 
 

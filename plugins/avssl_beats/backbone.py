@@ -52,8 +52,10 @@ class Beats(Backbone):
         _, frames, mels = batch.need("audio").x.shape
         size = self.config.patch
         if frames < size or mels < size:
-            raise DataError(f"{batch.ids[0]!r}: {frames} frames of {mels} bins hold no patch of {size} x {size}",
-                            fix=f"give at least {400 + 160 * (size - 1)} samples at 16 kHz")
+            raise DataError(
+                f"{batch.ids[0]!r}: {frames} frames of {mels} bins hold no patch of {size} x {size}",
+                fix=f"give at least {400 + 160 * (size - 1)} samples at 16 kHz",
+            )
         return frames // size, mels // size
 
     def padding(self, batch: Batch) -> Tensor | None:
@@ -66,8 +68,14 @@ class Beats(Backbone):
         x = self.patch(batch.need("audio").x[:, None])  # (B, patch_dim, steps, bands)
         return self.project(self.patch_norm(x.flatten(2).transpose(1, 2)))
 
-    def forward(self, batch: Batch, hide: Mapping[str, Tensor] | None = None, keep: Mapping[str, Tensor] | None = None,
-                layers: InnerStates | None = None, only: Collection[str] | None = None) -> Features:
+    def forward(
+        self,
+        batch: Batch,
+        hide: Mapping[str, Tensor] | None = None,
+        keep: Mapping[str, Tensor] | None = None,
+        layers: InnerStates | None = None,
+        only: Collection[str] | None = None,
+    ) -> Features:
         if only is not None and "audio" not in only:
             return Features()
         grid, pad = self.grid(batch), self.padding(batch)
@@ -79,11 +87,21 @@ class Beats(Backbone):
         states: list[tuple[Tensor, Tensor]] | None = None if layers is None else []
         x, pad = self.encode(x, pad, kept, states)
         inner = {} if states is None else {"audio": [s[0 if layers == "blocks" else 1] for s in states]}
-        return Features(tokens={"audio": x}, pooled={"audio": pooled(x, pad)}, grid=grid, layers=inner,
-                        pad={} if pad is None else {"audio": pad})
+        return Features(
+            tokens={"audio": x},
+            pooled={"audio": pooled(x, pad)},
+            grid=grid,
+            layers=inner,
+            pad={} if pad is None else {"audio": pad},
+        )
 
-    def encode(self, x: Tensor, pad: Tensor | None, kept: Tensor | None = None,
-               states: list[tuple[Tensor, Tensor]] | None = None) -> tuple[Tensor, Tensor | None]:
+    def encode(
+        self,
+        x: Tensor,
+        pad: Tensor | None,
+        kept: Tensor | None = None,
+        states: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Patch embeddings (B, N, dim) -> encoded (B, N or K, dim) and their mask.
 
         kept: (B, K) indices of the patches to encode, in this order. With `kept_positions` "sequence" the positions

@@ -81,8 +81,10 @@ REMNANTS = {
     "quantize.embedding.cluster_size": "never read by the official quantizer",
 }
 FROZEN = re.compile(r"(patch_embedding_pad|raw2fbank_pad)\.")  # ESPnet's exports carry them beside the official keys
-NEW_NORM = {"encoder.pos_conv.0.parametrizations.weight.original0": "encoder.pos_conv.0.weight_g",
-            "encoder.pos_conv.0.parametrizations.weight.original1": "encoder.pos_conv.0.weight_v"}
+NEW_NORM = {
+    "encoder.pos_conv.0.parametrizations.weight.original0": "encoder.pos_conv.0.weight_g",
+    "encoder.pos_conv.0.parametrizations.weight.original1": "encoder.pos_conv.0.weight_v",
+}
 TABLE = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.relative_attention_bias\.weight")
 
 
@@ -96,8 +98,9 @@ def official_name(name: str) -> str:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(template)
-    raise CheckpointError(f"{name} has no place in the official format",
-                          fix="export as safetensors, or train without backbone.mask_token")
+    raise CheckpointError(
+        f"{name} has no place in the official format", fix="export as safetensors, or train without backbone.mask_token"
+    )
 
 
 def detect(path: Path) -> bool:
@@ -119,11 +122,19 @@ def read(path: Path, padding: str = "official", **overrides: Any) -> Imported:
     for files whose cfg is wrong or missing. Raises CheckpointError for anything that is no BEATs checkpoint.
     """
     file = plain(load_torch(path))
-    check(isinstance(file, dict) and isinstance(file.get("model"), dict), f"{path} is no BEATs checkpoint: no 'model'",
-          fix="give a file of microsoft/unilm beats/, or another --format", error=CheckpointError)
+    check(
+        isinstance(file, dict) and isinstance(file.get("model"), dict),
+        f"{path} is no BEATs checkpoint: no 'model'",
+        fix="give a file of microsoft/unilm beats/, or another --format",
+        error=CheckpointError,
+    )
     cfg = {**dict(file.get("cfg") or {}), **overrides}
-    check("input_patch_size" in cfg, f"{path}: its cfg does not say input_patch_size",
-          fix="give it as an option of the import: input_patch_size=16", error=CheckpointError)
+    check(
+        "input_patch_size" in cfg,
+        f"{path}: its cfg does not say input_patch_size",
+        fix="give it as an option of the import: input_patch_size=16",
+        error=CheckpointError,
+    )
     config = {ours: cfg.get(theirs, default) for theirs, (ours, default) in CONFIG.items()}
     tensors = {NEW_NORM.get(k, k): v for k, v in file["model"].items()}
     kind = _kind(tensors)
@@ -137,9 +148,16 @@ def read(path: Path, padding: str = "official", **overrides: Any) -> Imported:
     names |= {"encoder": {}, "classifier": HEAD, "tokenizer": TOKENIZER}[kind]
     _check_keys(set(names.values()), tensors.keys() - ignored.keys(), path)
     loss, assets = _loss(kind, cfg, tensors, file.get("label_dict"))
-    return Imported(backbone={"name": "beats", **config, "padding": padding}, loss=loss,
-                    tensors={ours: tensors[theirs] for ours, theirs in names.items()},
-                    frontend={"padding": padding}, ignored=ignored, assets=assets, licence=LICENCE, source=SOURCE)
+    return Imported(
+        backbone={"name": "beats", **config, "padding": padding},
+        loss=loss,
+        tensors={ours: tensors[theirs] for ours, theirs in names.items()},
+        frontend={"padding": padding},
+        ignored=ignored,
+        assets=assets,
+        licence=LICENCE,
+        source=SOURCE,
+    )
 
 
 def _kind(tensors: Mapping[str, Tensor]) -> str:
@@ -161,12 +179,17 @@ def _encoder(config: Mapping[str, Any]) -> dict[str, str]:
 def _check_keys(wanted: set[str], there: set[str], path: Path) -> None:
     for what, keys in (("misses", sorted(wanted - there)), ("has unknown", sorted(there - wanted))):
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        check(not keys, f"{path} {what} {', '.join(keys[:3])}{more}", fix="is it a BEATs checkpoint, and complete?",
-              error=CheckpointError)
+        check(
+            not keys,
+            f"{path} {what} {', '.join(keys[:3])}{more}",
+            fix="is it a BEATs checkpoint, and complete?",
+            error=CheckpointError,
+        )
 
 
-def _loss(kind: str, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor],
-          labels: Mapping[int, str] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _loss(
+    kind: str, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], labels: Mapping[int, str] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """The loss table and the assets of a file of that kind."""
     if kind == "tokenizer":
         codes, code_dim = tensors["quantize.embedding.weight"].shape
@@ -177,9 +200,12 @@ def _loss(kind: str, cfg: Mapping[str, Any], tensors: Mapping[str, Tensor],
     loss = {"name": "beats_classify", "classes": classes, "dropout": cfg.get("predictor_dropout", 0.1), "loss": "bce"}
     if not labels:
         return loss, {}
-    check(sorted(map(int, labels)) == list(range(classes)),
-          f"label_dict names {len(labels)} classes, the head has {classes}", fix="the file is damaged",
-          error=CheckpointError)
+    check(
+        sorted(map(int, labels)) == list(range(classes)),
+        f"label_dict names {len(labels)} classes, the head has {classes}",
+        fix="the file is damaged",
+        error=CheckpointError,
+    )
     ordered = [str(labels[i]) for i in sorted(labels, key=int)]
     return loss, {"targets": {"kind": "multi_hot", "classes": ordered}}
 
@@ -209,11 +235,18 @@ def write(model: Any, path: Path) -> list[Path]:
     elif model.head is not None:
         linear = getattr(model.head, "linear", None)
         plain_head = linear is not None and getattr(getattr(model.head, "norm", None), "weight", None) is None
-        check(plain_head, "the head is more than one linear layer, which the official format cannot hold",
-              fix="fine-tune with the loss beats_classify, or export as safetensors", error=CheckpointError)
+        check(
+            plain_head,
+            "the head is more than one linear layer, which the official format cannot hold",
+            fix="fine-tune with the loss beats_classify, or export as safetensors",
+            error=CheckpointError,
+        )
         tensors |= {"predictor.weight": linear.weight, "predictor.bias": linear.bias}
-        cfg |= {"finetuned_model": True, "predictor_class": linear.out_features,
-                "predictor_dropout": model.recipe["loss"].get("dropout", 0.1)}
+        cfg |= {
+            "finetuned_model": True,
+            "predictor_class": linear.out_features,
+            "predictor_dropout": model.recipe["loss"].get("dropout", 0.1),
+        }
         if model.codec is not None:
             file["label_dict"] = dict(enumerate(model.codec.classes))
     file["model"] = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}

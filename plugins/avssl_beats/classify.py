@@ -42,8 +42,11 @@ class BeatsClassify(Loss[Beats]):
 
     def __init__(self, backbone: Beats, config: ClassifyConfig) -> None:
         super().__init__(backbone, config)
-        check(config.classes > 0, "loss.classes is 0 and no labels say how many there are",
-              fix="give labelled data and data.target, or set loss.classes")
+        check(
+            config.classes > 0,
+            "loss.classes is 0 and no labels say how many there are",
+            fix="give labelled data and data.target, or set loss.classes",
+        )
         self.head = PatchHead(backbone.dim, config.classes, config.dropout)
 
     def exports(self) -> dict[str, nn.Module]:

@@ -42,16 +42,26 @@ class BeatsConfig:
     mask_token: bool = False  # hidden patches become a learned vector instead of zeros
 
     def __post_init__(self) -> None:
-        check(self.dim % self.heads == 0, f"backbone.dim {self.dim} is no multiple of backbone.heads {self.heads}",
-              fix="change one of them")
-        check(self.dim % self.position_groups == 0,
-              f"backbone.dim {self.dim} is no multiple of backbone.position_groups {self.position_groups}",
-              fix="change one of them")
-        check(not (self.deep_norm and self.pre_norm), "deep_norm belongs to post-norm layers",
-              fix="set backbone.deep_norm=false or backbone.pre_norm=false")
-        check(self.buckets >= 4 and self.max_distance > self.buckets // 4,
-              f"backbone.max_distance {self.max_distance} lies within the {self.buckets // 4} exact distances",
-              fix="give a larger max_distance or fewer buckets")
+        check(
+            self.dim % self.heads == 0,
+            f"backbone.dim {self.dim} is no multiple of backbone.heads {self.heads}",
+            fix="change one of them",
+        )
+        check(
+            self.dim % self.position_groups == 0,
+            f"backbone.dim {self.dim} is no multiple of backbone.position_groups {self.position_groups}",
+            fix="change one of them",
+        )
+        check(
+            not (self.deep_norm and self.pre_norm),
+            "deep_norm belongs to post-norm layers",
+            fix="set backbone.deep_norm=false or backbone.pre_norm=false",
+        )
+        check(
+            self.buckets >= 4 and self.max_distance > self.buckets // 4,
+            f"backbone.max_distance {self.max_distance} lies within the {self.buckets // 4} exact distances",
+            fix="give a larger max_distance or fewer buckets",
+        )
 
 
 @config

@@ -67,8 +67,14 @@ class Distilled:
     terms: dict[str, Term]
 
 
-def distil(encoded: Tensor, codebook: Codebook, estimator: Callable[[Tensor], Tensor], target: Tensor, valid: Tensor,
-           cfg: TokenizerConfig) -> Distilled:
+def distil(
+    encoded: Tensor,
+    codebook: Codebook,
+    estimator: Callable[[Tensor], Tensor],
+    target: Tensor,
+    valid: Tensor,
+    cfg: TokenizerConfig,
+) -> Distilled:
     """The objective, to be minimised, from the encoder's output in the codebook's dimension.
 
     encoded: (B, N, D); target: (B, N, W) per patch or (B, W) per clip; valid: (B, N) bool.
@@ -198,12 +204,16 @@ def load_teacher(config: TokenizerConfig, backbone: Beats) -> Teacher:
 
     model = open_model(config.teacher)
     if not isinstance(model.backbone, Beats) or model.backbone.config.patch != backbone.config.patch:
-        raise UsageError(f"{config.teacher} gives no features for patches of {backbone.config.patch}",
-                         fix="give a BEATs model of the same patch size")
+        raise UsageError(
+            f"{config.teacher} gives no features for patches of {backbone.config.patch}",
+            fix="give a BEATs model of the same patch size",
+        )
     check_statistics(config.teacher, dict(model.recipe["frontend"]), config.statistics)
     if config.target == "logits":
         known = model.head is not None and (config.pooling == "clip" or hasattr(model.head, "patches"))
-        check(known and hasattr(model.head, "linear"),
-              f"{config.teacher} has no head that gives logits per {config.pooling}",
-              fix="give a model fine-tuned with beats_classify, or --set loss.target=features")
+        check(
+            known and hasattr(model.head, "linear"),
+            f"{config.teacher} has no head that gives logits per {config.pooling}",
+            fix="give a model fine-tuned with beats_classify, or --set loss.target=features",
+        )
     return Teacher(model.backbone, model.head if config.target == "logits" else None)

@@ -179,12 +179,23 @@ class Layers(nn.Module):
             beta = (8 * cfg.depth) ** -0.25
             for block in self.blocks:
                 fc1 = block.fc1.linear if isinstance(block.fc1, GatedLinear) else block.fc1
-                for linear, gain in ((block.attention.q, 1.0), (block.attention.k, 1.0), (block.attention.v, beta),
-                                     (block.attention.out, beta), (fc1, beta), (block.fc2, beta)):
+                for linear, gain in (
+                    (block.attention.q, 1.0),
+                    (block.attention.k, 1.0),
+                    (block.attention.v, beta),
+                    (block.attention.out, beta),
+                    (fc1, beta),
+                    (block.fc2, beta),
+                ):
                     nn.init.xavier_normal_(linear.weight, gain=gain)
 
-    def forward(self, x: Tensor, pad: Tensor | None = None, places: Tensor | None = None,
-                keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        pad: Tensor | None = None,
+        places: Tensor | None = None,
+        keep: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
         """(B, N, D) -> (B, N, D). pad: (B, N) bool. places: (B, N) where the patches lie when they are not consecutive.
         keep: a list that receives (output, feed-forward part) of every layer."""
         bias = None if self.bias is None else self.bias(x.shape[1], places)
@@ -220,8 +231,13 @@ class PositionConvolution(nn.Module):
         weight = torch._weight_norm(self.direction, self.magnitude, 2)
         kernel = weight.shape[-1]
         # In two dimensions: (B, N, D) is already what a CPU's channels-last convolution wants, and it is faster there.
-        y = F.conv2d(x.transpose(1, 2)[:, :, None], weight[:, :, None].contiguous(memory_format=torch.channels_last),
-                     self.bias, padding=(0, kernel // 2), groups=self.groups)[:, :, 0]
+        y = F.conv2d(
+            x.transpose(1, 2)[:, :, None],
+            weight[:, :, None].contiguous(memory_format=torch.channels_last),
+            self.bias,
+            padding=(0, kernel // 2),
+            groups=self.groups,
+        )[:, :, 0]
         return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one output too many
 
 

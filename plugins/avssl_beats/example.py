@@ -5,8 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-SIZES = {"dim": 32, "depth": 2, "heads": 4, "ffn": 48, "patch_dim": 16, "position_kernel": 8, "position_groups": 4,
-         "buckets": 16, "max_distance": 40}
+SIZES = {
+    "dim": 32,
+    "depth": 2,
+    "heads": 4,
+    "ffn": 48,
+    "patch_dim": 16,
+    "position_kernel": 8,
+    "position_groups": 4,
+    "buckets": 16,
+    "max_distance": 40,
+}
 PREDICTOR = {"depth": 1, "ffn": 48}
 
 

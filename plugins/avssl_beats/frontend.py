@@ -91,8 +91,10 @@ class BeatsFrontend(Frontend):
         if target is None:
             return mixed, None
         if np.ndim(target) != 1:
-            raise UsageError("frontend.mixup mixes targets, and class indices do not mix",
-                             fix="--set data.target=multi_hot, or frontend.mixup=0")
+            raise UsageError(
+                "frontend.mixup mixes targets, and class indices do not mix",
+                fix="--set data.target=multi_hot, or frontend.mixup=0",
+            )
         return mixed, share * np.asarray(target, np.float32) + (1 - share) * np.asarray(partner.target, np.float32)
 
     # -- the batch, on the device ----------------------------------------------------------------------------------

@@ -47,8 +47,18 @@ def choose(noise: Tensor, valid: Tensor, ratio: float, count: str) -> Hidden:
 
 def small(cfg: BeatsConfig, own: PredictorConfig | EstimatorConfig) -> BeatsConfig:
     """The encoder's kind of layers in another size. They always have a relative bias: nothing else tells positions."""
-    return replace(cfg, depth=own.depth, dim=own.dim or cfg.dim, heads=own.heads or cfg.heads, ffn=own.ffn or cfg.ffn,
-                   dropout=own.dropout, position_groups=1, relative_bias=True, layer_drop=0.0, gradient_decay=1.0)
+    return replace(
+        cfg,
+        depth=own.depth,
+        dim=own.dim or cfg.dim,
+        heads=own.heads or cfg.heads,
+        ffn=own.ffn or cfg.ffn,
+        dropout=own.dropout,
+        position_groups=1,
+        relative_bias=True,
+        layer_drop=0.0,
+        gradient_decay=1.0,
+    )
 
 
 class LabelPredictor(nn.Module):
@@ -80,8 +90,13 @@ class LabelPredictor(nn.Module):
 def label_loss(logits: Tensor, labels: Tensor, masked: Tensor, smoothing: float = 0.0) -> Term:
     """Cross-entropy of (B, N, K) logits at the masked places, summed, with their number."""
     wanted = labels.masked_fill(~masked, NOT_SCORED).flatten()
-    total = F.cross_entropy(at_least_float32(logits).flatten(0, 1), wanted, reduction="sum", ignore_index=NOT_SCORED,
-                            label_smoothing=smoothing)
+    total = F.cross_entropy(
+        at_least_float32(logits).flatten(0, 1),
+        wanted,
+        reduction="sum",
+        ignore_index=NOT_SCORED,
+        label_smoothing=smoothing,
+    )
     return Term(1.0, total, masked.sum())
 
 
@@ -160,6 +175,8 @@ class TokenizerLabels(MaskedLabels):
 
     def sample(self, batch: Batch) -> Hidden:
         if self.tokenizer is None:
-            raise UsageError("loss.tokenizer is not set: there are no labels to learn",
-                             fix="--set loss.tokenizer=RUN (of loss beats_tokenizer), or an official Tokenizer_*.pt")
+            raise UsageError(
+                "loss.tokenizer is not set: there are no labels to learn",
+                fix="--set loss.tokenizer=RUN (of loss beats_tokenizer), or an official Tokenizer_*.pt",
+            )
         return super().sample(batch)

@@ -77,8 +77,12 @@ class Codebook(nn.Module):
     def forward(self, x: Tensor) -> Quantised:
         """(..., D) -> Quantised. Raises CheckpointError when the codes were never set."""
         self._ready = self._ready or bool(self.started)
-        check(self._ready, "the codebook of this tokenizer was never started",
-              fix="train it first (loss beats_tokenizer), or load a trained one", error=CheckpointError)
+        check(
+            self._ready,
+            "the codebook of this tokenizer was never started",
+            fix="train it first (loss beats_tokenizer), or load a trained one",
+            error=CheckpointError,
+        )
         with torch.autocast(x.device.type, enabled=False):  # distances of near codes drown in half precision
             unit = l2(x.to(self.weight.dtype))
             indices = nearest(unit.detach(), self.weight)

@@ -43,6 +43,7 @@ class RandomTokenizer(nn.Module):
 
         def xavier(rows: int, columns: int, fan_out: int) -> Tensor:
             return torch.randn(rows, columns, generator=rng) * math.sqrt(2 / (columns + fan_out))
+
         if cfg.normalise == "chain":
             self.register_buffer("convolution", xavier(CHAIN_WIDTH, width, CHAIN_WIDTH * width))
             width = CHAIN_WIDTH
@@ -109,14 +110,21 @@ def load_tokenizer(path: str, patch: int, statistics: tuple[float, float]) -> To
 
     initial = read_initial(path)
     table = dict(initial.tables["loss"])
-    check(table.pop("name") == "beats_tokenizer", f"{path} is no BEATs tokenizer",
-          fix="train one with the loss beats_tokenizer, or give an official Tokenizer_*.pt", error=CheckpointError)
+    check(
+        table.pop("name") == "beats_tokenizer",
+        f"{path} is no BEATs tokenizer",
+        fix="train one with the loss beats_tokenizer, or give an official Tokenizer_*.pt",
+        error=CheckpointError,
+    )
     check_statistics(path, initial.tables["frontend"], statistics)
     backbone = build_backbone(initial.tables)
     assert isinstance(backbone, Beats)
     theirs = backbone.config.patch
-    check(theirs == patch, f"{path} labels patches of {theirs}, this backbone has {patch}",
-          fix=f"--set backbone.patch={theirs}")
+    check(
+        theirs == patch,
+        f"{path} labels patches of {theirs}, this backbone has {patch}",
+        fix=f"--set backbone.patch={theirs}",
+    )
     head = TokenizerHead(backbone.dim, structure(load("loss", "beats_tokenizer", "config"), table, "loss"))
     for module, prefix in ((backbone, "backbone."), (head, "tokenizer.")):
         own = {k.removeprefix(prefix): v for k, v in initial.tensors.items() if k.startswith(prefix)}
@@ -129,5 +137,7 @@ def check_statistics(path: str, frontend: dict[str, float], statistics: tuple[fl
     theirs = (frontend["mean"], frontend["std"])
     if any(not math.isclose(a, b, rel_tol=1e-6) for a, b in zip(theirs, statistics, strict=True)):
         mean, std = theirs
-        raise UsageError(f"{path} was trained with the front-end statistics {theirs}, this run says {statistics}",
-                         fix=f"set frontend.mean={mean}, frontend.std={std} and loss.statistics=[{mean}, {std}]")
+        raise UsageError(
+            f"{path} was trained with the front-end statistics {theirs}, this run says {statistics}",
+            fix=f"set frontend.mean={mean}, frontend.std={std} and loss.statistics=[{mean}, {std}]",
+        )

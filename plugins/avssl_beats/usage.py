@@ -46,9 +46,12 @@ class CodeUsage(nn.Module):
         used, codes = int(self.used()), len(self.counts)
         if used < self.least * codes:
             self._warned = True
-            warnings.warn(f"the labels use {used} of {codes} codes (perplexity {self.perplexity():.1f}): the tokenizer "
-                          "has collapsed; try another normalisation, more data, or a longer tokenizer run",
-                          CodeCollapse, stacklevel=2)
+            warnings.warn(
+                f"the labels use {used} of {codes} codes (perplexity {self.perplexity():.1f}): the tokenizer "
+                "has collapsed; try another normalisation, more data, or a longer tokenizer run",
+                CodeCollapse,
+                stacklevel=2,
+            )
 
     def used(self) -> Tensor:
         """() number of codes that came up lately."""
@@ -65,8 +68,11 @@ class CodeUsage(nn.Module):
 
     def metrics(self) -> dict[str, tuple[Tensor, int]]:
         """For `LossOutput.metrics`."""
-        return {"codes_used": (self.used(), 1), "code_perplexity": (self.perplexity(), 1),
-                "code_share_largest": (self.largest(), 1)}
+        return {
+            "codes_used": (self.used(), 1),
+            "code_perplexity": (self.perplexity(), 1),
+            "code_share_largest": (self.largest(), 1),
+        }
 
     def _current(self) -> Tensor:
         return self.counts if self._fresh is None else self.counts * DECAY + self._fresh * (1 - DECAY)

@@ -24,8 +24,9 @@ def detect(path: Path) -> bool:
     return mentions(path, (b"decoder_pos_embed", b"patch_embed.proj.weight", b"decoder_pred.weight"), (b"blocks_u",))
 
 
-def read(path: Path, *, audio_frames: int = 1024, mel_bins: int = 128, seed: int = VECTOR_SEED,
-         **options: Any) -> Imported:
+def read(
+    path: Path, *, audio_frames: int = 1024, mel_bins: int = 128, seed: int = VECTOR_SEED, **options: Any
+) -> Imported:
     """A full ImageNet-MAE checkpoint (with decoder) as a CAV-MAE pretraining model.
 
     Options: audio_frames and mel_bins of the model to make; seed of the modality vectors, which MAE does not have;
@@ -38,22 +39,31 @@ def read(path: Path, *, audio_frames: int = 1024, mel_bins: int = 128, seed: int
     return Imported(out.backbone, out.loss, out.tensors, out.frontend, ignored, out.assets, LICENCE, SOURCE)
 
 
-def adapted(state: Mapping[str, Tensor], audio_frames: int, mel_bins: int = 128, seed: int = VECTOR_SEED,
-            where: str = "checkpoint") -> dict[str, Tensor]:
+def adapted(
+    state: Mapping[str, Tensor],
+    audio_frames: int,
+    mel_bins: int = 128,
+    seed: int = VECTOR_SEED,
+    where: str = "checkpoint",
+) -> dict[str, Tensor]:
     """The official mapping, in official keys without prefix, cls tokens included as the authors' script writes them.
 
     All blocks but the last become both modalities' blocks, the last the shared one, its norms all three pairs. The
     audio projection is the sum (not the mean) over the colours, the audio prediction the first rows of the picture's.
     """
     depth = sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", k)) for k in state)
-    check(depth >= 2 and "decoder_pred.weight" in state and "patch_embed.proj.weight" in state,
-          f"{where} is no ImageNet-MAE checkpoint with its decoder", fix="download mae_pretrain_vit_base_full.pth",
-          error=CheckpointError)
+    check(
+        depth >= 2 and "decoder_pred.weight" in state and "patch_embed.proj.weight" in state,
+        f"{where} is no ImageNet-MAE checkpoint with its decoder",
+        fix="download mae_pretrain_vit_base_full.pth",
+        error=CheckpointError,
+    )
     rows, columns = mel_bins // PATCH, audio_frames // PATCH
     dim, decoder_dim = state["patch_embed.proj.weight"].shape[0], state["decoder_embed.weight"].shape[0]
     generator = torch.Generator().manual_seed(seed)
     out: dict[str, Tensor] = {
-        "pos_embed_a": sincos_2d(dim, rows, columns)[None], "pos_embed_v": state["pos_embed"][:, 1:],
+        "pos_embed_a": sincos_2d(dim, rows, columns)[None],
+        "pos_embed_v": state["pos_embed"][:, 1:],
         "decoder_pos_embed_a": sincos_2d(decoder_dim, rows, columns)[None],
         "decoder_pos_embed_v": state["decoder_pos_embed"][:, 1:],
         "patch_embed_v.proj.weight": state["patch_embed.proj.weight"],

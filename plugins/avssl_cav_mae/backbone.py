@@ -71,16 +71,20 @@ class CavMae(Backbone):
         self.patch = nn.ModuleDict({m: nn.Linear(size * CHANNELS[m], c.dim) for m in present})
         for m in present:  # its bias keeps torch's default, as the official convolution's does
             nn.init.xavier_uniform_(self.patch[m].weight)
-        self.positions = nn.ParameterDict({m: nn.Parameter(sincos_2d(c.dim, *c.grid(m)), c.train_positions)
-                                           for m in present})
+        self.positions = nn.ParameterDict(
+            {m: nn.Parameter(sincos_2d(c.dim, *c.grid(m)), c.train_positions) for m in present}
+        )
         self.modality = _vectors(present, (c.dim,))
         self.cls = _vectors(present if c.cls_tokens else (), (1, c.dim))
         self.registers = _vectors(present if c.registers else (), (c.registers, c.dim), std=1.0)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return [*(b for pair in zip(*self.stacks.values(), strict=True) for b in pair), *self.shared,
-                *(b for s in self.contrast.values() for b in s)]
+        return [
+            *(b for pair in zip(*self.stacks.values(), strict=True) for b in pair),
+            *self.shared,
+            *(b for s in self.contrast.values() for b in s),
+        ]
 
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         return self._grids(*folded(batch))
@@ -137,9 +141,11 @@ class CavMae(Backbone):
         if modality == "audio" and grid[0] == own[0] and grid[1] < own[1]:  # a shorter sound: the table's beginning
             return self.positions[modality].view(*own, -1)[:, : grid[1]].flatten(0, 1)
         p = self.config.patch
-        raise DataError(f"{modality} is {grid[0] * p} x {grid[1] * p}, the model is for {own[0] * p} x {own[1] * p}",
-                        fix="set frontend.frames and image_size to the backbone's audio_frames and image_size; --init "
-                            "resizes the positions of a model to another backbone.audio_frames or image_size")
+        raise DataError(
+            f"{modality} is {grid[0] * p} x {grid[1] * p}, the model is for {own[0] * p} x {own[1] * p}",
+            fix="set frontend.frames and image_size to the backbone's audio_frames and image_size; --init "
+            "resizes the positions of a model to another backbone.audio_frames or image_size",
+        )
 
     def stack(self, modality: str, x: Tensor, trace: Trace | None = None) -> Tensor:
         """(B, K, D) patches -> (B, [1 +] K [+ R], D): cls token first, registers last where the model has them."""
@@ -165,8 +171,9 @@ class CavMae(Backbone):
             x = torch.cat([self._without_registers(p) for p in x.split([p.shape[1] for p in parts], 1)], 1)
         return self.norms["joint"](x)
 
-    def single(self, modality: str, x: Tensor, chained: bool = True,
-               trace: Trace | None = None) -> tuple[Tensor, Tensor | None]:
+    def single(
+        self, modality: str, x: Tensor, chained: bool = True, trace: Trace | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """One modality's output of `stack` -> its patches (B, K, D) and cls token (B, D) or None, normed.
 
         chained=False is the official pretraining pass: every shared block gets the same input and the last one's
@@ -192,7 +199,9 @@ class CavMae(Backbone):
         if pairs and (hide or keep):
             raise DataError("a clip of several pictures cannot be masked", fix="--set frontend.together=false")
         present = self._present(batch)
-        wanted = {*present, "joint"} if only is None else {s for s in only if s == "joint" or s.split(".")[0] in present}
+        wanted = (
+            {*present, "joint"} if only is None else {s for s in only if s == "joint" or s.split(".")[0] in present}
+        )
         if not present or not wanted:
             batch.need(next(iter(only or MODALITIES)).split(".")[0])
         traces = {s: Trace(layers) for s in wanted if "." not in s} if layers else {}

@@ -20,8 +20,9 @@ class Block(nn.Module):
     spare: further norms that no pass uses; they never train.
     """
 
-    def __init__(self, dim: int, heads: int, mlp_ratio: float, streams: Sequence[str] = ("joint",),
-                 spare: bool = False) -> None:
+    def __init__(
+        self, dim: int, heads: int, mlp_ratio: float, streams: Sequence[str] = ("joint",), spare: bool = False
+    ) -> None:
         super().__init__()
         self.heads = heads
         hidden = int(dim * mlp_ratio)

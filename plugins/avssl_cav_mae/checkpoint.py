@@ -111,8 +111,12 @@ def load_state(path: Path) -> dict[str, Tensor]:
     for inner in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(inner), Mapping):
             state = state[inner]
-    check(isinstance(state, Mapping) and bool(state) and all(isinstance(v, Tensor) for v in state.values()),
-          f"{path} holds no state dict", fix="give the authors' audio_model.*.pth", error=CheckpointError)
+    check(
+        isinstance(state, Mapping) and bool(state) and all(isinstance(v, Tensor) for v in state.values()),
+        f"{path} holds no state dict",
+        fix="give the authors' audio_model.*.pth",
+        error=CheckpointError,
+    )
     return {str(k).removeprefix(PREFIX): v for k, v in state.items()}
 
 
@@ -120,18 +124,37 @@ MODES = {"multimodal": ("joint",), "audioonly": ("audio",), "videoonly": ("visio
          "missingaudioonly": ("joint", "audio"), "missingvideoonly": ("joint", "vision")}  # fmt: skip
 
 
-def imported(state: Mapping[str, Tensor], where: str, *, heads: int | None = None, decoder_heads: int | None = None,
-             mel_bins: int = 128, norm_pixels: bool = True, mode: str = "", loss: str = "auto", labels: str = "",
-             sync: bool = False, keep_registers: bool = False) -> Imported:
+def imported(
+    state: Mapping[str, Tensor],
+    where: str,
+    *,
+    heads: int | None = None,
+    decoder_heads: int | None = None,
+    mel_bins: int = 128,
+    norm_pixels: bool = True,
+    mode: str = "",
+    loss: str = "auto",
+    labels: str = "",
+    sync: bool = False,
+    keep_registers: bool = False,
+) -> Imported:
     """An official state dict, without prefix, in our terms; see `read`."""
     deaf = [k for k in state if k.startswith(("patch_embed_v", "modality_v", "pos_embed_v", "blocks_v"))] == []
     for key in ("patch_embed_a.proj.weight", "pos_embed_a", "pos_embed_v", "blocks_u.0.mlp.fc1.weight"):
-        check(key in state or (deaf and key == "pos_embed_v"), f"{where} is no CAV-MAE checkpoint: it has no {key}",
-              fix="is it of another system?", error=CheckpointError)
+        check(
+            key in state or (deaf and key == "pos_embed_v"),
+            f"{where} is no CAV-MAE checkpoint: it has no {key}",
+            fix="is it of another system?",
+            error=CheckpointError,
+        )
     mode = mode or ("audioonly" if deaf else "multimodal")
     check(mode in MODES, f"mode {mode!r} is unknown", fix=f"one of {', '.join(MODES)}")
-    check(not deaf or ("video" not in mode and mode != "multimodal"), f"{where} hears alone, mode {mode!r} needs pictures",
-          fix="import it with --option mode=audioonly", error=CheckpointError)
+    check(
+        not deaf or ("video" not in mode and mode != "multimodal"),
+        f"{where} hears alone, mode {mode!r} needs pictures",
+        fix="import it with --option mode=audioonly",
+        error=CheckpointError,
+    )
     sync = sync or any(k == "register_tokens" or k.startswith(("constrative_head", "classifier_head")) for k in state)
     sync = sync or ("cls_token_a" in state and "cls_token_av" not in state)
     tensors: dict[str, Tensor] = {}
@@ -150,12 +173,19 @@ def imported(state: Mapping[str, Tensor], where: str, *, heads: int | None = Non
         else:
             raise CheckpointError(f"{where} has the unknown key {key}", fix="is it a CAV-MAE checkpoint?")
     backbone = _backbone_table(state, tensors, where, heads, mel_bins, "backbone" in touched)
-    frontend: dict[str, Any] = {"frames": backbone["audio_frames"], "image_size": backbone["image_size"],
-                                "mel_bins": mel_bins}
+    frontend: dict[str, Any] = {
+        "frames": backbone["audio_frames"],
+        "image_size": backbone["image_size"],
+        "mel_bins": mel_bins,
+    }
     if sync:
-        backbone |= {"cls_tokens": "cls_token_a" in state, "contrast_depth": _depth(state, "constrative_head_audio"),
-                     "registers": len(state["register_tokens"]) // 2 if "register_tokens" in state else 0,
-                     "keep_registers": keep_registers, "chain_shared": backbone["shared_depth"] == 1}
+        backbone |= {
+            "cls_tokens": "cls_token_a" in state,
+            "contrast_depth": _depth(state, "constrative_head_audio"),
+            "registers": len(state["register_tokens"]) // 2 if "register_tokens" in state else 0,
+            "keep_registers": keep_registers,
+            "chain_shared": backbone["shared_depth"] == 1,
+        }
         frontend |= SYNC_FRONTEND | {"span": max(SYNC_FRONTEND["span"], backbone["audio_frames"])}
     assets: dict[str, Any] = {}
     if "mlp_head.1.weight" in state or "classifier_head.weight" in state:
@@ -166,8 +196,13 @@ def imported(state: Mapping[str, Tensor], where: str, *, heads: int | None = Non
             loss_table = _clip_table(state, mode, loss, where, backbone["heads"]) | {"spare_norms": "head" in touched}
             frontend["together"] = True
         else:
-            loss_table = {"name": "classify", "classes": state["mlp_head.1.weight"].shape[0],
-                          "streams": list(MODES[mode]), "norm": True, "loss": loss}
+            loss_table = {
+                "name": "classify",
+                "classes": state["mlp_head.1.weight"].shape[0],
+                "streams": list(MODES[mode]),
+                "norm": True,
+                "loss": loss,
+            }
         if mode != "multimodal":  # its joint pass is that of this modality alone
             frontend["modalities"] = ["audio" if "audio" in mode else "vision"]
         if labels:
@@ -176,7 +211,9 @@ def imported(state: Mapping[str, Tensor], where: str, *, heads: int | None = Non
             kind = "index" if loss == "cross_entropy" else "multi_hot"
             assets["targets"] = {"kind": kind, "classes": list(read_labels(Path(labels)).values())}
     else:
-        check(not deaf, f"{where} has neither pictures nor a head", fix="give the whole checkpoint", error=CheckpointError)
+        check(
+            not deaf, f"{where} has neither pictures nor a head", fix="give the whole checkpoint", error=CheckpointError
+        )
         loss_table = _loss_table(state, tensors, where, decoder_heads, norm_pixels, "decoder" in touched)
     return Imported(backbone, loss_table, tensors, frontend, ignored, assets, LICENCE, SYNC_SOURCE if sync else SOURCE)
 
@@ -186,45 +223,79 @@ def _owner(key: str) -> str:
     return "decoder" if key.startswith("decoder") else "head" if key.startswith("classifier") else "backbone"
 
 
-def _backbone_table(state: Mapping[str, Tensor], tensors: dict[str, Tensor], where: str, heads: int | None,
-                    mel_bins: int, spare: bool) -> dict[str, Any]:
+def _backbone_table(
+    state: Mapping[str, Tensor], tensors: dict[str, Tensor], where: str, heads: int | None, mel_bins: int, spare: bool
+) -> dict[str, Any]:
     dim = state["patch_embed_a.proj.weight"].shape[0]
     hidden = state["blocks_u.0.mlp.fc1.weight"].shape[0]
     rows = mel_bins // PATCH
     columns, rest = divmod(tensors["backbone.positions.audio"].shape[0], rows)
-    check(rest == 0, f"{where}: {columns * rows + rest} audio positions do not lie on {rows} rows of patches",
-          fix="import it with the authors' number: --option mel_bins=128", error=CheckpointError)
+    check(
+        rest == 0,
+        f"{where}: {columns * rows + rest} audio positions do not lie on {rows} rows of patches",
+        fix="import it with the authors' number: --option mel_bins=128",
+        error=CheckpointError,
+    )
     pictures = "pos_embed_v" in state
     side = math.isqrt(tensors["backbone.positions.vision"].shape[0]) if pictures else 14
-    return {"name": "cav_mae", "modalities": ["audio", "vision"] if pictures else ["audio"],
-            "image_size": side * PATCH, "audio_frames": columns * PATCH, "mel_bins": mel_bins,
-            "dim": dim, "depth": _depth(state, "blocks_a"), "shared_depth": _depth(state, "blocks_u"),
-            "heads": _heads(heads, dim, 64, "heads", where), "mlp_ratio": hidden / dim,
-            "train_positions": any(k in state for k in ("mlp_head.1.weight", "classifier_head.weight")),
-            "spare_norms": spare}
+    return {
+        "name": "cav_mae",
+        "modalities": ["audio", "vision"] if pictures else ["audio"],
+        "image_size": side * PATCH,
+        "audio_frames": columns * PATCH,
+        "mel_bins": mel_bins,
+        "dim": dim,
+        "depth": _depth(state, "blocks_a"),
+        "shared_depth": _depth(state, "blocks_u"),
+        "heads": _heads(heads, dim, 64, "heads", where),
+        "mlp_ratio": hidden / dim,
+        "train_positions": any(k in state for k in ("mlp_head.1.weight", "classifier_head.weight")),
+        "spare_norms": spare,
+    }
 
 
 def _clip_table(state: Mapping[str, Tensor], mode: str, loss: str, where: str, heads: int) -> dict[str, Any]:
     """Sync's CAVMAEFT with self_attention_cls: twice as wide for both modalities, which are otherwise told by `mode`."""
     classes, width = state["classifier_head.weight"].shape
     both = width == 2 * state["patch_embed_a.proj.weight"].shape[0]
-    check(both == (mode == "multimodal"), f"{where}: its classifier is {width} wide, which is not mode {mode!r}",
-          fix=f"import it with --option mode={'multimodal' if both else 'audioonly'}", error=CheckpointError)
+    check(
+        both == (mode == "multimodal"),
+        f"{where}: its classifier is {width} wide, which is not mode {mode!r}",
+        fix=f"import it with --option mode={'multimodal' if both else 'audioonly'}",
+        error=CheckpointError,
+    )
     streams = ["audio", "vision"] if both else ["audio" if mode == "audioonly" else "vision"]
-    return {"name": "cav_mae_clip", "classes": classes, "streams": streams, "loss": loss, "heads": heads,
-            "depth": _depth(state, "classifier_layers"),
-            "mlp_ratio": state["classifier_layers.0.mlp.fc1.weight"].shape[0] / width}
+    return {
+        "name": "cav_mae_clip",
+        "classes": classes,
+        "streams": streams,
+        "loss": loss,
+        "heads": heads,
+        "depth": _depth(state, "classifier_layers"),
+        "mlp_ratio": state["classifier_layers.0.mlp.fc1.weight"].shape[0] / width,
+    }
 
 
-def _loss_table(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str, heads: int | None,
-                norm_pixels: bool, spare: bool) -> dict[str, Any]:
+def _loss_table(
+    state: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    where: str,
+    heads: int | None,
+    norm_pixels: bool,
+    spare: bool,
+) -> dict[str, Any]:
     if "decoder_embed.weight" not in state:  # an encoder alone
         return {"name": "cav_mae", "decoder_depth": 0, "reconstruction_weight": 0.0}
     dim = state["decoder_embed.weight"].shape[0]
-    return {"name": "cav_mae", "norm_pixels": norm_pixels, "decoder_dim": dim,
-            "decoder_depth": _depth(state, "decoder_blocks"),
-            "decoder_heads": _heads(heads, dim, 32, "decoder_heads", where),
-            "spare_norms": spare, "decoder_mlp_ratio": state["decoder_blocks.0.mlp.fc1.weight"].shape[0] / dim}
+    return {
+        "name": "cav_mae",
+        "norm_pixels": norm_pixels,
+        "decoder_dim": dim,
+        "decoder_depth": _depth(state, "decoder_blocks"),
+        "decoder_heads": _heads(heads, dim, 32, "decoder_heads", where),
+        "spare_norms": spare,
+        "decoder_mlp_ratio": state["decoder_blocks.0.mlp.fc1.weight"].shape[0] / dim,
+    }
 
 
 def _default(key: str, value: Tensor) -> bool:
@@ -238,11 +309,18 @@ def _depth(state: Mapping[str, Tensor], stack: str) -> int:
 def _heads(given: int | None, dim: int, width: int, option: str, where: str) -> int:
     """As told, or the official width of a head. A file does not show it, and a wrong guess loads without an error."""
     if given is None:
-        check(dim % width == 0, f"{where}: a width of {dim} does not say how many heads there are",
-              fix=f"import it with the authors' number: --option {option}={12 if option == 'heads' else 16}", error=CheckpointError)
+        check(
+            dim % width == 0,
+            f"{where}: a width of {dim} does not say how many heads there are",
+            fix=f"import it with the authors' number: --option {option}={12 if option == 'heads' else 16}",
+            error=CheckpointError,
+        )
         return dim // width
-    check(given > 0 and dim % given == 0, f"{option}={given} does not divide the width {dim}",
-          fix="give the authors' number")
+    check(
+        given > 0 and dim % given == 0,
+        f"{option}={given} does not divide the width {dim}",
+        fix="give the authors' number",
+    )
     return given
 
 
@@ -286,13 +364,20 @@ def write(model: Any, path: str | Path) -> list[Path]:
 def official_state(model: Any) -> dict[str, Tensor]:
     """Official key (no prefix) -> tensor of a Loss or Model."""
     config = model.backbone.config
-    check(config.patch == PATCH, f"the official code has patches of {PATCH}, this model of {config.patch}",
-          fix="keep it in our own format", error=CheckpointError)
+    check(
+        config.patch == PATCH,
+        f"the official code has patches of {PATCH}, this model of {config.patch}",
+        fix="keep it in our own format",
+        error=CheckpointError,
+    )
     own = _own_state(model)
     clip = any(k == "head.cls" for k in own)  # of the two layouts of a head, one has this token
-    check(clip or not any(s.endswith((".own", ".alone")) for s in getattr(_head(model), "streams", ())),
-          "no official class holds the mean over a clip's pictures", fix="keep it in our own format",
-          error=CheckpointError)
+    check(
+        clip or not any(s.endswith((".own", ".alone")) for s in getattr(_head(model), "streams", ())),
+        "no official class holds the mean over a clip's pictures",
+        fix="keep it in our own format",
+        error=CheckpointError,
+    )
     names = {v: k for k, v in VECTORS.items()}
     parts = {v: k for k, v in PARTS.items() if not v.startswith("head.") or k.startswith("classifier") == clip}
     stacks = {v: k for k, v in STACKS.items()}
@@ -314,8 +399,12 @@ def official_state(model: Any) -> dict[str, Tensor]:
         out[key] = to_official(key, value.detach().cpu()).clone()
     if config.registers:
         halves = [own.get(f"backbone.registers.{m}") for m in ("audio", "vision")]
-        check(all(h is not None for h in halves), "the official code has registers for both modalities only",
-              fix="keep it in our own format", error=CheckpointError)
+        check(
+            all(h is not None for h in halves),
+            "the official code has registers for both modalities only",
+            fix="keep it in our own format",
+            error=CheckpointError,
+        )
         out["register_tokens"] = torch.cat([h.detach().cpu() for h in halves if h is not None])
     for key in [k for k in out if re.fullmatch(r"\w+\.\d+\.norm[12]\.(weight|bias)", k)]:  # norms that nothing uses
         stem, _, leaf = key.rpartition(".")

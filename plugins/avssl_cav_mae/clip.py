@@ -29,8 +29,9 @@ class ClipHead(nn.Module):
         width = dim * len(names)
         attentive = config.aggregate == "attention"
         self.cls = nn.Parameter(torch.randn(1, width) * 0.02) if attentive else None
-        self.blocks = nn.ModuleList(Block(width, heads, config.mlp_ratio, spare=config.spare_norms)
-                                    for _ in range(config.depth * attentive))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, config.mlp_ratio, spare=config.spare_norms) for _ in range(config.depth * attentive)
+        )
         self.norm = nn.LayerNorm(width, EPS)
         self.linear = nn.Linear(width, config.classes)
         initialise(self)
@@ -39,8 +40,10 @@ class ClipHead(nn.Module):
         """(B, C) logits from tokens (B, K, D). The pictures carry no positions: their order does not matter."""
         missing = [s.split(".")[0] for s in self.streams if s not in features.tokens]
         if missing:
-            raise DataError(f"the head reads {' and '.join(missing)}, which this item has not",
-                            fix="give items with it, or fine-tune with loss.streams of the other")
+            raise DataError(
+                f"the head reads {' and '.join(missing)}, which this item has not",
+                fix="give items with it, or fine-tune with loss.streams of the other",
+            )
         x = torch.cat([features.tokens[s] for s in self.streams], 2)  # (B, K, W)
         if self.cls is None:
             return self.linear(self.norm(x.mean(1)))
@@ -57,8 +60,11 @@ class ClipClassify(Loss[CavMae]):
 
     def __init__(self, backbone: CavMae, config: CavMaeClipConfig) -> None:
         super().__init__(backbone, config)
-        check(config.classes > 0, "loss.classes is 0 and no labels say how many there are",
-              fix="give labelled data and data.target, or set loss.classes")
+        check(
+            config.classes > 0,
+            "loss.classes is 0 and no labels say how many there are",
+            fix="give labelled data and data.target, or set loss.classes",
+        )
         lacking = [m for m in config.streams if m not in backbone.modalities]
         check(not lacking, f"loss.streams: the backbone reads no {', '.join(lacking)}", fix="--set loss.streams=...")
         heads, width = config.heads or backbone.config.heads, backbone.config.dim * len(config.streams)

@@ -37,14 +37,23 @@ class CavMaeConfig:
 
     def __post_init__(self) -> None:
         for name in ("image_size", "audio_frames", "mel_bins"):
-            check(getattr(self, name) % self.patch == 0 and getattr(self, name) > 0,
-                  f"backbone.{name} is {getattr(self, name)}", fix=f"use a multiple of the patch, {self.patch}")
-        check(self.dim % self.heads == 0, f"backbone.dim {self.dim} does not divide into {self.heads} heads",
-              fix="choose heads that divide dim")
+            check(
+                getattr(self, name) % self.patch == 0 and getattr(self, name) > 0,
+                f"backbone.{name} is {getattr(self, name)}",
+                fix=f"use a multiple of the patch, {self.patch}",
+            )
+        check(
+            self.dim % self.heads == 0,
+            f"backbone.dim {self.dim} does not divide into {self.heads} heads",
+            fix="choose heads that divide dim",
+        )
         check(self.dim % 4 == 0, f"backbone.dim is {self.dim}", fix="use a multiple of 4, as sine-cosine tables need")
         check(self.depth >= 0 and self.shared_depth >= 1, "backbone.shared_depth is below 1", fix="use at least 1")
-        check(0 < len(self.modalities) == len(set(self.modalities)), f"backbone.modalities is {self.modalities}",
-              fix='["audio", "vision"], or one of them')
+        check(
+            0 < len(self.modalities) == len(set(self.modalities)),
+            f"backbone.modalities is {self.modalities}",
+            fix='["audio", "vision"], or one of them',
+        )
 
     def grid(self, modality: str) -> tuple[int, int]:
         """(rows, columns) of a modality's patches: mel x time, or y x x."""
@@ -81,15 +90,26 @@ class CavMaeLossConfig:
             low, high = self.mask_ratio_range
             check(0 <= low <= high < 1, f"loss.mask_ratio_range is {self.mask_ratio_range}", fix="e.g. [0.6, 0.9]")
         check(self.temperature > 0, f"loss.temperature is {self.temperature}", fix="give a positive number, e.g. 0.05")
-        check(self.contrast_weight > 0 or self.reconstruction_weight > 0, "both weights of the loss are 0",
-              fix="--set loss.contrast_weight=0.01")
-        check(min(self.contrast_weight, self.reconstruction_weight) >= 0, "a weight of the loss is negative",
-              fix="use 0 to switch a part off")
-        check(self.decoder_depth > 0 or self.reconstruction_weight == 0, "a reconstruction needs a decoder",
-              fix="--set loss.decoder_depth=8, or loss.reconstruction_weight=0")
-        check(self.decoder_dim % self.decoder_heads == 0 and self.decoder_dim % 4 == 0,
-              f"loss.decoder_dim {self.decoder_dim} does not divide into {self.decoder_heads} heads and by 4",
-              fix="choose decoder_heads that divide decoder_dim")
+        check(
+            self.contrast_weight > 0 or self.reconstruction_weight > 0,
+            "both weights of the loss are 0",
+            fix="--set loss.contrast_weight=0.01",
+        )
+        check(
+            min(self.contrast_weight, self.reconstruction_weight) >= 0,
+            "a weight of the loss is negative",
+            fix="use 0 to switch a part off",
+        )
+        check(
+            self.decoder_depth > 0 or self.reconstruction_weight == 0,
+            "a reconstruction needs a decoder",
+            fix="--set loss.decoder_depth=8, or loss.reconstruction_weight=0",
+        )
+        check(
+            self.decoder_dim % self.decoder_heads == 0 and self.decoder_dim % 4 == 0,
+            f"loss.decoder_dim {self.decoder_dim} does not divide into {self.decoder_heads} heads and by 4",
+            fix="choose decoder_heads that divide decoder_dim",
+        )
 
 
 @config
@@ -127,14 +147,26 @@ class CavMaeFrontendConfig:
         check(self.frames > 0 and self.rate > 0, "frontend.frames and rate must be positive", fix="e.g. 1024 and 16000")
         check(self.std > 0, f"frontend.std is {self.std}", fix="give a positive number; `avssl data stats` measures it")
         check(self.pictures > 0, f"frontend.pictures is {self.pictures}", fix="use at least 1")
-        check(self.picture is None or 0 <= self.picture < self.pictures, f"frontend.picture is {self.picture}",
-              fix=f"use 0 to {self.pictures - 1}")
-        check(0 <= self.mixup <= 1 and 0 <= self.label_smoothing < 1, "frontend.mixup or label_smoothing is no share",
-              fix="use 0 to 1")
-        check(self.span == 0 or self.span >= self.frames, f"frontend.span {self.span} is below frames {self.frames}",
-              fix="the span is the whole clip, e.g. 1024")
-        check(not (self.together and self.noise), "frontend.noise rolls sound in time, away from its pictures",
-              fix="--set frontend.noise=false, or frontend.together=false")
+        check(
+            self.picture is None or 0 <= self.picture < self.pictures,
+            f"frontend.picture is {self.picture}",
+            fix=f"use 0 to {self.pictures - 1}",
+        )
+        check(
+            0 <= self.mixup <= 1 and 0 <= self.label_smoothing < 1,
+            "frontend.mixup or label_smoothing is no share",
+            fix="use 0 to 1",
+        )
+        check(
+            self.span == 0 or self.span >= self.frames,
+            f"frontend.span {self.span} is below frames {self.frames}",
+            fix="the span is the whole clip, e.g. 1024",
+        )
+        check(
+            not (self.together and self.noise),
+            "frontend.noise rolls sound in time, away from its pictures",
+            fix="--set frontend.noise=false, or frontend.together=false",
+        )
 
 
 @config
@@ -153,6 +185,9 @@ class CavMaeClipConfig:
     spare_norms: bool = False  # as in the backbone's config, for the head's blocks
 
     def __post_init__(self) -> None:
-        check(0 < len(self.streams) == len(set(self.streams)), f"loss.streams is {self.streams}",
-              fix='["audio", "vision"], or one of them')
+        check(
+            0 < len(self.streams) == len(set(self.streams)),
+            f"loss.streams is {self.streams}",
+            fix='["audio", "vision"], or one of them',
+        )
         check(self.depth > 0 and self.heads >= 0, "loss.depth and loss.heads are counts", fix="e.g. 2 and 12")

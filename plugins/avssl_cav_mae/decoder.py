@@ -25,18 +25,22 @@ class Decoder(nn.Module):
         super().__init__()
         dim, size = config.decoder_dim, encoder.patch**2
         self.embed = nn.Linear(encoder.dim, dim)
-        self.blocks = nn.ModuleList(Block(dim, config.decoder_heads, config.decoder_mlp_ratio, spare=config.spare_norms)
-                                    for _ in range(config.decoder_depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, config.decoder_heads, config.decoder_mlp_ratio, spare=config.spare_norms)
+            for _ in range(config.decoder_depth)
+        )
         self.norm = nn.LayerNorm(dim, EPS)
         self.predict = nn.ModuleDict({m: nn.Linear(dim, size * c) for m, c in CHANNELS.items()})
         initialise(self)
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)
         self.modality = nn.ParameterDict({m: nn.Parameter(torch.randn(dim) * 0.02) for m in CHANNELS})
-        self.positions = nn.ParameterDict({m: nn.Parameter(sincos_2d(dim, *encoder.grid(m)), encoder.train_positions)
-                                           for m in CHANNELS})
+        self.positions = nn.ParameterDict(
+            {m: nn.Parameter(sincos_2d(dim, *encoder.grid(m)), encoder.train_positions) for m in CHANNELS}
+        )
 
-    def forward(self, latent: Tensor, masks: Masks, tables: Mapping[str, Tensor] | None = None, *,
-                everywhere: bool = False) -> dict[str, Tensor]:
+    def forward(
+        self, latent: Tensor, masks: Masks, tables: Mapping[str, Tensor] | None = None, *, everywhere: bool = False
+    ) -> dict[str, Tensor]:
         """latent: (B, K_audio + K_vision, D), the visible patches in the order of `masks`.
 
         tables: position tables for inputs of another length, default the decoder's own.

@@ -9,8 +9,15 @@ from typing import Any
 def backbone(folder: Path) -> dict[str, Any]:
     """Half a second of sound and a picture of 32 pixels; 60,000 parameters."""
     return {
-        "backbone": {"image_size": 32, "audio_frames": 64, "mel_bins": 32, "dim": 32, "depth": 1, "shared_depth": 1,
-                     "heads": 4},
+        "backbone": {
+            "image_size": 32,
+            "audio_frames": 64,
+            "mel_bins": 32,
+            "dim": 32,
+            "depth": 1,
+            "shared_depth": 1,
+            "heads": 4,
+        },
         "frontend": {"mel_bins": 32, "frames": 64, "image_size": 32, "ensemble": False},
     }
 

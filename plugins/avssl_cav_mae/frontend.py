@@ -148,8 +148,10 @@ class CavMaeFrontend(Frontend):
         part: Waveform = clip.parts["audio"]
         wave = resample(mono(part.samples), part.rate, self.config.rate)[: self.samples]
         if len(wave) < self.fbank.size:
-            raise DataError(f"{clip.id}: {len(wave)} samples of sound are less than one frame of {self.fbank.size}",
-                            fix="leave it out, or give a longer recording")
+            raise DataError(
+                f"{clip.id}: {len(wave)} samples of sound are less than one frame of {self.fbank.size}",
+                fix="leave it out, or give a longer recording",
+            )
         return wave
 
     def _picture(self, clip: Clip) -> np.ndarray:
@@ -203,8 +205,12 @@ class CavMaeFrontend(Frontend):
         def stack(name: str, on: bool) -> Tensor | None:
             return torch.stack([row[name] for row in rows]) if on else None
 
-        return Augment(stack("freq", c.freq_mask > 0), stack("time", c.time_mask > 0), stack("noise", c.noise),
-                       stack("roll", c.noise))
+        return Augment(
+            stack("freq", c.freq_mask > 0),
+            stack("time", c.time_mask > 0),
+            stack("noise", c.noise),
+            stack("roll", c.noise),
+        )
 
     def _draw_one(self, g: torch.Generator) -> dict[str, Tensor]:
         c = self.config
@@ -262,8 +268,10 @@ def soft_targets(targets: Sequence[Any], weight: float, smoothing: float) -> Any
     if len(targets) == 1 and smoothing == 0:
         return first
     if np.ndim(first) != 1 or np.asarray(first).dtype.kind != "f":
-        raise UsageError("mixup and frontend.label_smoothing need class targets that can be mixed",
-                         fix="--set data.target=multi_hot, or frontend.mixup=0 and frontend.label_smoothing=0")
+        raise UsageError(
+            "mixup and frontend.label_smoothing need class targets that can be mixed",
+            fix="--set data.target=multi_hot, or frontend.mixup=0 and frontend.label_smoothing=0",
+        )
     floor = smoothing / len(first)
     if len(targets) == 1:
         return np.where(first > 0, np.float32(1 - smoothing), np.float32(floor)).astype(np.float32)

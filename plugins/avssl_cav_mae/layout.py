@@ -47,8 +47,12 @@ def read(path: Path) -> list[Row]:
         entries = json.loads(path.read_text(encoding="utf-8"))["data"]
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: no CAV-MAE json: {error}", fix='it is {"data": [{"video_id": ...}]}') from None
-    check(isinstance(entries, list) and bool(entries), f"{path}: it lists no clips", fix="give a json with clips",
-          error=DataError)
+    check(
+        isinstance(entries, list) and bool(entries),
+        f"{path}: it lists no clips",
+        fix="give a json with clips",
+        error=DataError,
+    )
     names = labels_beside(path)
     counts: dict[Path, int] = {}
     return [_row(entry, number, path, names, counts) for number, entry in enumerate(entries)]
@@ -85,8 +89,12 @@ def labels_beside(path: Path) -> dict[str, str]:
     """mid -> display name from the one label csv in the json's folder; empty when there is none. Raises DataError when
     several could be meant."""
     found = [p for p in sorted(path.parent.glob("*.csv")) if _is_labels(p)]
-    check(len(found) <= 1, f"{path.parent} has several label files: {', '.join(p.name for p in found)}",
-          fix="leave one of them beside the json", error=DataError)
+    check(
+        len(found) <= 1,
+        f"{path.parent} has several label files: {', '.join(p.name for p in found)}",
+        fix="leave one of them beside the json",
+        error=DataError,
+    )
     return read_labels(found[0]) if found else {}
 
 
@@ -106,6 +114,10 @@ def read_labels(path: Path) -> dict[str, str]:
         out = {line["mid"]: line["display_name"] for line in lines}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: no label csv: {error}", fix=f"its header is {','.join(HEADER)}") from None
-    check(len(set(out.values())) == len(lines), f"{path}: a label is there twice", fix="make its names unique",
-          error=DataError)
+    check(
+        len(set(out.values())) == len(lines),
+        f"{path}: a label is there twice",
+        fix="make its names unique",
+        error=DataError,
+    )
     return out

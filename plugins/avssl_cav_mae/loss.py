@@ -30,12 +30,17 @@ class CavMaeLoss(Loss[CavMae]):
 
     def __init__(self, backbone: CavMae, config: CavMaeLossConfig) -> None:
         super().__init__(backbone, config)
-        check(len(backbone.modalities) == len(MODALITIES), "the objective compares sound and picture, the backbone reads "
-              f"{' and '.join(backbone.modalities)} alone", fix='--set \'backbone.modalities=["audio", "vision"]\'')
+        check(
+            len(backbone.modalities) == len(MODALITIES),
+            f"the objective compares sound and picture, the backbone reads {' and '.join(backbone.modalities)} alone",
+            fix='--set \'backbone.modalities=["audio", "vision"]\'',
+        )
         has_cls = backbone.config.cls_tokens
-        check(has_cls or config.contrast_on in ("auto", "mean"),
-              f"loss.contrast_on = {config.contrast_on!r} needs cls tokens",
-              fix="--set backbone.cls_tokens=true")
+        check(
+            has_cls or config.contrast_on in ("auto", "mean"),
+            f"loss.contrast_on = {config.contrast_on!r} needs cls tokens",
+            fix="--set backbone.cls_tokens=true",
+        )
         self.contrast_on = ("cls" if has_cls else "mean") if config.contrast_on == "auto" else config.contrast_on
         self.decoder = Decoder(config, backbone.config) if config.decoder_depth else None
         self.contrastive = config.contrast_weight > 0  # else there is nothing to gather
@@ -81,12 +86,20 @@ class CavMaeLoss(Loss[CavMae]):
         kinds = [k for k in ("mean", "cls") if f"audio.{k}" in representations]
         if not kinds:
             return LossOutput({})
-        results = [info_nce(representations[f"audio.{k}"], representations[f"vision.{k}"], self.config.temperature,
-                            self.config.bidirectional) for k in kinds]
+        results = [
+            info_nce(
+                representations[f"audio.{k}"],
+                representations[f"vision.{k}"],
+                self.config.temperature,
+                self.config.bidirectional,
+            )
+            for k in kinds
+        ]
         loss, correct = (torch.stack(part).mean() for part in zip(*results, strict=True))
         n = len(representations[f"audio.{kinds[0]}"])
-        return LossOutput({"contrast": Term(self.config.contrast_weight, loss, n)},
-                          {"contrast_accuracy": (correct.detach(), n)})
+        return LossOutput(
+            {"contrast": Term(self.config.contrast_weight, loss, n)}, {"contrast_accuracy": (correct.detach(), n)}
+        )
 
     # -- the parts --------------------------------------------------------------------------------------------------
     def encode(self, batch: Batch, draw: Masks) -> dict[str, Tensor]:
@@ -129,8 +142,11 @@ class CavMaeLoss(Loss[CavMae]):
             if self.config.norm_pixels:
                 _, mean, std = normalised(own.float())
                 guess = guess * std + mean
-            out[m] = {"original": batch.streams[m].x, "masked": self.paste(batch, m, draw, torch.zeros_like(own)),
-                      "reconstructed": self.paste(batch, m, draw, guess)}
+            out[m] = {
+                "original": batch.streams[m].x,
+                "masked": self.paste(batch, m, draw, torch.zeros_like(own)),
+                "reconstructed": self.paste(batch, m, draw, guess),
+            }
         return out
 
     def paste(self, batch: Batch, modality: str, draw: Masks, guess: Tensor) -> Tensor:

@@ -59,8 +59,9 @@ def draw_order(grid: tuple[int, int], ratio: float, mode: MaskMode, generator: t
     return (noise + last).flatten().argsort()  # the lines to remove lie in [1, 2)
 
 
-def draw_masks(seeds: Tensor, grids: Mapping[str, tuple[int, int]], ratios: Mapping[str, float],
-               modes: Mapping[str, MaskMode]) -> Masks:
+def draw_masks(
+    seeds: Tensor, grids: Mapping[str, tuple[int, int]], ratios: Mapping[str, float], modes: Mapping[str, MaskMode]
+) -> Masks:
     """Masks of a batch, item by item from its seeds (B,): the same for an item in any batch and on any device."""
     order: dict[str, list[Tensor]] = {m: [] for m in grids}
     for generator in generators(seeds, salt=1):

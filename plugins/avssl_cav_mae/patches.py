@@ -29,8 +29,10 @@ def grid_of(batch: Batch, modality: str, patch: int) -> Grid:
     """Where the patches of a modality lie. Raises DataError when they do not fill it."""
     rows, columns = planes(batch, modality).shape[2:]
     if rows % patch or columns % patch:
-        raise DataError(f"{modality} of {rows} x {columns} does not divide into patches of {patch}",
-                        fix="set the frontend's frames and image_size to multiples of the patch")
+        raise DataError(
+            f"{modality} of {rows} x {columns} does not divide into patches of {patch}",
+            fix="set the frontend's frames and image_size to multiples of the patch",
+        )
     return Grid((rows // patch, columns // patch), AXES[modality])
 
 

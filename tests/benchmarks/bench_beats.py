@@ -33,8 +33,13 @@ from avssl_beats.masked import TokenizerLabels
 from avssl_beats.tokenizers import Tokenizer, TokenizerHead
 
 OFFICIAL = "AVSSL_OFFICIAL_BEATS"
-RELEASED = {"input_patch_size": 16, "deep_norm": True, "relative_position_embedding": True, "gru_rel_pos": True,
-            "max_distance": 800}
+RELEASED = {
+    "input_patch_size": 16,
+    "deep_norm": True,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+    "max_distance": 800,
+}
 SECONDS = 10
 
 
@@ -66,6 +71,7 @@ def ours(batch: Batch, precision: str, weights: dict[str, torch.Tensor] | None =
     def call() -> torch.Tensor:
         with torch.inference_mode(), autocast(precision):
             return backbone(frontend(batch)).tokens["audio"]
+
     return call
 
 
@@ -73,13 +79,17 @@ def theirs(model: Any, batch: Batch) -> Callable[[], torch.Tensor]:
     def call() -> torch.Tensor:
         with torch.inference_mode():
             return model.extract_features(batch.streams["audio"].x)[0]
+
     return call
 
 
 def embed(clips: int, rounds: int) -> dict[str, Any]:
     model, batch = official(), sounds(clips)
-    calls = {"official fp32": theirs(model, batch), "ours fp32": ours(batch, "fp32", model.state_dict()),
-             "ours bf16": ours(batch, "bf16", model.state_dict())}
+    calls = {
+        "official fp32": theirs(model, batch),
+        "ours fp32": ours(batch, "fp32", model.state_dict()),
+        "ours bf16": ours(batch, "bf16", model.state_dict()),
+    }
     first = {name: call().float() for name, call in calls.items()}  # warms up, and must be the same thing
     error = (first["ours fp32"] - first["official fp32"]).abs().max().item()
     assert error < 2e-3, f"not the same features: {error}"
@@ -90,8 +100,10 @@ def embed(clips: int, rounds: int) -> dict[str, Any]:
             call()
             spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
             best[name] = {k: min(best[name][k], v) for k, v in spent.items()}
-    out: dict[str, Any] = {name: {"clips/s": round(clips / b["wall"], 3), "cpu s/clip": round(b["cpu"] / clips, 3)}
-                           for name, b in best.items()}
+    out: dict[str, Any] = {
+        name: {"clips/s": round(clips / b["wall"], 3), "cpu s/clip": round(b["cpu"] / clips, 3)}
+        for name, b in best.items()
+    }
     for name in ("ours fp32", "ours bf16"):
         out[name] |= {f"{k} ratio": round(best["official fp32"][k] / best[name][k], 2) for k in ("wall", "cpu")}
         out[name]["largest difference"] = (first[name] - first["official fp32"]).abs().max().item()
@@ -109,6 +121,7 @@ def memory(clips: int) -> dict[str, Any]:
     def of(who: str) -> float:
         command = [sys.executable, __file__, "peak", "--who", who, "--clips", str(clips)]
         return round(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]), 2)
+
     return {f"{who} GiB": of(who) for who in ("official", "fp32", "bf16")}
 
 
@@ -133,7 +146,9 @@ def step(clips: int, precision: str, rounds: int) -> dict[str, Any]:
             out = inner(*args, **kwargs)
             parts[name] = parts.get(name, 0.0) + time.perf_counter() - start
             return out
+
         object.__setattr__(module, method, call)
+
     timed("tokenizer", loss.tokenizer, "labels")
     timed("encoder", loss.backbone, "forward")
     timed("predictor", loss.predictor, "forward")

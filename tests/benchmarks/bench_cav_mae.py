@@ -35,8 +35,9 @@ OFFICIAL = "AVSSL_OFFICIAL_CAV_MAE"
 class PlainAttention(nn.Module):
     """Multi-head attention as explicit products, with the parameter names that the official checkpoints have."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, qk_scale: float | None, attn_drop: float,
-                 proj_drop: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, qkv_bias: bool, qk_scale: float | None, attn_drop: float, proj_drop: float
+    ) -> None:
         super().__init__()
         assert qk_scale is None and attn_drop == proj_drop == 0.0
         self.heads = num_heads
@@ -77,8 +78,12 @@ def official_model() -> nn.Module:
     models, timm = types.ModuleType("timm.models"), types.ModuleType("timm")
     models.layers, models.vision_transformer, timm.models = layers, transformer, models  # type: ignore[attr-defined]
     timm.__version__ = "0.4.5"  # type: ignore[attr-defined]
-    sys.modules |= {"timm": timm, "timm.models": models, "timm.models.layers": layers,
-                    "timm.models.vision_transformer": transformer}
+    sys.modules |= {
+        "timm": timm,
+        "timm.models": models,
+        "timm.models.layers": layers,
+        "timm.models.vision_transformer": transformer,
+    }
     package = types.ModuleType("official_cav_mae")  # its __init__ imports more than the model
     package.__path__ = [str(Path(root) / "src/models")]  # type: ignore[attr-defined]
     sys.modules["official_cav_mae"] = package
@@ -147,8 +152,10 @@ STEPS = {"ours": our_step, "official": official_step}
 
 def compare_steps(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
-    steps = {"official": official_step(args.batch, "fp32" if args.precision == "bf16" else args.precision),
-             "ours": our_step(args.batch, args.precision)}
+    steps = {
+        "official": official_step(args.batch, "fp32" if args.precision == "bf16" else args.precision),
+        "ours": our_step(args.batch, args.precision),
+    }
     times: dict[str, list[float]] = {name: [] for name in steps}
     work: dict[str, list[float]] = {name: [] for name in steps}
     for round_ in range(args.rounds + 1):  # the first is a warm-up
@@ -160,24 +167,52 @@ def compare_steps(args: argparse.Namespace) -> None:
                 work[name].append(time.process_time() - spent)
     best, cpu = ({name: min(t) for name, t in kind.items()} for kind in (times, work))
     ratios = [a / b for a, b in zip(times["official"], times["ours"], strict=True)]
-    print(json.dumps({
-        "what": f"base pretraining step, batch {args.batch}, {args.threads} threads",
-        "official": "fp32", "ours": args.precision,
-        "official_s": round(best["official"], 3), "ours_s": round(best["ours"], 3),
-        "official_cpu_s": round(cpu["official"], 3), "ours_cpu_s": round(cpu["ours"], 3),
-        "ratio_of_best": round(best["official"] / best["ours"], 3), "ratio_median": round(statistics.median(ratios), 3),
-        "ratio_of_cpu_time": round(cpu["official"] / cpu["ours"], 3)}))  # less moved by other work on the machine
+    print(
+        json.dumps(
+            {
+                "what": f"base pretraining step, batch {args.batch}, {args.threads} threads",
+                "official": "fp32",
+                "ours": args.precision,
+                "official_s": round(best["official"], 3),
+                "ours_s": round(best["ours"], 3),
+                "official_cpu_s": round(cpu["official"], 3),
+                "ours_cpu_s": round(cpu["ours"], 3),
+                "ratio_of_best": round(best["official"] / best["ours"], 3),
+                "ratio_median": round(statistics.median(ratios), 3),
+                # less moved by other work on the machine
+                "ratio_of_cpu_time": round(cpu["official"] / cpu["ours"], 3),
+            }
+        )
+    )
 
 
 def compare_memory(args: argparse.Namespace) -> None:
     peaks = {}
     for name in STEPS:
-        command = [sys.executable, __file__, "one", "--which", name, "--precision", args.precision,
-                   "--batch", str(args.batch), "--threads", str(args.threads)]
+        command = [
+            sys.executable,
+            __file__,
+            "one",
+            "--which",
+            name,
+            "--precision",
+            args.precision,
+            "--batch",
+            str(args.batch),
+            "--threads",
+            str(args.threads),
+        ]
         shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         peaks[name] = json.loads(shown.splitlines()[-1])
-    print(json.dumps({"what": f"peak resident memory of two steps, batch {args.batch}, {args.precision}", **peaks,
-                      "ratio": round(peaks["official"] / peaks["ours"], 3)}))
+    print(
+        json.dumps(
+            {
+                "what": f"peak resident memory of two steps, batch {args.batch}, {args.precision}",
+                **peaks,
+                "ratio": round(peaks["official"] / peaks["ours"], 3),
+            }
+        )
+    )
 
 
 def one(args: argparse.Namespace) -> None:
@@ -198,9 +233,21 @@ def compare_mel(args: argparse.Namespace) -> None:
     fbank = KaldiFbank()
 
     def theirs() -> Tensor:
-        return torch.stack([kaldi.fbank(row[None], htk_compat=True, sample_frequency=16000, use_energy=False,
-                                        window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10)
-                            for row in x])
+        return torch.stack(
+            [
+                kaldi.fbank(
+                    row[None],
+                    htk_compat=True,
+                    sample_frequency=16000,
+                    use_energy=False,
+                    window_type="hanning",
+                    num_mel_bins=128,
+                    dither=0.0,
+                    frame_shift=10,
+                )
+                for row in x
+            ]
+        )
 
     worst = (theirs() - fbank(x)).abs().max().item()
     times: dict[str, list[float]] = {"torchaudio": [], "ours": []}
@@ -211,10 +258,18 @@ def compare_mel(args: argparse.Namespace) -> None:
             times[name].append(time.perf_counter() - began)
     best = {name: min(t) for name, t in times.items()}
     ratios = [a / b for a, b in zip(times["torchaudio"], times["ours"], strict=True)]
-    print(json.dumps({
-        "what": f"log-mel of {args.batch} x 10 s, one thread", "torchaudio_ms": round(1e3 * best["torchaudio"], 2),
-        "ours_ms": round(1e3 * best["ours"], 2), "ratio_of_best": round(best["torchaudio"] / best["ours"], 2),
-        "ratio_median": round(statistics.median(ratios), 2), "largest_difference": worst}))
+    print(
+        json.dumps(
+            {
+                "what": f"log-mel of {args.batch} x 10 s, one thread",
+                "torchaudio_ms": round(1e3 * best["torchaudio"], 2),
+                "ours_ms": round(1e3 * best["ours"], 2),
+                "ratio_of_best": round(best["torchaudio"] / best["ours"], 2),
+                "ratio_median": round(statistics.median(ratios), 2),
+                "largest_difference": worst,
+            }
+        )
+    )
 
 
 def main() -> None:

@@ -33,8 +33,21 @@ def test_log_mel_torchaudio(benchmark, wave) -> None:  # type: ignore[no-untyped
     from torchaudio.compliance.kaldi import fbank
 
     def reference() -> torch.Tensor:
-        return torch.stack([fbank(w[None], sample_frequency=RATE, num_mel_bins=128, window_type="hanning", dither=0.0,
-                                  use_energy=False, htk_compat=True) for w in wave])
+        return torch.stack(
+            [
+                fbank(
+                    w[None],
+                    sample_frequency=RATE,
+                    num_mel_bins=128,
+                    window_type="hanning",
+                    dither=0.0,
+                    use_energy=False,
+                    htk_compat=True,
+                )
+                for w in wave
+            ]
+        )
+
     assert benchmark(reference).shape == (4, 998, 128)
 
 
@@ -48,6 +61,7 @@ def test_attention(benchmark, dtype, way) -> None:  # type: ignore[no-untyped-de
         run = attention if way == "dispatched" else torch.nn.functional.scaled_dot_product_attention
         run(q, k, v).float().sum().backward()
         return q.grad
+
     assert benchmark(step).shape == q.shape
 
 

@@ -50,8 +50,18 @@ def test_scan_writes_a_manifest_and_the_list_of_bad_files(folder, capsys):
 
 def test_split_check_and_show_follow_each_other(folder, capsys):
     avssl(capsys, "scan", folder / "in", "--out", folder / "m.parquet")
-    code, out, _ = avssl(capsys, "split", folder / "m.parquet", "--out", folder / "s.parquet", "--share", "train=0.6",
-                         "--share", "test=0.4", "--json")
+    code, out, _ = avssl(
+        capsys,
+        "split",
+        folder / "m.parquet",
+        "--out",
+        folder / "s.parquet",
+        "--share",
+        "train=0.6",
+        "--share",
+        "test=0.4",
+        "--json",
+    )
     assert code == 0 and json.loads(out)["items"] == {"test": 2, "train": 3}
     assert avssl(capsys, "check", folder / "s.parquet")[0] == 0
     code, out, _ = avssl(capsys, "show", folder / "s.parquet", "-n", 2, "--json")
@@ -63,10 +73,23 @@ def test_split_check_and_show_follow_each_other(folder, capsys):
 def test_split_counts_items_and_the_groups_that_stay_together(folder, capsys):
     rows = [f"{folder}/in/{'cat' if n % 2 else 'dog'}/{n}.wav,{n // 2}" for n in range(4)]
     (folder / "m.csv").write_text("path,group\n" + "\n".join(rows) + "\n")
-    code, out, err = avssl(capsys, "split", folder / "m.csv", "--out", folder / "s.csv", "--share", "a=0.5", "--share",
-                           "b=0.5", "--no-content")
+    code, out, err = avssl(
+        capsys,
+        "split",
+        folder / "m.csv",
+        "--out",
+        folder / "s.csv",
+        "--share",
+        "a=0.5",
+        "--share",
+        "b=0.5",
+        "--no-content",
+    )
     assert code == 0 and [line.split() for line in out.splitlines()] == [
-        ["split", "items", "share", "groups"], ["a", "2", "0.500", "1"], ["b", "2", "0.500", "1"]]
+        ["split", "items", "share", "groups"],
+        ["a", "2", "0.500", "1"],
+        ["b", "2", "0.500", "1"],
+    ]
     assert "4 items in 2 groups: what shares a group, a file or its content stays together" in err
     code, _, err = avssl(capsys, "split", folder / "m.csv", "--out", folder / "s.csv", "--no-content")
     assert code == 3 and "4 items in 2 groups cannot fill 3 splits" in err
@@ -87,17 +110,30 @@ def test_prepare_gives_a_manifest_that_is_read_back(folder, capsys):
     assert len(read_rows(folder / "p")) == 5
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("scan", "none"), 3, "error: none: no such file or folder (check the path)"),
-    (("scan", ".", "--depth", "deep"), 2, "error: --depth deep: no such depth (known: full, headers, sample)"),
-    (("scan", "in", "--out", "m.txt"), 2, "error: m.txt: manifests are .csv, .jsonl or .parquet (change the suffix)"),
-    (("split", "in", "--out", "m.csv", "--share", "x"), 2,
-     "error: --share 'x' is no NAME=SHARE (e.g. --share train=0.8)"),
-    (("split", "in", "--out", "m.csv", "--share", "a=1", "--folds", "2"), 2,
-     "error: --share and --folds exclude each other (give one of the two)"),
-    (("prepare", "in", "--out", "p", "--format", "mp3"), 2, "error: format 'mp3' is not known (flac or wav)"),
-    (("prepare", "in", "--out", "p", "--workers", "-1"), 2, "error: --workers -1 (give 0 or more)"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("scan", "none"), 3, "error: none: no such file or folder (check the path)"),
+        (("scan", ".", "--depth", "deep"), 2, "error: --depth deep: no such depth (known: full, headers, sample)"),
+        (
+            ("scan", "in", "--out", "m.txt"),
+            2,
+            "error: m.txt: manifests are .csv, .jsonl or .parquet (change the suffix)",
+        ),
+        (
+            ("split", "in", "--out", "m.csv", "--share", "x"),
+            2,
+            "error: --share 'x' is no NAME=SHARE (e.g. --share train=0.8)",
+        ),
+        (
+            ("split", "in", "--out", "m.csv", "--share", "a=1", "--folds", "2"),
+            2,
+            "error: --share and --folds exclude each other (give one of the two)",
+        ),
+        (("prepare", "in", "--out", "p", "--format", "mp3"), 2, "error: format 'mp3' is not known (flac or wav)"),
+        (("prepare", "in", "--out", "p", "--workers", "-1"), 2, "error: --workers -1 (give 0 or more)"),
+    ],
+)
 def test_errors_are_one_line_with_a_documented_code(folder, capsys, monkeypatch, arguments, code, message):
     monkeypatch.chdir(folder)
     found, out, err = avssl(capsys, *arguments)
@@ -110,18 +146,35 @@ def test_nothing_usable_ends_with_3_after_the_list(folder, capsys):
 
 
 def test_stats_gives_the_constants_of_the_frontend(shared_data, capsys):
-    code, out, err = avssl(capsys, "stats", "cav_mae/tiny", "--data", shared_data / "esc10", "--limit", 4, "--json",
-                           "--workers", 0)
+    code, out, err = avssl(
+        capsys, "stats", "cav_mae/tiny", "--data", shared_data / "esc10", "--limit", 4, "--json", "--workers", 0
+    )
     found = json.loads(out)
     assert code == 0, err
     assert -12 < found["mean"] < 0 and 1 < found["std"] < 9 and found["items"] == 4
-    again = avssl(capsys, "stats", "cav_mae/tiny", "--data", shared_data / "esc10", "--limit", 4, "--json",
-                  "--workers", 0, "--set", "frontend.mean=3.0", "--set", "frontend.std=2.0")
+    again = avssl(
+        capsys,
+        "stats",
+        "cav_mae/tiny",
+        "--data",
+        shared_data / "esc10",
+        "--limit",
+        4,
+        "--json",
+        "--workers",
+        0,
+        "--set",
+        "frontend.mean=3.0",
+        "--set",
+        "frontend.std=2.0",
+    )
     assert json.loads(again[1]) == found, "the constants of the recipe must not matter"
 
 
 def test_show_imports_no_torch(folder):
-    code = f"import sys; sys.argv = ['avssl', 'data', 'show', {str(folder / 'in')!r}]\n" \
-           "import avssl.cli\ntry: avssl.cli.main()\nexcept SystemExit as e: assert not e.code\n" \
-           "assert 'torch' not in sys.modules"
+    code = (
+        f"import sys; sys.argv = ['avssl', 'data', 'show', {str(folder / 'in')!r}]\n"
+        "import avssl.cli\ntry: avssl.cli.main()\nexcept SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

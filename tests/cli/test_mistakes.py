@@ -96,7 +96,9 @@ def test_python_m_avssl_is_the_command():
 
 
 def test_options_of_a_checkpoint_without_one_are_refused(avssl, tmp_path):
-    code, _, err = avssl("pretrain", "cav_mae/tiny", "--data", tmp_path, "--out", tmp_path / "new", "--option", "heads=4")
+    code, _, err = avssl(
+        "pretrain", "cav_mae/tiny", "--data", tmp_path, "--out", tmp_path / "new", "--option", "heads=4"
+    )
     assert code == 2 and "describe a model, and none is given" in err
     code, _, err = avssl("embed", tmp_path, "--model", tmp_path, "--out", tmp_path / "x.npz", "--option", "heads")
     assert code != 0 and err.count("\n") == 1

@@ -260,8 +260,10 @@ def test_an_encoder_alone_is_a_model(tmp_path):
 
 @pytest.fixture
 def layout(tmp_path):
-    data = [{"video_id": "x", "wav": "wav/x.wav", "video_path": "frames", "labels": "/m/2,/m/1"},
-            {"video_id": "y", "wav": "/abs/y.wav", "video_path": "", "labels": "/m/1"}]
+    data = [
+        {"video_id": "x", "wav": "wav/x.wav", "video_path": "frames", "labels": "/m/2,/m/1"},
+        {"video_id": "y", "wav": "/abs/y.wav", "video_path": "", "labels": "/m/1"},
+    ]
     (tmp_path / "data.json").write_text(json.dumps({"data": data}))
     return tmp_path
 
@@ -288,14 +290,22 @@ def test_a_label_that_the_csv_does_not_know_is_named(layout):
 
 
 # -- the front end -----------------------------------------------------------------------------------------------------
-AUGMENTED = CavMaeFrontendConfig(frames=64, mel_bins=32, image_size=32, noise=True, freq_mask=8, time_mask=16,
-                                 mixup=0.5, label_smoothing=0.1)
+AUGMENTED = CavMaeFrontendConfig(
+    frames=64, mel_bins=32, image_size=32, noise=True, freq_mask=8, time_mask=16, mixup=0.5, label_smoothing=0.1
+)
 
 
 def clip(name: str, seconds: float, target=None) -> Clip:
     rng = np.random.default_rng(len(name))
-    return Clip(name, {"audio": Waveform(rng.normal(0, 0.1, (2, int(16000 * seconds))).astype(np.float32), 16000),
-                       "vision": Frames(rng.integers(0, 255, (1, 40, 60, 3), dtype=np.uint8))}, target=target, seed=5)
+    return Clip(
+        name,
+        {
+            "audio": Waveform(rng.normal(0, 0.1, (2, int(16000 * seconds))).astype(np.float32), 16000),
+            "vision": Frames(rng.integers(0, 255, (1, 40, 60, 3), dtype=np.uint8)),
+        },
+        target=target,
+        seed=5,
+    )
 
 
 def test_augmentation_depends_on_the_items_seed_alone_and_rests_at_evaluation():

@@ -34,8 +34,9 @@ from avssl_cav_mae.frontend import CavMaeFrontend, laid
 from avssl_cav_mae.layout import read as read_layout
 from avssl_cav_mae.loss import CavMaeLoss
 
-SMALL = CavMaeConfig(image_size=32, audio_frames=64, mel_bins=32, dim=32, depth=2, shared_depth=1, heads=4,
-                     cls_tokens=True, registers=3)
+SMALL = CavMaeConfig(
+    image_size=32, audio_frames=64, mel_bins=32, dim=32, depth=2, shared_depth=1, heads=4, cls_tokens=True, registers=3
+)
 CLIPS = CavMaeFrontendConfig(frames=64, mel_bins=32, image_size=32, span=192, pictures=4, together=True)
 
 
@@ -96,8 +97,9 @@ def test_all_windows_of_a_clip_are_those_of_its_single_views(seconds):
     mel = together.augmented(together.log_mel(item.streams["audio"]), together.draw(item.seeds))[0]
     views = alone.views(row)
     assert windows.shape == (1, 4, 64, 32) and len(views) == 4
-    for k, (view, first) in enumerate(zip(views, starts(4, 192, 64, 1 + (len(wave.samples[0]) - 400) // 160),
-                                          strict=True)):
+    for k, (view, first) in enumerate(
+        zip(views, starts(4, 192, 64, 1 + (len(wave.samples[0]) - 400) // 160), strict=True)
+    ):
         x = alone(alone.item([Clip("a", {"audio": cut(wave, view.parts["audio"])})], None)).streams["audio"].x[0]
         torch.testing.assert_close(x, windows[0, k], atol=2e-4, rtol=1e-4)
         assert torch.equal(windows[0, k], mel[first : first + 64])
@@ -190,6 +192,7 @@ def norm(x: torch.Tensor, state: dict[str, torch.Tensor], name: str) -> torch.Te
 
 def block(x: torch.Tensor, state: dict[str, torch.Tensor], name: str, heads: int) -> torch.Tensor:
     """One pre-norm block over one item's tokens (N, W), head by head."""
+
     def linear(x: torch.Tensor, part: str) -> torch.Tensor:
         return x @ state[f"{name}.{part}.weight"].T + state[f"{name}.{part}.bias"]
 
@@ -278,8 +281,10 @@ def folder(tmp_path_factory) -> Path:
 
 def rows_in(folder: Path, stills: int = 0) -> list[Row]:
     frames = [tuple(str(folder / f"frame_{k}" / f"{i}.png") for k in range(4)) for i in range(6)]
-    return [Row(str(i), {"audio": str(folder / f"{i}.wav"), "vision": frames[i][0] if i < stills else frames[i]})
-            for i in range(6)]
+    return [
+        Row(str(i), {"audio": str(folder / f"{i}.wav"), "vision": frames[i][0] if i < stills else frames[i]})
+        for i in range(6)
+    ]
 
 
 def model_of(together: bool = False) -> Model:
@@ -304,8 +309,9 @@ def test_retrieval_compares_clips_view_by_view(folder, compare):
             cosines = ranking.cosine(views["audio"][i], views["vision"][j])
             chosen = np.diagonal(cosines) if compare.startswith("diagonal") else cosines
             table[i, j] = chosen.max() if compare.endswith("max") else chosen.mean()
-    np.testing.assert_allclose(similarities(np.stack(views["audio"]), np.stack(views["vision"]), compare)(slice(0, 6)),
-                               table, atol=1e-6)
+    np.testing.assert_allclose(
+        similarities(np.stack(views["audio"]), np.stack(views["vision"]), compare)(slice(0, 6)), table, atol=1e-6
+    )
     report = evaluate(model, rows, compare=compare, hits=2)
     placed = ranking.place(table, np.eye(6, dtype=bool), 1e-6)
     assert report.metrics["retrieval.audio->vision.instance.r@1"] == pytest.approx(placed.recall(1))
@@ -317,7 +323,9 @@ def test_retrieval_compares_clips_view_by_view(folder, compare):
 
 def test_a_report_says_how_clips_were_compared_and_files_keep_one_vector_per_clip(folder, tmp_path):
     report = evaluate(model_of(), rows_in(folder), compare="diagonal_mean")
-    assert any("r@1: " in line and "mean over k of the cosines of view k with view k" in line for line in explain(report))
+    assert any(
+        "r@1: " in line and "mean over k of the cosines of view k with view k" in line for line in explain(report)
+    )
     with pytest.raises(UsageError, match="one vector per clip"):
         embed_files(model_of(), rows_in(folder), tmp_path / "x.npz", EmbedOptions(views="each"))
     with pytest.raises(UsageError, match="sequence"):
@@ -339,8 +347,11 @@ def test_clips_of_one_view_are_compared_in_it_and_other_differences_are_refused(
     from avssl.evaluation.similarity import stacked
 
     both = stacked([q[0], still], ["a", "b"])
-    np.testing.assert_allclose(similarities(both[1:], q, "diagonal_mean")(slice(0, 1))[0],
-                               [ranking.cosine(still, x).mean() for x in q], atol=1e-6)
+    np.testing.assert_allclose(
+        similarities(both[1:], q, "diagonal_mean")(slice(0, 1))[0],
+        [ranking.cosine(still, x).mean() for x in q],
+        atol=1e-6,
+    )
     with pytest.raises(DataError, match="b is seen in another number of views"):
         stacked([q[0], q[1][:2]], ["a", "b"])
 
@@ -348,8 +359,11 @@ def test_clips_of_one_view_are_compared_in_it_and_other_differences_are_refused(
 def test_pictures_in_memory_are_seen_as_those_in_files(folder):
     model, row = model_of(), rows_in(folder)[0]
     pixels = np.stack([np.asarray(Image.open(p)) for p in row.parts["vision"]])
-    files = embed_rows(model, [dataclasses.replace(row, parts={"vision": row.parts["vision"]})],
-                       EmbedOptions(streams=("vision",), views="each"))["vision"][0]
+    files = embed_rows(
+        model,
+        [dataclasses.replace(row, parts={"vision": row.parts["vision"]})],
+        EmbedOptions(streams=("vision",), views="each"),
+    )["vision"][0]
     memory = embed_inputs(model, [pixels], streams=("vision",), views="each")["vision"][0]
     np.testing.assert_allclose(memory, files, atol=1e-6)
     assert not np.allclose(files[0], files[3], atol=1e-3)
@@ -357,7 +371,8 @@ def test_pictures_in_memory_are_seen_as_those_in_files(folder):
 
 def test_the_authors_json_lists_as_many_frames_as_there_are_folders(folder, tmp_path):
     (tmp_path / "data.json").write_text(
-        f'{{"data": [{{"video_id": "0", "wav": "{folder}/0.wav", "video_path": "{folder}", "labels": ""}}]}}')
+        f'{{"data": [{{"video_id": "0", "wav": "{folder}/0.wav", "video_path": "{folder}", "labels": ""}}]}}'
+    )
     (row,) = read_layout(tmp_path / "data.json")
     assert row.parts["vision"] == tuple(str(folder / f"frame_{k}" / "0.jpg") for k in range(4))
 
@@ -412,16 +427,19 @@ def test_sound_alone_checkpoints_come_out_as_they_went_in(tmp_path):
         read(path, heads=4, mel_bins=32, mode="multimodal")
 
 
-@pytest.mark.parametrize(("mode", "streams"), [("multimodal", ("audio", "vision")), ("audioonly", ("audio",)),
-                                               ("videoonly", ("vision",))])
+@pytest.mark.parametrize(
+    ("mode", "streams"), [("multimodal", ("audio", "vision")), ("audioonly", ("audio",)), ("videoonly", ("vision",))]
+)
 def test_clip_classifiers_come_out_as_they_went_in(tmp_path, mode, streams):
     loss = head_of(small(), streams=streams)
     (path,) = write(loss, tmp_path / "clip.pth")
     model = open_model(path, heads=4, mel_bins=32, mode=mode)
     assert model.frontend.config.together and model.frontend.config.pictures == 16
     batch = clips_of(modalities=streams)
-    torch.testing.assert_close(model.head(model.backbone(batch, only=model.head.streams)),
-                               loss.head(loss.backbone(batch, only=loss.head.streams)))
+    torch.testing.assert_close(
+        model.head(model.backbone(batch, only=model.head.streams)),
+        loss.head(loss.backbone(batch, only=loss.head.streams)),
+    )
     same_files(path, write(model, tmp_path / "again.pth")[0])
     if mode != "multimodal":
         with pytest.raises(CheckpointError, match="32 wide"):

@@ -84,8 +84,8 @@ def test_a_shipped_recipe_says_where_its_numbers_come_from(name: str) -> None:
             "train.negatives=1.5",
             "train.negatives = 1.5: Input should be a valid string or a valid integer (see `avssl recipes show`)",
         ),
-        ("train.negatives='all'", "train.negatives = 'all' (\"global\", \"rank\" or a number of items)"),
-        ("train.on_nonfinite=skip", "train.on_nonfinite = 'skip' (\"stop\" or \"skip-10\")"),
+        ("train.negatives='all'", 'train.negatives = \'all\' ("global", "rank" or a number of items)'),
+        ("train.on_nonfinite=skip", 'train.on_nonfinite = \'skip\' ("stop" or "skip-10")'),
         ("monitor.patience=0", "monitor.patience is 0 (give at least 1)"),
     ],
 )
@@ -188,7 +188,7 @@ def test_the_schema_accepts_every_shipped_recipe_key() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('extends = 3', "extends = 3 is no name (name one recipe)"),
+        ("extends = 3", "extends = 3 is no name (name one recipe)"),
         ('extends = "tiny/masked"\ntrain = 3', "train is no table (write [train])"),
         ('backbone = "tiny"', "backbone is no table (write [backbone])"),
     ],

@@ -41,7 +41,10 @@ def test_a_pipe_gets_a_line_every_few_seconds_with_rate_and_time_left(clock, cap
         for done in (0, 100, 500, 600, 1500):
             step(done)
             clock[0] += 2.5
-    assert capsys.readouterr() == ("", "embedding 500/3,000  100/s  left 0:25\nembedding 1,500/3,000  150/s  left 0:10\n")
+    assert capsys.readouterr() == (
+        "",
+        "embedding 500/3,000  100/s  left 0:25\nembedding 1,500/3,000  150/s  left 0:10\n",
+    )
 
 
 def test_a_resumed_job_is_timed_by_what_it_does_itself(clock, capsys):

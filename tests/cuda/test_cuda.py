@@ -80,7 +80,9 @@ def test_losses_and_gradients_are_those_of_the_cpu(name: str, tmp_path: Path) ->
         loss.to(device).zero_grad()
         total = loss(batch.to(device), to_device(draw, torch.device(device))).total()
         total.backward()
-        results.append((float(total.detach()), {k: p.grad.cpu() for k, p in loss.named_parameters() if p.grad is not None}))
+        results.append(
+            (float(total.detach()), {k: p.grad.cpu() for k, p in loss.named_parameters() if p.grad is not None})
+        )
     (cpu, cpu_gradients), (cuda, cuda_gradients) = results
     assert cuda == pytest.approx(cpu, rel=1e-3)
     assert cpu_gradients.keys() == cuda_gradients.keys()

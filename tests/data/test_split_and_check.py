@@ -23,8 +23,15 @@ SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 def _rows(count: int = 600, groups: int = 0, seed: int = 0) -> list[Row]:
     rng = np.random.default_rng(seed)
     labels = rng.choice(["common", "usual", "rare"], count, p=[0.7, 0.25, 0.05])
-    return [Row(id=str(i), parts={"audio": f"/{i}.wav"}, labels=(str(labels[i]),),
-                group=str(rng.integers(groups)) if groups else "") for i in range(count)]
+    return [
+        Row(
+            id=str(i),
+            parts={"audio": f"/{i}.wav"},
+            labels=(str(labels[i]),),
+            group=str(rng.integers(groups)) if groups else "",
+        )
+        for i in range(count)
+    ]
 
 
 def test_every_class_keeps_its_share():
@@ -54,8 +61,13 @@ def test_the_split_depends_on_the_seed_and_on_nothing_else():
 
 
 def test_files_groups_and_copies_chain_together():
-    rows = [Row("a", {"audio": "/1.wav"}, group="g"), Row("b", {"audio": "/2.wav"}, group="g"),
-            Row("c", {"audio": "/2.wav"}), Row("d", {"audio": "/4.wav"}), Row("e", {"audio": "/5.wav"})]
+    rows = [
+        Row("a", {"audio": "/1.wav"}, group="g"),
+        Row("b", {"audio": "/2.wav"}, group="g"),
+        Row("c", {"audio": "/2.wav"}),
+        Row("d", {"audio": "/4.wav"}),
+        Row("e", {"audio": "/5.wav"}),
+    ]
     prints = [{}, {}, {"audio": "x"}, {"audio": "x"}, {"audio": "y"}]
     assert bundle(rows, prints) == [[0, 1, 2, 3], [4]]
 
@@ -69,8 +81,11 @@ def test_folds_are_equal_and_stratified():
 def test_impossible_splits_are_refused():
     with says(DataError, "the shares {'train': 0.5, 'test': 0.6} do not sum to 1 (e.g. train=0.8 val=0.1 test=0.1)"):
         split_rows(_rows(10), {"train": 0.5, "test": 0.6})
-    with says(DataError, "10 items in 1 group cannot fill 2 splits (what shares a group, a file or its content stays together: "
-                         "give more, or fewer splits)"):
+    with says(
+        DataError,
+        "10 items in 1 group cannot fill 2 splits (what shares a group, a file or its content stays together: "
+        "give more, or fewer splits)",
+    ):
         split_rows([replace(r, group="g") for r in _rows(10)], {"train": 0.5, "test": 0.5})
     with says(DataError, "1 folds are none (give at least 2)"):
         fold_rows(_rows(10), 1)
@@ -103,15 +118,20 @@ def test_leaks_are_named(tmp_path):
     write_sound(tmp_path / "b.flac", (tone(0.5) * 32767).astype(np.int16))
     write_sound(tmp_path / "c.wav", tone(0.5, hertz=300))
     a, b, c = read_rows(tmp_path)
-    rows = [replace(a, split="train", labels=("x",)), replace(b, split="test", labels=("y",)),
-            replace(c, split="train", group="g"), replace(c, id="c2", split="test", group="g", labels=("x",))]
+    rows = [
+        replace(a, split="train", labels=("x",)),
+        replace(b, split="test", labels=("y",)),
+        replace(c, split="train", group="g"),
+        replace(c, id="c2", split="test", group="g", labels=("x",)),
+    ]
     found = check_rows(rows, fingerprints(rows))
     assert {(p.kind, p.message, p.grave) for p in found} == {
         ("group leak", "group 'g' is in test, train", True),
         ("shared file", f"{tmp_path}/c.wav is in test, train", True),
         ("duplicate", "the same audio 2 times across test, train: a, b", True),
         ("label", "1 of 4 items have no label", False),
-        ("label", "label 'y' is tested but never trained", False)}
+        ("label", "label 'y' is tested but never trained", False),
+    }
     assert check_rows([replace(r, split="train", labels=("x",)) for r in (a, c)], fingerprints([a, c])) == []
 
 
@@ -143,8 +163,10 @@ def test_few_rows_are_the_same_number_of_each_class_and_the_same_ones_each_time(
 
 
 def test_few_rows_of_several_labels_give_each_label_its_number_and_leave_out_what_has_none():
-    rows = [Row(str(i), {"audio": f"/{i}.wav"}, labels=labels)
-            for i, labels in enumerate([("a", "b"), ("a",), ("b",), (), ("c",), ("a", "c")] * 10)]
+    rows = [
+        Row(str(i), {"audio": f"/{i}.wav"}, labels=labels)
+        for i, labels in enumerate([("a", "b"), ("a",), ("b",), (), ("c",), ("a", "c")] * 10)
+    ]
     few = few_rows(rows, 3)
     counts = Counter(label for r in few for label in r.labels)
     assert min(counts[x] for x in "abc") >= 3 and all(r.labels for r in few) and len(few) < 10

@@ -65,8 +65,7 @@ def test_a_signal_to_the_launcher(name: str, tmp_path: Path) -> None:
     assert saved is not None and not notes
     assert (
         f"stopped: stopped by {name} after update {saved.updates}/100000, saved in {out} "
-        "(the same command with --resume goes on)"
-        in text
+        "(the same command with --resume goes on)" in text
     )
     assert not (out / "run.lock").exists()
 

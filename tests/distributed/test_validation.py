@@ -139,8 +139,6 @@ def test_a_first_process_that_dies_ends_the_others() -> None:
     assert second.startswith("PeerLost: process 1 of 2 lost another one: ") and second.endswith(LOST)
 
 
-
-
 def test_a_first_process_that_shows_no_life_is_given_up() -> None:
     _, second = group(2, wait_for_the_first, 6.0, "mute")
     assert second == "PeerLost: process 1 of 2 lost process 0: no sign of life for 2 s" + LOST

@@ -28,8 +28,9 @@ def reference(toy_model, toy_manifest):
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(4, 0), (30, 0), (7, 2)])
-def test_batch_size_neighbours_and_workers_change_only_rounding(toy_model, toy_manifest, reference, batch_size,
-                                                                workers):
+def test_batch_size_neighbours_and_workers_change_only_rounding(
+    toy_model, toy_manifest, reference, batch_size, workers
+):
     got = embed_rows(toy_model, toy.rows(toy_manifest), batch_size=batch_size, workers=workers)
     assert got.ids == reference.ids
     for stream in ("audio", "vision", "joint"):
@@ -94,14 +95,17 @@ def test_a_part_that_is_absent_in_a_window_leaves_the_others(toy_model, toy_mani
 def test_pooling_and_layers_are_those_of_the_tokens(toy_model, toy_manifest):
     rows = toy.rows(toy_manifest)[:5]
     tokens = embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), sequence=True))["audio"]
-    mean, cls, top = (embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), pooling=p))["audio"]
-                      for p in ("mean", "cls", "max"))
+    mean, cls, top = (
+        embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), pooling=p))["audio"]
+        for p in ("mean", "cls", "max")
+    )
     for n in range(5):
         np.testing.assert_allclose(mean[n], tokens[n][1:].mean(0), atol=1e-6)  # the class token is no place
         np.testing.assert_allclose(cls[n], tokens[n][0], atol=1e-6)
         np.testing.assert_allclose(top[n], tokens[n][1:].max(0), atol=1e-6)
-    first, last = (embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), layer=i, pooling="mean"))["audio"]
-                   for i in (0, -1))
+    first, last = (
+        embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), layer=i, pooling="mean"))["audio"] for i in (0, -1)
+    )
     assert not np.allclose(first, last)
     same = embed_rows(toy_model, rows, EmbedOptions(streams=("audio",), layer=1, pooling="mean"))["audio"]
     assert np.array_equal(last, same)
@@ -124,10 +128,16 @@ def test_windows_cover_a_recording_and_their_vectors_are_averaged(toy_model, toy
     np.testing.assert_allclose(whole, np.mean(parts, 0), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("duration", "window", "hop", "starts"), [
-    (2.5, 1.0, 1.0, [0.0, 1.0, 1.5]), (3.0, 1.0, 1.0, [0.0, 1.0, 2.0]), (3.0, 2.0, 0.5, [0.0, 0.5, 1.0]),
-    (0.5, 1.0, 1.0, [0.0]), (1.0, 1.0, 0.1, [0.0]),
-])
+@pytest.mark.parametrize(
+    ("duration", "window", "hop", "starts"),
+    [
+        (2.5, 1.0, 1.0, [0.0, 1.0, 1.5]),
+        (3.0, 1.0, 1.0, [0.0, 1.0, 2.0]),
+        (3.0, 2.0, 0.5, [0.0, 0.5, 1.0]),
+        (0.5, 1.0, 1.0, [0.0]),
+        (1.0, 1.0, 0.1, [0.0]),
+    ],
+)
 def test_windows_start_where_they_should(duration, window, hop, starts):
     assert [s for s, _ in spans(duration, window, hop)] == pytest.approx(starts)
 
@@ -140,8 +150,10 @@ def test_a_long_recording_is_embedded_whole_by_the_views_of_its_frontend(toy_mod
     soundfile.write(tmp_path / "long.wav", np.r_[loud, quiet], toy.RATE, subtype="FLOAT")
     row = toy.Row(id="long", parts={"audio": str(tmp_path / "long.wav")})
     both = embed_rows(toy_model, [row], EmbedOptions(streams=("audio",)))["audio"][0]
-    halves = [embed_rows(toy_model, [replace(row, start=s, end=s + 4.0)], EmbedOptions(streams=("audio",)))["audio"][0]
-              for s in (0.0, 4.0)]
+    halves = [
+        embed_rows(toy_model, [replace(row, start=s, end=s + 4.0)], EmbedOptions(streams=("audio",)))["audio"][0]
+        for s in (0.0, 4.0)
+    ]
     np.testing.assert_allclose(both, np.mean(halves, 0), atol=1e-6)
     one = embed_rows(toy_model, [row], EmbedOptions(streams=("audio",), views="one"))["audio"][0]
     np.testing.assert_allclose(one, halves[0], atol=1e-6)
@@ -167,18 +179,22 @@ def test_vectors_in_a_notebook_say_what_they_are(toy_model, toy_manifest):
     found = embed_rows(toy_model, rows)
     assert repr(found) == "<Vectors of 3 items: audio 3 x 16; vision 3 x 16 (1 lack it); joint 3 x 16 (1 lack it)>"
     assert repr(embed_rows(toy_model, rows[:1], EmbedOptions(streams=("audio",), sequence=True))) == (
-        "<Vectors of 1 item: audio 1 sequences>")
+        "<Vectors of 1 item: audio 1 sequences>"
+    )
 
 
-@pytest.mark.parametrize(("options", "text"), [
-    ({"streams": ("sound",)}, "the model gives no 'sound' stream (did you mean 'vision'?)"),
-    ({"layer": 2, "pooling": "mean"}, "layer 2 of 2 (give -2 to 1)"),
-    ({"layer": 0}, "an inner layer has no pooling of the model (add --pooling mean (or cls, max))"),
-    ({"hop": 1.0}, "hop is 1.0 with window None (give --window, and a hop between 0 and it)"),
-    ({"window": -1.0}, "window is -1.0 (give seconds above 0)"),
-    ({"sequence": True, "pooling": "cls"}, "pooling 'cls' of a sequence (leave out --pooling or --sequence)"),
-    ({"sequence": True, "views": "each"}, "a sequence is of one view (views=one)"),
-])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"streams": ("sound",)}, "the model gives no 'sound' stream (did you mean 'vision'?)"),
+        ({"layer": 2, "pooling": "mean"}, "layer 2 of 2 (give -2 to 1)"),
+        ({"layer": 0}, "an inner layer has no pooling of the model (add --pooling mean (or cls, max))"),
+        ({"hop": 1.0}, "hop is 1.0 with window None (give --window, and a hop between 0 and it)"),
+        ({"window": -1.0}, "window is -1.0 (give seconds above 0)"),
+        ({"sequence": True, "pooling": "cls"}, "pooling 'cls' of a sequence (leave out --pooling or --sequence)"),
+        ({"sequence": True, "views": "each"}, "a sequence is of one view (views=one)"),
+    ],
+)
 def test_options_that_cannot_be_served_are_refused(toy_model, toy_manifest, options, text):
     with says(UsageError, text):
         embed_rows(toy_model, toy.rows(toy_manifest)[:1], EmbedOptions(**options))
@@ -228,16 +244,22 @@ def _batch(model, rows):
 
 @pytest.mark.parametrize("value", [np.zeros(0, np.float32), np.full(100, np.nan), np.zeros((4, 4), np.int64)])
 def test_arrays_that_are_neither_sound_nor_pictures_are_refused(toy_model, value):
-    text = (f"input 0: an array of {value.dtype} {value.shape} is neither sound nor a picture (give finite floats (L,) "
-            "or (C, L), or uint8 (H, W, 3) or (K, H, W, 3))")
+    text = (
+        f"input 0: an array of {value.dtype} {value.shape} is neither sound nor a picture (give finite floats (L,) "
+        "or (C, L), or uint8 (H, W, 3) or (K, H, W, 3))"
+    )
     with says(DataError, text):
         embed_inputs(toy_model, [value])
 
 
-@pytest.mark.parametrize(("options", "text"), [
-    ({"stream": ["audio"]}, "unknown key stream (did you mean 'streams'?)"), ({"pooling": "avg"}, "pooling = 'avg'"),
-    ({"precision": "half"}, "precision = 'half'"),
-])
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"stream": ["audio"]}, "unknown key stream (did you mean 'streams'?)"),
+        ({"pooling": "avg"}, "pooling = 'avg'"),
+        ({"precision": "half"}, "precision = 'half'"),
+    ],
+)
 def test_misspelt_options_in_python_are_refused(toy_model, options, text):
     with pytest.raises(UsageError) as caught:
         toy_model.embed(np.zeros(8000, np.float32), **options)

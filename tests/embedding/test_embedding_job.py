@@ -41,9 +41,16 @@ print(done.rows, done.computed)
 @pytest.fixture(scope="module")
 def start(toy_plugin, toy_path, toy_manifest):
     """Starts a process that embeds the toy clips in 15 blocks."""
+
     def start(out, pause: float = 0.0):
-        return subprocess.Popen([sys.executable, "-c", JOB, toy_path, toy_manifest, out, str(pause)], text=True,
-                                env=toy.environment(toy_plugin), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, "-c", JOB, toy_path, toy_manifest, out, str(pause)],
+            text=True,
+            env=toy.environment(toy_plugin),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
     return start
 
 
@@ -90,7 +97,9 @@ def test_a_signal_ends_the_job_between_batches_and_keeps_what_is_done(start, und
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    text = f"avssl.errors.Stopped: SIGTERM arrived while embedding to {tmp_path / 'x.parquet'} (the same command goes on)"
+    text = (
+        f"avssl.errors.Stopped: SIGTERM arrived while embedding to {tmp_path / 'x.parquet'} (the same command goes on)"
+    )
     assert err.strip().splitlines()[-1] == text
     assert not list(tmp_path.glob(".x.parquet.parts/*.lease")) and not (tmp_path / "x.parquet").exists()
     assert 2 <= len(list(tmp_path.glob(".x.parquet.parts/[0-9]*.parquet"))) < 15
@@ -199,11 +208,14 @@ def test_failures_are_listed_beside_the_output(toy_model, toy_manifest, tmp_path
     assert not any((tmp_path / f"{n}.parquet").exists() for n in "yzw")
 
 
-@pytest.mark.parametrize(("name", "text"), [
-    ("x.csv", "{}/x.csv: what format is .csv? (end the name with one of .parquet, .npz, .safetensors)"),
-    ("x", "{}/x: what format is a name without an ending? (end the name with one of .parquet, .npz, .safetensors)"),
-    ("missing/x.npz", "{}/missing: no such folder (make it first, or choose another --out)"),
-])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("x.csv", "{}/x.csv: what format is .csv? (end the name with one of .parquet, .npz, .safetensors)"),
+        ("x", "{}/x: what format is a name without an ending? (end the name with one of .parquet, .npz, .safetensors)"),
+        ("missing/x.npz", "{}/missing: no such folder (make it first, or choose another --out)"),
+    ],
+)
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(toy_model, toy_manifest, tmp_path, name, text):
     with says(UsageError, text.format(tmp_path)):
         embed(toy_model, toy.rows(toy_manifest), tmp_path / name)
@@ -248,8 +260,10 @@ def test_a_claim_excludes_others_until_it_is_released(tmp_path):
 
 
 def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path):
-    code = f"from avssl.embedding.lease import claim; from pathlib import Path; import os\n" \
-           f"claim(Path({str(tmp_path / 'a.lease')!r})); os._exit(9)"
+    code = (
+        f"from avssl.embedding.lease import claim; from pathlib import Path; import os\n"
+        f"claim(Path({str(tmp_path / 'a.lease')!r})); os._exit(9)"
+    )
     subprocess.run([sys.executable, "-c", code], env={**os.environ}, cwd=toy.TESTS.parent, check=False)
     assert is_dead(tmp_path / "a.lease")
     lease = claim(tmp_path / "a.lease")

@@ -67,10 +67,14 @@ def test_a_model_that_needs_more_than_sound_is_refused(toy_path, monkeypatch):
         hear.load_model(str(toy_path))
 
 
-@pytest.mark.parametrize(("audio", "text"), [
-    (torch.zeros(100), "audio of shape"), (torch.zeros(1, 0), "audio of shape"),
-    (torch.full((1, 9), 30000.0), "not scaled"),
-])
+@pytest.mark.parametrize(
+    ("audio", "text"),
+    [
+        (torch.zeros(100), "audio of shape"),
+        (torch.zeros(1, 0), "audio of shape"),
+        (torch.full((1, 9), 30000.0), "not scaled"),
+    ],
+)
 def test_sound_of_a_wrong_shape_or_scale_is_refused(model, audio, text):
     with pytest.raises(UsageError, match=text):
         hear.get_scene_embeddings(audio, model)

@@ -17,8 +17,14 @@ from avssl.registry import registry
 # backbones whose recipes are all large, made small
 SHRUNK = {
     "data2vec/audio2_base": ("backbone.dim=48", "backbone.depth=2", "backbone.heads=4", "frontend.min_seconds=0.5"),
-    "data2vec/text2_base": ("backbone.dim=48", "backbone.depth=2", "backbone.heads=4", "backbone.vocabulary=261",
-                            "backbone.mask=260", 'frontend.tokenizer="bytes"'),
+    "data2vec/text2_base": (
+        "backbone.dim=48",
+        "backbone.depth=2",
+        "backbone.heads=4",
+        "backbone.vocabulary=261",
+        "backbone.mask=260",
+        'frontend.tokenizer="bytes"',
+    ),
 }
 # Their authors' stack of positional convolutions normalises the zeros of the padding into something that reaches the
 # frames before it (five layers deep): equal to the official numbers, and the reason why `embed` never pads.
@@ -27,8 +33,11 @@ LEAKY = {"data2vec_audio", "data2vec2_audio"}
 
 def smallest() -> list[str]:
     """One recipe of a CPU's size for each backbone, by its tags; a backbone without one is named by the last test."""
-    found: dict[str, str] = {load_recipe(name, changes).backbone.name: name for name, changes in SHRUNK.items()
-                             if name in {entry.name for entry in registry().all("recipe")}}
+    found: dict[str, str] = {
+        load_recipe(name, changes).backbone.name: name
+        for name, changes in SHRUNK.items()
+        if name in {entry.name for entry in registry().all("recipe")}
+    }
     for entry in registry().all("recipe"):
         if entry.tags & {"cpu", "edge", "baseline"} and entry.stage != "pipeline":
             recipe = load_recipe(entry.name)
@@ -49,8 +58,16 @@ def rows(tmp_path_factory) -> list[Row]:
         seconds = 1.0 + 0.35 * (n % 6)
         soundfile.write(folder / f"{n}.wav", 0.1 * rng.normal(size=int(seconds * 16000)), 16000)
         Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{n}.png")
-        out.append(Row(id=str(n), parts={"audio": str(folder / f"{n}.wav"), "vision": str(folder / f"{n}.png"),
-                                         "text": " ".join(words[: 3 + n])}))
+        out.append(
+            Row(
+                id=str(n),
+                parts={
+                    "audio": str(folder / f"{n}.wav"),
+                    "vision": str(folder / f"{n}.png"),
+                    "text": " ".join(words[: 3 + n]),
+                },
+            )
+        )
     return out
 
 

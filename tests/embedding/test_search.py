@@ -31,11 +31,19 @@ def index(toy_model, toy_manifest, tmp_path_factory):
 def made(folder, vectors: np.ndarray, name: str = "x.parquet"):
     """An index of given vectors, as `embed` writes it."""
     n, width = vectors.shape
-    part = Part([f"c{i}" for i in range(n)], ["{}"] * n, [[]] * n, {"audio": vectors},
-                {"audio": np.isfinite(vectors).all(1)})
+    part = Part(
+        [f"c{i}" for i in range(n)], ["{}"] * n, [[]] * n, {"audio": vectors}, {"audio": np.isfinite(vectors).all(1)}
+    )
     write_part(folder / "part.parquet", part, {"audio": width}, False)
-    meta = {"streams": {"audio": width}, "options": {}, "rows": n, "model": str(folder / "gone"), "digest": "",
-            "modalities": ["audio"], "job": ""}
+    meta = {
+        "streams": {"audio": width},
+        "options": {},
+        "rows": n,
+        "model": str(folder / "gone"),
+        "digest": "",
+        "modalities": ["audio"],
+        "job": "",
+    }
     merge([folder / "part.parquet"], folder / name, meta)
     return folder / name
 
@@ -89,12 +97,16 @@ def test_a_query_that_is_nothing_names_the_nearest_id(index):
 def test_another_or_a_missing_model_is_refused(index, toy_plugin, toy_manifest, tmp_path):
     wav = str(toy_manifest.parent / "0001.wav")
     other = toy.make_model(tmp_path / "other", seed=1)
-    with says(CheckpointError, f"{other} is not the model that made the index, or it has changed (embed the clips again, or "
-                               "name the right one with --model)"):
+    with says(
+        CheckpointError,
+        f"{other} is not the model that made the index, or it has changed (embed the clips again, or "
+        "name the right one with --model)",
+    ):
         search(index, wav, model=other)
     gone = made(tmp_path, np.eye(3, dtype=np.float32))
-    with says(CheckpointError, f"the model that made the index is gone: {tmp_path / 'gone'} (name its new place with "
-                               "--model)"):
+    with says(
+        CheckpointError, f"the model that made the index is gone: {tmp_path / 'gone'} (name its new place with --model)"
+    ):
         search(gone, wav)
 
 
@@ -109,8 +121,9 @@ def test_ties_keep_the_order_of_the_index_and_absent_vectors_are_never_found(tmp
 
 def test_sequences_are_refused_with_what_to_do(toy_model, toy_manifest, tmp_path):
     embed(toy_model, toy.rows(toy_manifest)[:2], tmp_path / "x.npz", EmbedOptions(sequence=True))
-    with says(DataError, f"{tmp_path / 'x.npz'} holds sequences (search needs one vector per clip: embed without "
-                         "--sequence)"):
+    with says(
+        DataError, f"{tmp_path / 'x.npz'} holds sequences (search needs one vector per clip: embed without --sequence)"
+    ):
         search(tmp_path / "x.npz", "0000")
 
 
@@ -140,13 +153,20 @@ def test_a_cache_of_what_the_index_was_is_not_used(tmp_path, monkeypatch):
 def test_a_hundred_thousand_vectors_answer_within_a_second_start_up_included(tmp_path, toy_plugin):
     path = made(tmp_path, np.random.default_rng(0).normal(size=(100_000, 768)).astype(np.float32))
     prepare(path)
-    code = "import sys, json; from avssl.search.index import search; a = search(sys.argv[1], 'c17'); " \
-           "assert 'torch' not in sys.modules; print(json.dumps([h.id for h in a[0].hits]))"
+    code = (
+        "import sys, json; from avssl.search.index import search; a = search(sys.argv[1], 'c17'); "
+        "assert 'torch' not in sys.modules; print(json.dumps([h.id for h in a[0].hits]))"
+    )
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, path], env=toy.environment(toy_plugin), text=True,
-                              capture_output=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, path],
+            env=toy.environment(toy_plugin),
+            text=True,
+            capture_output=True,
+            check=True,
+        )
         seconds.append(time.perf_counter() - start)
     assert len(json.loads(done.stdout)) == 10
     assert min(seconds) < 1.0, seconds

@@ -71,8 +71,10 @@ def test_accuracy_breaks_ties_towards_the_lower_class_for_every_k():
     assert metrics.hits(scores, np.array([1, 2]), 2).tolist() == [True, True]
 
 
-@given(hnp.arrays(np.float64, (12, 4), elements=st.integers(0, 3).map(float)),
-       st.lists(st.integers(0, 3), min_size=12, max_size=12))
+@given(
+    hnp.arrays(np.float64, (12, 4), elements=st.integers(0, 3).map(float)),
+    st.lists(st.integers(0, 3), min_size=12, max_size=12),
+)
 def test_top_1_is_numpys_argmax_and_top_c_is_everything(scores, labels):
     assert (metrics.hits(scores, np.array(labels)) == (scores.argmax(1) == labels)).all()
     assert metrics.accuracy(scores, np.array(labels), 4) == 1.0
@@ -148,8 +150,9 @@ def test_intervals_repeat_with_a_seed_and_hold_the_estimate():
     labels = rng.integers(0, 7, 200)
     scores = rng.random((200, 7)) + 0.5 * metrics.one_hot(labels, 7)
     values, _ = metrics.classification(scores, labels)
-    once, again, other = (bootstrap.of_classification(scores, labels, resamples=300, level=0.95, seed=s)
-                          for s in (1, 1, 2))
+    once, again, other = (
+        bootstrap.of_classification(scores, labels, resamples=300, level=0.95, seed=s) for s in (1, 1, 2)
+    )
     assert once == again != other
     assert once.keys() == values.keys()
     for name in ("accuracy", "top5", "auc", "d_prime", "f1"):

@@ -26,7 +26,13 @@ from avssl.registry import load
 from avssl.schema import structure
 from avssl.training.setup import plan_data
 
-RUN = {"name": "test", "stage": "finetune", "backbone": {"name": "toy"}, "loss": {"name": "classify"}, "optim": {"lr": 1e-3}}
+RUN = {
+    "name": "test",
+    "stage": "finetune",
+    "backbone": {"name": "toy"},
+    "loss": {"name": "classify"},
+    "optim": {"lr": 1e-3},
+}
 
 
 def evaluate(task, model, rows, **options):
@@ -60,9 +66,17 @@ def test_retrieval_is_the_ranking_of_the_embeddings(toy_model, rows):
 
 
 def test_captions_of_one_clip_are_its_instances_and_the_clip_is_one_candidate(toy_model, rows):
-    doubled = [replace(r, id=f"{r.id}-{n}", split="test", extra={"clip": r.id},
-                       parts={**r.parts, "vision": rows[(i + n) % 12].parts["vision"]})
-               for i, r in enumerate(rows[:6]) for n in range(2)]
+    doubled = [
+        replace(
+            r,
+            id=f"{r.id}-{n}",
+            split="test",
+            extra={"clip": r.id},
+            parts={**r.parts, "vision": rows[(i + n) % 12].parts["vision"]},
+        )
+        for i, r in enumerate(rows[:6])
+        for n in range(2)
+    ]
     report = evaluate("retrieval", toy_model, doubled, pair="clip", levels=["instance"])
     assert report.n["retrieval.vision->audio.instance.gallery"] == 6
     assert report.n["retrieval.audio->vision.instance.gallery"] == 12
@@ -236,16 +250,23 @@ def test_classification_averages_probabilities_over_the_views(toy_classifier, ro
 
     model = open_model(toy_classifier)
     # two pictures: two views of each item
-    paired = [replace(r, parts={"vision": (r.parts["vision"], rows[(i + 1) % 30].parts["vision"])})
-              for i, r in enumerate(rows)]
+    paired = [
+        replace(r, parts={"vision": (r.parts["vision"], rows[(i + 1) % 30].parts["vision"])})
+        for i, r in enumerate(rows)
+    ]
     report = evaluate("classification", model, paired)
-    one, other = (predict_rows(model, [replace(r, parts={"vision": (r.parts["vision"][n],)}) for r in paired
-                                       if r.split == "test"]).scores for n in (0, 1))
+    one, other = (
+        predict_rows(
+            model, [replace(r, parts={"vision": (r.parts["vision"][n],)}) for r in paired if r.split == "test"]
+        ).scores
+        for n in (0, 1)
+    )
     truth = np.array([int(r.labels[0][-1]) for r in rows if r.split == "test"])
     assert report.n == {"items": 10, "views": 20}
     assert report.metrics["classification.accuracy"] == metrics.accuracy((one + other) / 2, truth)
     assert report.metrics["classification.map"] == pytest.approx(
-        metrics.macro(metrics.average_precision((one + other) / 2, truth)))
+        metrics.macro(metrics.average_precision((one + other) / 2, truth))
+    )
 
 
 def test_classification_needs_a_head_and_known_labels(toy_model, toy_classifier, rows):
@@ -258,32 +279,51 @@ def test_classification_needs_a_head_and_known_labels(toy_model, toy_classifier,
 
 
 # -- gates and explanations --------------------------------------------------------------------------------------------
-METRICS = {"retrieval.audio->vision.class.r@1": 0.4, "retrieval.audio->vision.class.r@10": 0.9,
-           "retrieval.audio->vision.class.median_rank": 2.0, "retrieval.vision->audio.class.r@1": 0.2,
-           "knn.audio.accuracy": float("nan")}
+METRICS = {
+    "retrieval.audio->vision.class.r@1": 0.4,
+    "retrieval.audio->vision.class.r@10": 0.9,
+    "retrieval.audio->vision.class.median_rank": 2.0,
+    "retrieval.vision->audio.class.r@1": 0.2,
+    "knn.audio.accuracy": float("nan"),
+}
 
 
-@pytest.mark.parametrize("gate", ["retrieval.audio->vision.class.r@1=0.4", "retrieval.audio->vision=0.4",
-                                  "retrieval=0.2", "retrieval.audio->vision.class.r=0.4"])
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "retrieval.audio->vision.class.r@1=0.4",
+        "retrieval.audio->vision=0.4",
+        "retrieval=0.2",
+        "retrieval.audio->vision.class.r=0.4",
+    ],
+)
 def test_a_gate_that_holds_passes(gate):
     assert check_gates(METRICS, [gate])
 
 
-@pytest.mark.parametrize(("gate", "text"), [
-    ("retrieval.audio->vision.class.r@1=0.41", r"audio->vision\.class\.r@1 = 0\.4000 < 0\.41 \(1 of 1 gated"),
-    ("retrieval=0.3", r"retrieval\.vision->audio\.class\.r@1 = 0\.2000 < 0\.3 \(1 of 3 gated"),
-    ("knn.audio.accuracy=0", r"knn\.audio\.accuracy = nan < 0"),
-])
+@pytest.mark.parametrize(
+    ("gate", "text"),
+    [
+        ("retrieval.audio->vision.class.r@1=0.41", r"audio->vision\.class\.r@1 = 0\.4000 < 0\.41 \(1 of 1 gated"),
+        ("retrieval=0.3", r"retrieval\.vision->audio\.class\.r@1 = 0\.2000 < 0\.3 \(1 of 3 gated"),
+        ("knn.audio.accuracy=0", r"knn\.audio\.accuracy = nan < 0"),
+    ],
+)
 def test_a_gate_that_fails_names_every_metric_below(gate, text):
     with pytest.raises(GateError, match=text):
         check_gates(METRICS, [gate])
 
 
-@pytest.mark.parametrize(("gate", "text"), [
-    ("retrieval.audio->vision.class.r@2=0.1", "no such metric"), ("retr=0.1", "no such metric"),
-    ("x", "is no NAME=VALUE"), ("retrieval=high", "is no NAME=VALUE"),
-    ("retrieval.audio->vision.class.median_rank=3", "better when lower"),
-])
+@pytest.mark.parametrize(
+    ("gate", "text"),
+    [
+        ("retrieval.audio->vision.class.r@2=0.1", "no such metric"),
+        ("retr=0.1", "no such metric"),
+        ("x", "is no NAME=VALUE"),
+        ("retrieval=high", "is no NAME=VALUE"),
+        ("retrieval.audio->vision.class.median_rank=3", "better when lower"),
+    ],
+)
 def test_a_gate_that_means_nothing_is_a_usage_error(gate, text):
     with pytest.raises(UsageError, match=text):
         check_gates(METRICS, [gate])

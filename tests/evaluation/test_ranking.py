@@ -114,10 +114,13 @@ def test_copies_of_one_vector_tie_wherever_they_lie_in_the_gallery():
     assert placed.tied.tolist() == [2] and placed.recall(1) == 0.5
 
 
-@pytest.mark.parametrize(("queries", "gallery", "error", "text"), [
-    (np.ones((2, 3)), np.ones((2, 4)), UsageError, "3 wide, the gallery 4"),
-    (np.full((2, 3), np.nan), np.ones((2, 3)), DataError, "vector 0 is not finite"),
-])
+@pytest.mark.parametrize(
+    ("queries", "gallery", "error", "text"),
+    [
+        (np.ones((2, 3)), np.ones((2, 4)), UsageError, "3 wide, the gallery 4"),
+        (np.full((2, 3), np.nan), np.ones((2, 3)), DataError, "vector 0 is not finite"),
+    ],
+)
 def test_vectors_that_cannot_be_compared_are_refused(queries, gallery, error, text):
     with pytest.raises(error, match=text):
         ranking.rank(queries, gallery, ranking.same(np.arange(2), np.arange(2)))

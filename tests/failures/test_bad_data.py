@@ -283,7 +283,10 @@ def test_a_blamed_partner_is_named_not_its_item() -> None:
 
 
 def test_when_everything_is_bad_the_run_ends() -> None:
-    with says(DataError, "0: it and 19 replacements are unreadable (see bad_files.csv; `avssl data scan` lists what can be read)"):
+    with says(
+        DataError,
+        "0: it and 19 replacements are unreadable (see bad_files.csv; `avssl data scan` lists what can be read)",
+    ):
         made(items(set(range(12)), 0), [0])
     with says(DataError, "3: bad (mend or remove the file; data.on_bad=skip goes on without it)"):
         made(items({3}, 0, on_bad="fail"), [3])

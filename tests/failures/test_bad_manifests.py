@@ -12,8 +12,11 @@ CASES = {
     "duplicate ids": ("m.csv", b"id,path\na,1.wav\nb,2.wav\na,3.wav\n", "id 'a' of item 3 is also that of item 1"),
     "a column too few": ("m.csv", b"id,path\na,1.wav\nb\n", "line 3 has 1 fields, the header has 2"),
     "not UTF-8": ("m.csv", b"id,path\na,caf\xe9.wav\n", "line 2 is not UTF-8 (byte 0xe9)"),
-    "no media column": ("m.csv", b"id,sound\na,1.wav\n",
-                        "has no column that names media or text (it has 'id', 'sound')"),
+    "no media column": (
+        "m.csv",
+        b"id,sound\na,1.wav\n",
+        "has no column that names media or text (it has 'id', 'sound')",
+    ),
     "an empty line of cells": ("m.csv", b"id,path\na,1.wav\nb,\n", "line 3 names no media and no text"),
     "an unknown suffix": ("m.csv", b"path\n1.xyz\n", "line 2, path: 1.xyz has no suffix of a known kind of media"),
     "a time that is none": ("m.csv", b"path,start\n1.wav,soon\n", "line 2, start: 'soon' is no number of at least 0"),
@@ -25,13 +28,19 @@ CASES = {
     "a NUL": ("m.csv", b"path\n1\0.wav\n", "holds NUL characters"),
     "a header alone": ("m.csv", b"path,label\n", "has no rows"),
     "an empty file": ("m.csv", b"", "is empty (0 bytes)"),
-    "broken JSON": ("m.jsonl", b'{"path": "1.wav"}\n{"path"\n',
-                    "line 2 is no JSON: Expecting ':' delimiter: line 1 column 8 (char 7)"),
+    "broken JSON": (
+        "m.jsonl",
+        b'{"path": "1.wav"}\n{"path"\n',
+        "line 2 is no JSON: Expecting ':' delimiter: line 1 column 8 (char 7)",
+    ),
     "JSON that is no object": ("m.jsonl", b"[1]\n", "line 1 is no JSON object"),
     "a path that is none": ("m.jsonl", b'{"audio": 3}\n', "line 1, audio: 3 is no path"),
-    "no Parquet": ("m.parquet", b"PAR1" + bytes(64),
-                   "is no readable Parquet file: Could not open Parquet input source '{path}': Parquet magic "
-                   "bytes not found in footer. Either the file is corrupted or this is not a parquet file."),
+    "no Parquet": (
+        "m.parquet",
+        b"PAR1" + bytes(64),
+        "is no readable Parquet file: Could not open Parquet input source '{path}': Parquet magic "
+        "bytes not found in footer. Either the file is corrupted or this is not a parquet file.",
+    ),
 }
 FIXES = {
     "duplicate ids": "make the ids unique, or leave the column out",

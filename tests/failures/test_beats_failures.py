@@ -22,11 +22,25 @@ from avssl_beats.frontend import BeatsFrontend
 from avssl_beats.masked import TokenizerLabels
 from avssl_beats.quantizer import Codebook
 
-CFG = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48, "encoder_attention_heads": 4,
-       "conv_pos": 8, "conv_pos_groups": 4, "embed_dim": 16, "input_patch_size": 16, "num_buckets": 16,
-       "max_distance": 40, "relative_position_embedding": True, "gru_rel_pos": True, "deep_norm": True, "dropout": 0.0}
-SMALL = BeatsConfig(dim=32, depth=2, heads=4, ffn=48, patch_dim=16, position_kernel=8, position_groups=4, buckets=16,
-                    max_distance=40)
+CFG = {
+    "encoder_layers": 2,
+    "encoder_embed_dim": 32,
+    "encoder_ffn_embed_dim": 48,
+    "encoder_attention_heads": 4,
+    "conv_pos": 8,
+    "conv_pos_groups": 4,
+    "embed_dim": 16,
+    "input_patch_size": 16,
+    "num_buckets": 16,
+    "max_distance": 40,
+    "relative_position_embedding": True,
+    "gru_rel_pos": True,
+    "deep_norm": True,
+    "dropout": 0.0,
+}
+SMALL = BeatsConfig(
+    dim=32, depth=2, heads=4, ffn=48, patch_dim=16, position_kernel=8, position_groups=4, buckets=16, max_distance=40
+)
 
 
 def official(path: Path, kind: str = "encoder", **changes: object) -> Path:
@@ -42,11 +56,17 @@ def official(path: Path, kind: str = "encoder", **changes: object) -> Path:
         file["label_dict"] = {0: "dog", 1: "rain", 2: "siren"}
     if kind == "tokenizer":
         codes = torch.nn.functional.normalize(torch.randn(12, 8), dim=-1)
-        state |= {"quantize_layer.0.weight": torch.randn(32, 32), "quantize_layer.0.bias": torch.zeros(32),
-                  "quantize_layer.2.weight": torch.randn(8, 32), "quantize_layer.2.bias": torch.zeros(8),
-                  "quantize.embedding.weight": codes, "quantize.embedding.initted": torch.ones(1),
-                  "quantize.embedding.embed_avg": codes, "quantize.embedding.cluster_size": torch.zeros(12),
-                  "quantize.cluster_size": torch.zeros(12)}
+        state |= {
+            "quantize_layer.0.weight": torch.randn(32, 32),
+            "quantize_layer.0.bias": torch.zeros(32),
+            "quantize_layer.2.weight": torch.randn(8, 32),
+            "quantize_layer.2.bias": torch.zeros(8),
+            "quantize.embedding.weight": codes,
+            "quantize.embedding.initted": torch.ones(1),
+            "quantize.embedding.embed_avg": codes,
+            "quantize.embedding.cluster_size": torch.zeros(12),
+            "quantize.cluster_size": torch.zeros(12),
+        }
         cfg |= {"quant_n": 12, "quant_dim": 8}
     torch.save({"cfg": cfg, "model": state, **file}, path)
     return path
@@ -81,24 +101,29 @@ def test_a_file_is_recognised_imported_opened_and_written_back(tmp_path: Path, k
 
 def test_helpers_of_other_exports_are_named_as_ignored(tmp_path: Path):
     path = official(tmp_path / "a.pt")
+
     def change(file: dict) -> None:
         file["model"]["raw2fbank_pad.weight"] = torch.zeros(1)
         for ours, theirs in (("weight_g", "original0"), ("weight_v", "original1")):
             moved = file["model"].pop(f"encoder.pos_conv.0.{ours}")
             file["model"][f"encoder.pos_conv.0.parametrizations.weight.{theirs}"] = moved
+
     imported = read(edited(path, change))
     assert "ESPnet" in imported.ignored["raw2fbank_pad.weight"]
     build(imported)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (lambda f: f["model"].pop("encoder.layers.1.fc2.bias"), "misses encoder.layers.1.fc2.bias"),
-    (lambda f: f["model"].update({"extra": torch.zeros(1)}), "unknown extra"),
-    (lambda f: f["cfg"].pop("input_patch_size"), "input_patch_size"),
-    (lambda f: f["cfg"].update(encoder_layers=3), "misses encoder.layers.2"),
-    (lambda f: f["model"].update({"layer_norm.weight": torch.zeros(3)}), "layer"),
-    (lambda f: f.pop("model"), "no 'model'"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f["model"].pop("encoder.layers.1.fc2.bias"), "misses encoder.layers.1.fc2.bias"),
+        (lambda f: f["model"].update({"extra": torch.zeros(1)}), "unknown extra"),
+        (lambda f: f["cfg"].pop("input_patch_size"), "input_patch_size"),
+        (lambda f: f["cfg"].update(encoder_layers=3), "misses encoder.layers.2"),
+        (lambda f: f["model"].update({"layer_norm.weight": torch.zeros(3)}), "layer"),
+        (lambda f: f.pop("model"), "no 'model'"),
+    ],
+)
 def test_a_file_that_does_not_fit_names_what_is_wrong(tmp_path: Path, change, says: str):  # type: ignore[no-untyped-def]
     path = edited(official(tmp_path / "a.pt"), change)
     with pytest.raises(CheckpointError) as error:
@@ -172,8 +197,9 @@ def test_logits_need_a_teacher_with_a_head(tmp_path: Path):
     with pytest.raises(UsageError, match="no head"):
         load_teacher(TokenizerConfig(teacher=str(encoder), target="logits"), Beats(SMALL))
     for pooling, shape in (("clip", (2, 3)), ("patch", (2, 32, 3))):
-        cfg = TokenizerConfig(teacher=str(fine), target="logits", pooling=pooling, standardise=True, codes=12,
-                              code_dim=8)
+        cfg = TokenizerConfig(
+            teacher=str(fine), target="logits", pooling=pooling, standardise=True, codes=12, code_dim=8
+        )
         loss = TokenizerDistillation(Beats(SMALL), cfg)
         loss.prepare(mel())
         assert loss._target(mel())[0].shape == shape

@@ -24,16 +24,34 @@ if not CASES:
 
 NOT_FINITE = {"nan-float32.wav", "inf-float32.wav"}  # "yes" to a reader, but never to be trained on
 # samples (channels kept), rate and pictures (height, width) where the table fixes them
-SOUND = {"sixteen-channels.wav": (16, 8000, 16000), "one-sample.wav": (1, 1, 16000), "zero-samples.wav": (1, 0, 16000),
-         "odd-data-length.wav": (1, 31999, 16000), "streaming-size-ffffffff.wav": (1, 32000, 16000),
-         "truncated.wav": (1, 10674, 16000), "wavex-ms-adpcm.wav": (1, 32384, 16000), "alaw.wav": (1, 32000, 8000),
-         "rate-96000.wav": (1, 96000, 96000), "mp4-named.wav": (2, 133120, 44100),
-         "audio-starts-late.mkv": (2, 134144, 44100), "audio-shorter-than-video.mp4": (2, 22528, 44100),
-         "theora-empty-packets.ogv": (2, 64000, 16000), "truncated.mkv": (2, 73728, 44100)}
-PICTURES = {"rotated-90.mp4": (320, 214), "exif-rotated.jpg": (60, 40), "tiny-2x2.mp4": (2, 2),
-            "odd-size-rgb.mkv": (57, 101), "one-pixel.png": (1, 1), "gray16.png": (20, 30), "cmyk.jpg": (40, 60)}
+SOUND = {
+    "sixteen-channels.wav": (16, 8000, 16000),
+    "one-sample.wav": (1, 1, 16000),
+    "zero-samples.wav": (1, 0, 16000),
+    "odd-data-length.wav": (1, 31999, 16000),
+    "streaming-size-ffffffff.wav": (1, 32000, 16000),
+    "truncated.wav": (1, 10674, 16000),
+    "wavex-ms-adpcm.wav": (1, 32384, 16000),
+    "alaw.wav": (1, 32000, 8000),
+    "rate-96000.wav": (1, 96000, 96000),
+    "mp4-named.wav": (2, 133120, 44100),
+    "audio-starts-late.mkv": (2, 134144, 44100),
+    "audio-shorter-than-video.mp4": (2, 22528, 44100),
+    "theora-empty-packets.ogv": (2, 64000, 16000),
+    "truncated.mkv": (2, 73728, 44100),
+}
+PICTURES = {
+    "rotated-90.mp4": (320, 214),
+    "exif-rotated.jpg": (60, 40),
+    "tiny-2x2.mp4": (2, 2),
+    "odd-size-rgb.mkv": (57, 101),
+    "one-pixel.png": (1, 1),
+    "gray16.png": (20, 30),
+    "cmyk.jpg": (40, 60),
+}
 REASONS = {
-    "zero-byte.mp4": "is empty (0 bytes)", "zero-byte.wav": "is empty (0 bytes)",
+    "zero-byte.mp4": "is empty (0 bytes)",
+    "zero-byte.wav": "is empty (0 bytes)",
     "truncated-end-moov-lost.mp4": "cannot be read as media: Invalid data found when processing input",
     "header-only.wav": "its header promises samples, but there are none",
     "nan-float32.wav": "10 of its samples are not finite (NaN or infinity)",
@@ -100,8 +118,9 @@ def test_the_reason_is_said_word_for_word(name):
 
 
 def test_a_scan_keeps_what_can_be_used_and_lists_the_rest():
-    rows = [Row(id=c["path"], parts={"audio": str(FOLDER / c["path"]), "vision": str(FOLDER / c["path"])})
-            for c in CASES]
+    rows = [
+        Row(id=c["path"], parts={"audio": str(FOLDER / c["path"]), "vision": str(FOLDER / c["path"])}) for c in CASES
+    ]
     found = scan(rows, depth="sample")
     kept = {r.id: set(r.parts) for r in found.rows}
     for case in CASES:
@@ -146,15 +165,26 @@ def test_sound_that_starts_late_keeps_its_place_on_the_clock_of_the_pictures():
 
 
 def test_limits_hold_before_memory_is_taken():
-    with says(DataError, f"{FOLDER / 'dc-only.wav'}: more than 0.5 s of sound at once (data.max_seconds) (give windows "
-                         "(start, end), or raise data.max_seconds)"):
+    with says(
+        DataError,
+        f"{FOLDER / 'dc-only.wav'}: more than 0.5 s of sound at once (data.max_seconds) (give windows "
+        "(start, end), or raise data.max_seconds)",
+    ):
         decode_audio(str(FOLDER / "dc-only.wav"), limits=Limits(max_seconds=0.5))
-    with says(DataError, f"{FOLDER / 'sixteen-channels.wav'}: its header says 16 channels, the limit is 1 to 8 (mend or "
-                         "remove the file)"):
+    with says(
+        DataError,
+        f"{FOLDER / 'sixteen-channels.wav'}: its header says 16 channels, the limit is 1 to 8 (mend or "
+        "remove the file)",
+    ):
         decode_audio(str(FOLDER / "sixteen-channels.wav"), limits=Limits(max_channels=8))
     video = FOLDER / "video-without-audio.mp4"
-    with says(DataError, f"{video}: its pictures are 320x214, more than data.max_pixels = 1000 (raise data.max_pixels or "
-                         "scale the file down)"):
+    with says(
+        DataError,
+        f"{video}: its pictures are 320x214, more than data.max_pixels = 1000 (raise data.max_pixels or "
+        "scale the file down)",
+    ):
         decode_frames(str(FOLDER / "video-without-audio.mp4"), limits=Limits(max_pixels=1000))
-    with says(DataError, f"{video}: 9 pictures of 320x214 take more than 100000 bytes (ask for fewer or smaller frames)"):
+    with says(
+        DataError, f"{video}: 9 pictures of 320x214 take more than 100000 bytes (ask for fewer or smaller frames)"
+    ):
         decode_frames(str(FOLDER / "video-without-audio.mp4"), FramesRequest(count=9), limits=Limits(max_bytes=100_000))

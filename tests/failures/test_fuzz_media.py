@@ -15,9 +15,22 @@ import pytest
 from media_files import picture, tone, write_image, write_sound, write_video
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-REAL = ["mdn_bear.mp3", "mdn_bear.ogg", "bear.opus", "bear.m4a", "crystal_vp9_opus.webm", "chaplin_flv1_mp3.flv",
-        "grid_bbaf2n.mpg", "elf_h264_aac.mov", "tc_av1_video.mkv", "tc_h265_video.mp4", "crystal_theora_vorbis.ogv",
-        "crystal_mpeg4_mp3.avi", "nasa_mpeg2_mp2.ts", "mp_no_duration.webm"]
+REAL = [
+    "mdn_bear.mp3",
+    "mdn_bear.ogg",
+    "bear.opus",
+    "bear.m4a",
+    "crystal_vp9_opus.webm",
+    "chaplin_flv1_mp3.flv",
+    "grid_bbaf2n.mpg",
+    "elf_h264_aac.mov",
+    "tc_av1_video.mkv",
+    "tc_h265_video.mp4",
+    "crystal_theora_vorbis.ogv",
+    "crystal_mpeg4_mp3.avi",
+    "nasa_mpeg2_mp2.ts",
+    "mp_no_duration.webm",
+]
 MADE = ["a.wav", "a.flac", "a.aiff", "a.au", "a.mp4", "a.mkv", "a.jpg", "a.png", "a.bmp", "a.gif", "a.tiff", "a.webp"]
 ROUNDS = int(os.environ.get("AVSSL_FUZZ_ROUNDS", "80"))  # for each file: 26 x 80 = 2080
 SECONDS = 30.0  # that one damaged file may take
@@ -40,8 +53,14 @@ def test_damaged_media_are_refused_or_read_but_never_crash_hang_or_swell(name, t
     else:
         source = request.getfixturevalue("shared_data") / "media" / name
     base = 1000 * [*REAL, *MADE].index(name)
-    command = [sys.executable, str(Path(__file__).with_name("media_fuzz.py")), str(source),
-               str(tmp_path / f"damaged{source.suffix}"), str(base), str(base + ROUNDS)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("media_fuzz.py")),
+        str(source),
+        str(tmp_path / f"damaged{source.suffix}"),
+        str(base),
+        str(base + ROUNDS),
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
     with open(tmp_path / "stderr", "w+b") as errors:
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=environment)

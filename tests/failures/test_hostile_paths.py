@@ -16,8 +16,22 @@ from avssl.data.manifest import read_rows, write_rows
 from avssl.data.scan import scan
 from avssl.errors import DataError
 
-NAMES = ["new\nline.wav", "-dash.wav", "qu'o\"te.wav", "sp ace.wav", "per%cent.wav", "emoji-🎧.wav", "con:on.wav",
-         "http:..wav", "pipe|.wav", "semi;colon.wav", "json:x.wav", "x" * 251 + ".wav", "[0-9]*.wav", "%03d.wav"]
+NAMES = [
+    "new\nline.wav",
+    "-dash.wav",
+    "qu'o\"te.wav",
+    "sp ace.wav",
+    "per%cent.wav",
+    "emoji-🎧.wav",
+    "con:on.wav",
+    "http:..wav",
+    "pipe|.wav",
+    "semi;colon.wav",
+    "json:x.wav",
+    "x" * 251 + ".wav",
+    "[0-9]*.wav",
+    "%03d.wav",
+]
 
 
 def _refused(path: object, message: str) -> None:
@@ -136,27 +150,36 @@ def test_a_file_that_vanishes_or_shrinks_after_listing_is_reported_not_fatal(tmp
     os.truncate(tmp_path / "1.wav", 44)
     found = scan(rows)
     assert [r.id for r in found.rows] == ["2"]
-    assert [b.reason.split(": ", 1)[1] for b in found.bad] == ["no such file",
-                                                               "its header promises samples, but there are none"]
+    assert [b.reason.split(": ", 1)[1] for b in found.bad] == [
+        "no such file",
+        "its header promises samples, but there are none",
+    ]
 
 
 def test_nothing_usable_is_one_line(tmp_path):
-    for path, message in ((tmp_path / "none", "none: no such file or folder"),
-                          (tmp_path, ": holds nothing that avssl can read")):
+    for path, message in (
+        (tmp_path / "none", "none: no such file or folder"),
+        (tmp_path, ": holds nothing that avssl can read"),
+    ):
         with pytest.raises(DataError) as caught:
             read_rows(path)
         assert caught.value.message.endswith(message)
     (tmp_path / "x.xyz").write_text("x")
-    with says(DataError, f"{tmp_path / 'x.xyz'}: is neither a folder, a manifest nor a media file of a known suffix "
-                         "(rename it, or list it in a manifest under audio or vision)"):
+    with says(
+        DataError,
+        f"{tmp_path / 'x.xyz'}: is neither a folder, a manifest nor a media file of a known suffix "
+        "(rename it, or list it in a manifest under audio or vision)",
+    ):
         read_rows(tmp_path / "x.xyz")
 
 
 def test_a_playlist_opens_no_other_file(tmp_path):
     """FFmpeg follows HLS and concat scripts by their content, whatever they are called."""
     secret = write_sound(tmp_path / "secret.wav", tone(0.1))
-    scripts = {"hls.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n",
-               "concat.mp4": f"ffconcat version 1.0\nfile '{secret}'\n"}
+    scripts = {
+        "hls.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{secret}\n#EXT-X-ENDLIST\n",
+        "concat.mp4": f"ffconcat version 1.0\nfile '{secret}'\n",
+    }
     for name, text in scripts.items():
         (tmp_path / name).write_text(text)
         assert stat.S_ISREG((tmp_path / name).stat().st_mode)

@@ -181,7 +181,9 @@ def test_a_full_disk_before_the_first_checkpoint(sounds: Path, tmp_path: Path, m
 
     monkeypatch.setattr(run, "write_rows", refuse)
     out = tmp_path / "run"
-    with says(CheckpointError, f"cannot write to {out}: No space left on device (free some space, then resume with --resume)"):
+    with says(
+        CheckpointError, f"cannot write to {out}: No space left on device (free some space, then resume with --resume)"
+    ):
         run.pretrain(recipe(), str(sounds), out, machine=Machine(device="cpu", workers=0))
 
 
@@ -402,5 +404,3 @@ def test_model_directories(finished: Path, tmp_path: Path) -> None:
     fix = "--set backbone.name=tiny, or start from another model"
     with says(CheckpointError, f"{finished} holds a tiny backbone, the recipe builds tiny_cnn ({fix})"):
         read_initial(finished).into_backbone(None, "tiny_cnn")  # type: ignore[arg-type]
-
-

@@ -117,11 +117,11 @@ def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
             running.process.join(rng.uniform(0.2, 1.0) * duration)
             if running.process.exitcode is None:
                 running.kill()
-                assert running.end().code == -9
+            ended = running.end()
+            if ended.code == -9:
                 kills += 1
                 continue
-            ended = running.end()
-            assert ended.code == 0, ended.stderr
+            assert ended.code == 0, ended.stderr  # it ended by itself, perhaps just before the signal came
             break
         assert_same(outcome(out), outcome(whole))
         runs += 1

@@ -412,7 +412,9 @@ def test_billion_laughs_and_cycles() -> None:
     for _ in range(100_000):
         deep = [deep]
     for evil in (cycle, deep):
-        text = "its objects contain themselves, or are nested too deeply (this is no checkpoint: do not trust its source)"
+        text = (
+            "its objects contain themselves, or are nested too deeply (this is no checkpoint: do not trust its source)"
+        )
         with says(CheckpointError, text):
             plain(evil)
     while deep:  # or its destructor recurses

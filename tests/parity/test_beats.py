@@ -25,8 +25,17 @@ from parity.harness import Case, cases, known_tests
 
 COUNTS = {"floor": "floor", "round_half_even": "round"}
 STARTS = ("fbank", "waveform")  # the stored spectrogram is the tighter comparison, the waveform the longer one
-HANDLED = {"backbone", "backbone_kept_patches", "classifier", "frontend", "masked_label_loss", "quantizer_train_step",
-           "random_projection", "tokenizer_labels", "tokenizer_losses"}
+HANDLED = {
+    "backbone",
+    "backbone_kept_patches",
+    "classifier",
+    "frontend",
+    "masked_label_loss",
+    "quantizer_train_step",
+    "random_projection",
+    "tokenizer_labels",
+    "tokenizer_losses",
+}
 
 
 def test_every_kind_of_case_is_handled():
@@ -39,8 +48,11 @@ def frontend_of(case: Case) -> BeatsFrontend:
     spec = case.spec["config"]["front_end"]
     assert (spec["window"], spec["frame_length_ms"], spec["frame_shift_ms"]) == ("povey", 25.0, 10.0)
     assert (spec["waveform_scale"], spec["std_multiplier"], spec["dither"]) == (32768.0, 2.0, 0.0)
-    return BeatsFrontend(BeatsFrontendConfig(rate=spec["sample_rate"], mels=spec["num_mel_bins"], mean=spec["mean"],
-                                             std=spec["std"], padding="official")).eval()
+    return BeatsFrontend(
+        BeatsFrontendConfig(
+            rate=spec["sample_rate"], mels=spec["num_mel_bins"], mean=spec["mean"], std=spec["std"], padding="official"
+        )
+    ).eval()
 
 
 def loss_of(case: Case) -> Loss:
@@ -105,8 +117,13 @@ def test_official_encoder_gives_official_features_and_gradients(case: Case, star
     tokens = backbone.patch_norm(patches.flatten(2).transpose(1, 2))
     pad = backbone.padding(batch)
     before = backbone.project(tokens) if pad is None else backbone.project(tokens).masked_fill(pad[..., None], 0)
-    got = {"fbank": batch.need("audio").x, "features": features.tokens["audio"], "patch_conv": patches,
-           "patch_tokens": tokens, "pos_conv": backbone.position(before)}
+    got = {
+        "fbank": batch.need("audio").x,
+        "features": features.tokens["audio"],
+        "patch_conv": patches,
+        "patch_tokens": tokens,
+        "pos_conv": backbone.position(before),
+    }
     named = {o["tensor"]: got[o["of"]] for o in case.spec["outputs"] if o["of"] in got}
     for out in case.outputs("layer_output"):
         named[out["tensor"]] = features.layers["audio"][out["layer"]]
@@ -127,7 +144,8 @@ def test_encoder_on_kept_patches_and_the_predictors_input(case: Case):
     loss = loss_of(case)
     assert case.call["kept_order"] == "ascending" and case.call["masked_fill_value"] == 0.0
     loss.backbone.config = replace(
-        loss.backbone.config, kept_positions="sequence" if case.call["positions"] == "index_within_kept" else "grid")
+        loss.backbone.config, kept_positions="sequence" if case.call["positions"] == "index_within_kept" else "grid"
+    )
     batch = batch_of(case, "waveform", torch.float32)
     noise = case.input("mask_sort_keys")
     pad = loss.backbone.padding(batch)
@@ -158,8 +176,14 @@ def test_official_classifier_gives_official_probabilities_and_gradients(case: Ca
     probabilities = logits.sigmoid()
     target = case.input("targets_multi_hot").to(logits.dtype)
     bce = F.binary_cross_entropy(probabilities, target)
-    got = {"padding_mask": features.pad.get("audio"), "bce": bce.reshape(1), "fbank": batch.need("audio").x,
-           "patch_logits": loss.head.patches(features), "pooled_logits": logits, "probabilities": probabilities}
+    got = {
+        "padding_mask": features.pad.get("audio"),
+        "bce": bce.reshape(1),
+        "fbank": batch.need("audio").x,
+        "patch_logits": loss.head.patches(features),
+        "pooled_logits": logits,
+        "probabilities": probabilities,
+    }
     named = {o["tensor"]: got[o["of"]] for o in case.spec["outputs"] if o["of"] in got}
     named |= {o["tensor"]: features.layers["audio"][o["layer"]] for o in case.outputs("layer_output")}
     ours = loss.compute(replace(batch, targets=Stream(target)), None).total()
@@ -189,8 +213,9 @@ def test_official_spectrograms(case: Case):
     for out in case.outputs("fbank"):
         wave = case.io[out["input"]] * scales[out["input"]]
         single = wave.ndim == 1
-        batch = frontend.batch(Batch(("clip",), torch.zeros(1, dtype=torch.int64),
-                                     {"audio": Stream(wave[None] if single else wave)}))
+        batch = frontend.batch(
+            Batch(("clip",), torch.zeros(1, dtype=torch.int64), {"audio": Stream(wave[None] if single else wave)})
+        )
         mel = batch.need("audio").x
         case.check(out["tensor"], mel[0] if single else mel)
     case.check_complete()
@@ -210,9 +235,15 @@ def test_official_tokenizer_gives_official_labels_and_gradients(case: Case, star
     for _ in range(case.call.get("calls_before_cluster_size_is_read", 0)):  # the official forward counts even in eval
         book.collect(quantised)
         book.update(move=case.call["mode"] == "train")
-    got = {"labels": quantised.indices.flatten(), "buffer_after_call": book.usage, "embed_loss": embed_loss.reshape(1),
-           "fbank": batch.need("audio").x, "quantize_input": vectors, "quantized": quantised.passed,
-           "padding_mask": features.pad.get("audio")}
+    got = {
+        "labels": quantised.indices.flatten(),
+        "buffer_after_call": book.usage,
+        "embed_loss": embed_loss.reshape(1),
+        "fbank": batch.need("audio").x,
+        "quantize_input": vectors,
+        "quantized": quantised.passed,
+        "padding_mask": features.pad.get("audio"),
+    }
     named = {o["tensor"]: got[o["of"]] for o in case.spec["outputs"] if o["of"] in got}
     named |= {o["tensor"]: features.layers["audio"][o["layer"]] for o in case.outputs("layer_output")}
     if case.call["backward_of"]:
@@ -241,8 +272,10 @@ def test_codebook_moves_like_the_official_one(case: Case):
         quantised = book(z)
         loss = case.model["beta"] * (quantised.unit - quantised.chosen).square().mean()
         got = {"indices": quantised.indices.flatten(), "loss": loss.reshape(1), "z_q": quantised.passed}
-        terms = [{k: v.replace("{i}", str(step)) if isinstance(v, str) else v for k, v in t.items()}
-                 for t in case.call["backward_of"]]
+        terms = [
+            {k: v.replace("{i}", str(step)) if isinstance(v, str) else v for k, v in t.items()}
+            for t in case.call["backward_of"]
+        ]
         backward_scalar(case, {f"output.{k}_{step}": v for k, v in got.items()}, terms).backward()
         grads[f"z_{step}"] = z.grad
         book.collect(quantised)
@@ -261,24 +294,31 @@ def test_codebook_moves_like_the_official_one(case: Case):
     case.check_complete()
 
 
-NORMALISATIONS = {"none": "none", "l2_both": "l2", "layer_norm_projected": "layer_norm",
-                  "patch_standardised_l2": "patch_l2", "patch_l2": "patch_l2"}
+NORMALISATIONS = {
+    "none": "none",
+    "l2_both": "l2",
+    "layer_norm_projected": "layer_norm",
+    "patch_standardised_l2": "patch_l2",
+    "patch_l2": "patch_l2",
+}
 
 
 @pytest.mark.parametrize("dtype", ("float64", "float32"))
 @pytest.mark.parametrize("case", cases("beats", "random_projection"))
 def test_random_projection_labels(case: Case, dtype: str):
     rules = "tolerance" if dtype == case.call["dtype"] else f"tolerance_{dtype}"
-    projection, codes, patches = (case.input(role).to(getattr(torch, dtype))
-                                  for role in ("projection_matrix", "codebook", "patches"))
+    projection, codes, patches = (
+        case.input(role).to(getattr(torch, dtype)) for role in ("projection_matrix", "codebook", "patches")
+    )
     size = case.model["patch_size"]
     mel = case.input("log_mel")
     torch.testing.assert_close(flat_patches(mel[None], size)[0].double(), case.input("patches"), atol=0, rtol=0)
     for out in case.outputs("projected"):
         case.check(out["tensor"], patches @ projection.t(), rules)
     for out in case.outputs("labels"):
-        cfg = RandomTokenizerConfig(codes=len(codes), code_dim=codes.shape[1],
-                                    normalise=NORMALISATIONS[out["normalisation"]])
+        cfg = RandomTokenizerConfig(
+            codes=len(codes), code_dim=codes.shape[1], normalise=NORMALISATIONS[out["normalisation"]]
+        )
         tokenizer = RandomTokenizer(cfg, size).to(codes.dtype)
         tokenizer.projection.copy_(projection)
         tokenizer.codes.copy_(codes)
@@ -298,8 +338,13 @@ def test_distillation_terms_and_gradients(case: Case, dtype: str):
     for scaling in ("paper", "mean"):
         book = codebook(case.input("codebook").to(kind), model["ema_decay"])
         encoded = case.input("encoder_output").to(kind).clone().requires_grad_()
-        cfg = TokenizerConfig(codes=len(book.weight), code_dim=encoded.shape[-1], beta=model["beta"], scaling=scaling,
-                              padded_take_part=case.call["ema"]["padded_positions_take_part"])
+        cfg = TokenizerConfig(
+            codes=len(book.weight),
+            code_dim=encoded.shape[-1],
+            beta=model["beta"],
+            scaling=scaling,
+            padded_take_part=case.call["ema"]["padded_positions_take_part"],
+        )
         out = distil(encoded, book, lambda q: shape(F.linear(q, weight, bias)), teacher, valid, cfg)
         total = sum(t.weight * t.sum / t.count for t in out.terms.values())
         total.backward()
@@ -307,12 +352,21 @@ def test_distillation_terms_and_gradients(case: Case, dtype: str):
     commitment = out.terms["commitment"]
     book.collect(out.quantised, None if cfg.padded_take_part else valid)
     book.update()
-    got = {"labels": out.quantised.indices, "codebook_after_ema": book.weight, "codebook_term": out.error,
-           "commitment_term": out.error, "commitment_mse": (commitment.sum / commitment.count).reshape(1),
-           "cosine": out.cosine, "cosine_loss_mean": out.terms["cosine"].value.reshape(1),
-           "encoded_l2": out.quantised.unit, "quantized_l2": out.quantised.chosen, "estimated": out.estimated,
-           "loss_paper_mean": totals["paper"].reshape(1), "loss_paper_sum": (totals["paper"] * valid.sum()).reshape(1),
-           "loss_practical": totals["mean"].reshape(1)}
+    got = {
+        "labels": out.quantised.indices,
+        "codebook_after_ema": book.weight,
+        "codebook_term": out.error,
+        "commitment_term": out.error,
+        "commitment_mse": (commitment.sum / commitment.count).reshape(1),
+        "cosine": out.cosine,
+        "cosine_loss_mean": out.terms["cosine"].value.reshape(1),
+        "encoded_l2": out.quantised.unit,
+        "quantized_l2": out.quantised.chosen,
+        "estimated": out.estimated,
+        "loss_paper_mean": totals["paper"].reshape(1),
+        "loss_paper_sum": (totals["paper"] * valid.sum()).reshape(1),
+        "loss_practical": totals["mean"].reshape(1),
+    }
     for record in case.spec["outputs"]:
         case.check(record["tensor"], got[record["of"]], rules)
     case.check_gradients({"encoded_paper_mean": grads["paper"], "encoded_practical": grads["mean"]}, rules)

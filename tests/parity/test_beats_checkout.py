@@ -20,9 +20,18 @@ from avssl_beats.checkpoint import write
 OFFICIAL = os.environ.get("AVSSL_OFFICIAL_BEATS", "")
 pytestmark = pytest.mark.skipif(not OFFICIAL, reason="AVSSL_OFFICIAL_BEATS is no checkout of microsoft/unilm beats/")
 
-SMALL = {"encoder_layers": 3, "encoder_embed_dim": 48, "encoder_ffn_embed_dim": 96, "encoder_attention_heads": 4,
-         "conv_pos": 16, "conv_pos_groups": 4, "embed_dim": 32, "input_patch_size": 16, "num_buckets": 32,
-         "max_distance": 64}
+SMALL = {
+    "encoder_layers": 3,
+    "encoder_embed_dim": 48,
+    "encoder_ffn_embed_dim": 96,
+    "encoder_attention_heads": 4,
+    "conv_pos": 16,
+    "conv_pos_groups": 4,
+    "embed_dim": 32,
+    "input_patch_size": 16,
+    "num_buckets": 32,
+    "max_distance": 64,
+}
 RELATIVE = {"relative_position_embedding": True, "gru_rel_pos": True}
 CONFIGS = {
     "released": {**RELATIVE, "deep_norm": True},

@@ -53,8 +53,11 @@ def official_gradients(loss: torch.nn.Module) -> dict[str, torch.Tensor | None]:
     """Gradients of a Loss by official key; None where none arrived."""
     ours = dict(loss.named_parameters())
     keys = {k: our_name(k) for k in official_state(loss)}
-    return {k: None if ours.get(n) is None or ours[n].grad is None else to_official(k, ours[n].grad)
-            for k, n in keys.items() if n is not None}
+    return {
+        k: None if ours.get(n) is None or ours[n].grad is None else to_official(k, ours[n].grad)
+        for k, n in keys.items()
+        if n is not None
+    }
 
 
 # -- pretraining ---------------------------------------------------------------------------------------------------
@@ -65,14 +68,17 @@ def masks_of(case: Case) -> Masks:
 
 def block_outputs(loss: CavMaeLoss, found: dict[str, torch.Tensor], masks: Masks) -> list[Any]:
     """Hooks that record what each block gives, under the authors' names."""
-    names = {**{f"blocks_{m[0]}.{i}": b for m, s in loss.backbone.stacks.items() for i, b in enumerate(s)},
-             **{f"blocks_u.{i}": b for i, b in enumerate(loss.backbone.shared)}}
+    names = {
+        **{f"blocks_{m[0]}.{i}": b for m, s in loss.backbone.stacks.items() for i, b in enumerate(s)},
+        **{f"blocks_u.{i}": b for i, b in enumerate(loss.backbone.shared)},
+    }
     public = {"joint": "joint", "audio": "audio", "vision": "image"}
 
     def record(name: str):
         def hook(module, args, output):
             stream = args[1] if len(args) > 1 else "joint"
             found[f"{name}.{public[stream]}" if name.startswith("blocks_u") else name] = output.detach()
+
         return hook
 
     def decoder(name: str):
@@ -85,10 +91,13 @@ def block_outputs(loss: CavMaeLoss, found: dict[str, torch.Tensor], masks: Masks
                 x = torch.cat(parts, 1)
                 grid.append(chosen(x, masks.order[m].argsort(1)))
             found[name] = torch.cat(grid, 1)
+
         return hook
 
-    return [*(b.register_forward_hook(record(n)) for n, b in names.items()),
-            *(b.register_forward_hook(decoder(f"decoder_blocks.{i}")) for i, b in enumerate(loss.decoder.blocks))]
+    return [
+        *(b.register_forward_hook(record(n)) for n, b in names.items()),
+        *(b.register_forward_hook(decoder(f"decoder_blocks.{i}")) for i, b in enumerate(loss.decoder.blocks)),
+    ]
 
 
 @pytest.mark.parametrize("case", cases("cav_mae", "pretrain_step"))
@@ -97,9 +106,13 @@ def test_a_pretraining_step_gives_the_official_terms_and_gradients(case: Case):
     assert isinstance(loss, CavMaeLoss)
     call = case.call
     config = dataclasses.replace(
-        loss.config, contrast_weight=call["contrast_loss_weight"], reconstruction_weight=call["mae_loss_weight"],
-        temperature=call["temperature"], bidirectional=call["contrastive_bidirectional"],
-        chain_shared=call["contrastive_passes_chain_shared_blocks"])
+        loss.config,
+        contrast_weight=call["contrast_loss_weight"],
+        reconstruction_weight=call["mae_loss_weight"],
+        temperature=call["temperature"],
+        bidirectional=call["contrastive_bidirectional"],
+        chain_shared=call["contrastive_passes_chain_shared_blocks"],
+    )
     loss = rebuilt(loss, config)
     loss.train(call["mode"] == "train")
     batch, masks = batch_of(case), masks_of(case)
@@ -170,8 +183,12 @@ def classifier(backbone: CavMae, head: torch.nn.Module | None, classes: int, mod
     return loss
 
 
-INPUTS = {"audioonly": ("audio",), "missingaudioonly": ("audio",),
-          "videoonly": ("vision",), "missingvideoonly": ("vision",)}
+INPUTS = {
+    "audioonly": ("audio",),
+    "missingaudioonly": ("audio",),
+    "videoonly": ("vision",),
+    "missingvideoonly": ("vision",),
+}
 
 
 @pytest.mark.parametrize("case", cases("cav_mae", "features", "finetune_modes"))
@@ -276,8 +293,13 @@ def optimizer_of(spec: dict[str, Any], parameters: dict[str, torch.nn.Parameter]
     assert spec["clip_grad_norm"] is None and spec["grad_divided_by"] == 1
     groups, taken = [], set()
     for group in spec.get("groups") or [{"parameters": ["*"], "lr": spec["lr"]}]:
-        names = [n for n in parameters if any(fnmatch.fnmatchcase(n, p) for p in group["parameters"])
-                 and n not in group.get("except", ()) and n not in taken]
+        names = [
+            n
+            for n in parameters
+            if any(fnmatch.fnmatchcase(n, p) for p in group["parameters"])
+            and n not in group.get("except", ())
+            and n not in taken
+        ]
         taken.update(names)
         groups.append({"params": [parameters[n] for n in names], "lr": group["lr"]})
     cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec["name"]]
@@ -289,13 +311,23 @@ def optimizer_of(spec: dict[str, Any], parameters: dict[str, torch.nn.Parameter]
 def test_imagenet_mae_becomes_the_official_initial_weights(case: Case):
     model, call = case.model, case.call
     chosen = {k: v for k, v in options(case).items() if k in ("heads", "mel_bins")}
-    loss = build(import_checkpoint(case.file("checkpoint"), format="mae", audio_frames=model["audio_length"],
-                                   decoder_heads=model["decoder_num_heads"], **chosen))
+    loss = build(
+        import_checkpoint(
+            case.file("checkpoint"),
+            format="mae",
+            audio_frames=model["audio_length"],
+            decoder_heads=model["decoder_num_heads"],
+            **chosen,
+        )
+    )
     assert loss.backbone.config.image_size == model["img_size"]
     state = official_state(loss)
     source = load_state(case.file("checkpoint"))
-    state |= {k: v for k, v in adapted(source, model["audio_length"], model["num_mel_bins"]).items()
-              if k in call["extra_keys_written"]}
+    state |= {
+        k: v
+        for k, v in adapted(source, model["audio_length"], model["num_mel_bins"]).items()
+        if k in call["extra_keys_written"]
+    }
     for record in case.outputs("written_parameter"):
         case.check(record["tensor"], state[record["parameter"]])
     for relation in call["relations"]:

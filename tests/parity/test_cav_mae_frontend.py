@@ -33,9 +33,16 @@ def frontend_of(case: Case, **changes: Any) -> CavMaeFrontend:
     assert (front["preemphasis"], front["low_freq"], front["high_freq"]) == (0.97, 20.0, 0.0)
     assert front["std_multiplier"] == front["waveform_scale"] == 1.0 and front["pad_value_before_normalising"] == 0.0
     config = CavMaeFrontendConfig(
-        rate=front["sample_rate"], mel_bins=front["num_mel_bins"], frames=front["target_length"], mean=front["mean"],
-        std=front["std"], image_size=image["im_res"], image_mean=tuple(image["mean"]), image_std=tuple(image["std"]),
-        label_smoothing=labels["label_smooth"])
+        rate=front["sample_rate"],
+        mel_bins=front["num_mel_bins"],
+        frames=front["target_length"],
+        mean=front["mean"],
+        std=front["std"],
+        image_size=image["im_res"],
+        image_mean=tuple(image["mean"]),
+        image_std=tuple(image["std"]),
+        label_smoothing=labels["label_smooth"],
+    )
     return CavMaeFrontend(dataclasses.replace(config, **changes)).eval()
 
 
@@ -70,8 +77,12 @@ def test_the_front_end_gives_the_official_tensors(case: Case):
             steps = ["zero_bands_in_raw", "normalise", "add_uniform_times_scale_over_10", "roll_time"]
             assert record["augment"] == steps
             t = {k: case.io[v] for k, v in record["augment_tensors"].items()}
-            draw = Augment(freq_band=t["freq_band"][None], time_band=t["time_band"][None], roll=t["roll"][None],
-                           noise=(t["uniform"].double() * t["scale"] / 10).float()[None])
+            draw = Augment(
+                freq_band=t["freq_band"][None],
+                time_band=t["time_band"][None],
+                roll=t["roll"][None],
+                noise=(t["uniform"].double() * t["scale"] / 10).float()[None],
+            )
             got = frontend.augmented(frontend.log_mel(batch.streams["audio"]), draw)
         elif record["normalise"]:
             got = frontend(batch).streams["audio"].x
@@ -87,8 +98,11 @@ def test_the_front_end_gives_the_official_tensors(case: Case):
 
     classes = case.spec["config"]["labels"]["classes"]
     for record in case.outputs("labels"):
-        hot = [np.array([c in names for c in classes], dtype=np.float32)
-               for names in (record["labels"], record.get("partner_labels")) if names]
+        hot = [
+            np.array([c in names for c in classes], dtype=np.float32)
+            for names in (record["labels"], record.get("partner_labels"))
+            if names
+        ]
         case.check(record["tensor"], soft_targets(hot, record.get("mixup_lambda", 1.0), record["label_smooth"]))
     case.check_complete()
 

@@ -63,8 +63,11 @@ def test_metrics_are_the_official_ones(case: Case):
         rows = [Row(str(i), {}, labels=tuple(map(str, np.flatnonzero(row)))) for i, row in enumerate(hot)]
         case.check(record["tensor"], balanced_weights(rows))
     for record in case.outputs("weight_average"):
-        found = sorted((i["epoch"], i["tensor"]) for i in case.spec["inputs"]
-                       if i["role"] == "checkpoint_parameter" and i["parameter"] == record["parameter"])
+        found = sorted(
+            (i["epoch"], i["tensor"])
+            for i in case.spec["inputs"]
+            if i["role"] == "checkpoint_parameter" and i["parameter"] == record["parameter"]
+        )
         assert len(found) == record["epochs"]
         states = [{"p": case.io[name]} for _, name in found]
         case.check(record["tensor"], mean_of(states)["p"])
@@ -89,5 +92,9 @@ def classified(case: Case, record: dict[str, Any]) -> Any:
         return metrics.accuracy(together, targets)
     assert name.startswith("frame0_"), name
     auc = metrics.roc_auc(logits[0], targets, empty="skip")
-    return {"frame0_AP": metrics.average_precision(logits[0], targets, empty="zero"), "frame0_AUC": auc,
-            "frame0_mAUC": metrics.macro(auc), "frame0_dprime": metrics.d_prime(metrics.macro(auc))}[name]
+    return {
+        "frame0_AP": metrics.average_precision(logits[0], targets, empty="zero"),
+        "frame0_AUC": auc,
+        "frame0_mAUC": metrics.macro(auc),
+        "frame0_dprime": metrics.d_prime(metrics.macro(auc)),
+    }[name]

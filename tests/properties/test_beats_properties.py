@@ -31,8 +31,9 @@ from avssl_beats.quantizer import Codebook, kmeans, l2, nearest
 from avssl_beats.tokenizers import RandomTokenizer
 from avssl_beats.usage import CodeCollapse, CodeUsage
 
-SMALL = BeatsConfig(dim=32, depth=2, heads=4, ffn=48, patch_dim=16, position_kernel=8, position_groups=4, buckets=16,
-                    max_distance=40)
+SMALL = BeatsConfig(
+    dim=32, depth=2, heads=4, ffn=48, patch_dim=16, position_kernel=8, position_groups=4, buckets=16, max_distance=40
+)
 
 
 @pytest.fixture
@@ -47,8 +48,10 @@ def backbone() -> Beats:
 def waves(*lengths: int) -> Batch:
     """Noise of these lengths in samples, padded to the longest."""
     g = torch.Generator().manual_seed(1)
-    items = [Batch((f"clip {i}",), torch.tensor([i]), {"audio": Stream(0.1 * torch.randn(1, n, generator=g))})
-             for i, n in enumerate(lengths)]
+    items = [
+        Batch((f"clip {i}",), torch.tensor([i]), {"audio": Stream(0.1 * torch.randn(1, n, generator=g))})
+        for i, n in enumerate(lengths)
+    ]
     return Batch.cat(items)
 
 
@@ -64,8 +67,11 @@ def test_with_the_exact_rule_a_padded_clip_is_the_clip_alone(backbone: Beats, le
     together = waves(*lengths)
     features = backbone(frontend.batch(together))
     for i, n in enumerate(lengths):
-        alone = backbone(frontend.batch(Batch(("a",), torch.zeros(1).long(),
-                                              {"audio": Stream(together.streams["audio"].x[i : i + 1, :n])})))
+        alone = backbone(
+            frontend.batch(
+                Batch(("a",), torch.zeros(1).long(), {"audio": Stream(together.streams["audio"].x[i : i + 1, :n])})
+            )
+        )
         valid = ~features.pad["audio"][i]
         assert int(valid.sum()) == alone.tokens["audio"].shape[1]
         torch.testing.assert_close(features.tokens["audio"][i, valid], alone.tokens["audio"][0], atol=2e-5, rtol=0)
@@ -367,8 +373,10 @@ def test_two_processes_move_the_codebook_like_one(tmp_path: Path):
 
 def test_half_precision_trains_and_its_losses_are_float32(backbone: Beats):
     batch = mel(2)
-    for loss in (RandomLabels(backbone, BeatsRandomConfig(tokenizer=RandomTokenizerConfig(codes=16, code_dim=8))),
-                 distillation(scaling="paper")):
+    for loss in (
+        RandomLabels(backbone, BeatsRandomConfig(tokenizer=RandomTokenizerConfig(codes=16, code_dim=8))),
+        distillation(scaling="paper"),
+    ):
         loss.prepare(batch)
         draw = loss.sample(batch)
         loss.eval()
@@ -469,9 +477,11 @@ def test_windows_of_a_long_recording_cover_it_and_end_with_it():
 
 def test_training_excerpts_and_mixes_come_from_the_items_own_generator():
     frontend = BeatsFrontend(BeatsFrontendConfig(seconds=1.0, roll=0.0, mixup=1.0))
+
     def make(seed: int) -> Batch:
         pair = [clip(48000, target=np.eye(3, dtype=np.float32)[0]), clip(20000, target=np.eye(3, dtype=np.float32)[2])]
         return frontend.item(pair, np.random.default_rng(seed))
+
     a, b, c = make(1), make(1), make(2)
     assert torch.equal(a.streams["audio"].x, b.streams["audio"].x)
     assert not torch.equal(a.streams["audio"].x, c.streams["audio"].x)
@@ -499,8 +509,9 @@ def test_iteration_one_learns_to_name_hidden_patches(fill: str):
     from avssl_beats.config import PredictorConfig
 
     torch.manual_seed(0)
-    cfg = BeatsRandomConfig(tokenizer=RandomTokenizerConfig(codes=16, code_dim=8),
-                            predictor=PredictorConfig(fill=fill, dim=24, ffn=32))
+    cfg = BeatsRandomConfig(
+        tokenizer=RandomTokenizerConfig(codes=16, code_dim=8), predictor=PredictorConfig(fill=fill, dim=24, ffn=32)
+    )
     loss = RandomLabels(Beats(replace(SMALL, dropout=0.0, attention_dropout=0.0)), cfg)
     steps = torch.arange(96) // 16 % 2
     x = torch.where(steps[:, None] == 0, torch.linspace(-1, 1, 128), torch.linspace(1, -1, 128)).expand(4, -1, -1)
