@@ -250,6 +250,15 @@ def load_recipe(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any
     return recipe_from(data)
 
 
+def load_run(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Recipe:
+    """`load_recipe` where one run is meant. Raises UsageError for a pipeline, naming the recipes of its stages."""
+    recipe = load_recipe(name, overrides, base)
+    if isinstance(recipe, Pipeline):
+        stages = ", ".join(dict.fromkeys(stage.recipe for stage in recipe.stages))
+        raise UsageError(f"{name} is a pipeline", fix=f"give the recipe of one of its stages: {stages}")
+    return recipe
+
+
 def read_recipe(name: str) -> dict[str, Any]:
     """The plain tree of a recipe, its one level of `extends` merged."""
     data = _read(name)

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from avssl.errors import UsageError, check
+from avssl.errors import check
 from avssl.evaluation.gates import LOWER_IS_BETTER
 from avssl.files import write_json
-from avssl.recipe import Recipe, load_recipe
+from avssl.recipe import load_run
 from avssl.registry import registry
 from avssl.training.setup import Machine
 
@@ -35,9 +35,7 @@ def reproduce(
     from avssl.api import evaluate
     from avssl.training.run import finetune, pretrain
 
-    recipe = load_recipe(recipe_name)
-    if not isinstance(recipe, Recipe):
-        raise UsageError(f"{recipe_name} is a pipeline", fix="reproduce its stages one by one")
+    recipe = load_run(recipe_name)
     check(
         bool(recipe.expected),
         f"{recipe_name} states no expected numbers",

@@ -9,7 +9,6 @@ from typer import Option
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table, say
 from avssl.cli.train import Device, Overrides, Precision, RecipeName, Workers
-from avssl.errors import UsageError
 
 
 def bench(
@@ -25,14 +24,9 @@ def bench(
 ) -> None:
     """Time a recipe on this machine: update, forward, frontend, loading; memory, FLOPs and MFU."""
     from avssl.data.manifest import check_exists
-    from avssl.recipe import Recipe, load_recipe
+    from avssl.recipe import load_run
 
-    loaded: list[Recipe] = []
-    for name in filter(None, (recipe, against)):
-        found = load_recipe(name, overrides or [])
-        if not isinstance(found, Recipe):
-            raise UsageError(f"{name} is a pipeline, which cannot be timed whole", fix="time its stages one by one")
-        loaded.append(found)
+    loaded = [load_run(name, overrides or []) for name in (recipe, against) if name]
     if data is not None:
         check_exists(data)
     from avssl.bench import bench as measure

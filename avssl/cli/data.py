@@ -192,11 +192,9 @@ def stats(
 ) -> None:
     """Mean and standard deviation for the frontend's normalisation, ready to paste."""
     from avssl.data.manifest import read_rows
-    from avssl.recipe import Recipe, load_recipe
+    from avssl.recipe import load_run
 
-    loaded = load_recipe(recipe, overrides or [])
-    if not isinstance(loaded, Recipe):
-        raise UsageError(f"{recipe} is a pipeline", fix="give one of its stages' recipes")
+    loaded = load_run(recipe, overrides or [])
     rows = read_rows(data, modalities=[stream])
     from avssl.data.stats import frontend_stats
 

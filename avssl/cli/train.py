@@ -58,12 +58,10 @@ def pretrain(
     as_json: AsJson = False,
 ) -> None:
     """Pretrain a backbone with a self-supervised loss."""
-    from avssl.recipe import Pipeline, load_recipe
+    from avssl.recipe import Pipeline, load_recipe, load_run
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = (load_run if dry_run else load_recipe)(recipe, overrides or [])
     _check_verb(recipe, loaded, supervised=False)
-    if dry_run and isinstance(loaded, Pipeline):
-        raise UsageError(f"{recipe} is a pipeline", fix="dry-run its stages one by one")
     _check_places(data, None if dry_run else out, resume, init)
     from avssl.training.setup import Machine
 
@@ -153,8 +151,11 @@ def _initial(model: str | None, format: str, option: list[str] | None) -> Initia
     """The opened model of --init or --from."""
     from avssl.model import read_initial
 
-    check(model is not None or not (format or option), "--format and --option describe a model, and none is given",
-          fix="leave them out")  # fmt: skip
+    check(
+        model is not None or not (format or option),
+        "--format and --option describe a model, and none is given",
+        fix="leave them out",
+    )
     return read_initial(model, format, **reader_options(option)) if model is not None else None
 
 

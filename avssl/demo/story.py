@@ -105,7 +105,7 @@ def _check_folder(out: Path) -> None:
 
 def demo_recipe(overrides: Sequence[str] = ()) -> Recipe:
     """The registered recipe that carries the tag "demo"; several: the first by name."""
-    from avssl.recipe import Recipe, load_recipe
+    from avssl.recipe import load_run
     from avssl.registry import registry
 
     found = [r.name for r in registry().all("recipe") if TAG in r.tags]
@@ -115,15 +115,13 @@ def demo_recipe(overrides: Sequence[str] = ()) -> Recipe:
             f"no registered recipe has the tag {TAG!r}{'; ' + '; '.join(broken) if broken else ''}",
             fix="install or switch on a plugin that brings one; see `avssl plugins`",
         )
-    recipe = load_recipe(found[0], overrides)
-    assert isinstance(recipe, Recipe)
-    return recipe
+    return load_run(found[0], overrides)
 
 
 def untrained(recipe: Recipe, folder: Path) -> Model:
     """The model of a recipe before its first update: the weights that the run began with."""
     from avssl.model import Model, build_backbone, build_frontend
-    from avssl.training.setup import seed_everything
+    from avssl.training.step import seed_everything
 
     tables = recipe.plain()
     seed_everything(recipe.train.seed, 0x1717)

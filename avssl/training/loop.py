@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from avssl.batch import Batch
 from avssl.data.loader import TrainingLoader
@@ -296,6 +295,3 @@ def memory(device: torch.device) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-__all__ = ["NonFinite", "Run", "Tensor", "memory"]

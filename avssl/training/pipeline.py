@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from avssl.data.clip import Row
-from avssl.errors import UsageError, check
+from avssl.errors import check
 from avssl.files import sha256, write_json
 from avssl.model import WEIGHTS, Initial, read_initial
-from avssl.recipe import Pipeline, Recipe, load_recipe
+from avssl.recipe import Pipeline, Recipe, load_run
 from avssl.training.directory import check_directory
 from avssl.training.run import _rows, finetune, pretrain
 from avssl.training.setup import Machine
@@ -67,9 +67,7 @@ def run_pipeline(
             outside = init if start is None and not reports else None
             model = start or outside
             base = read_initial(model, "" if start else init_format).tables if model is not None else None
-            recipe = load_recipe(stage.recipe, overrides, base=base if "from" in inputs else None)
-            if not isinstance(recipe, Recipe):
-                raise UsageError(f"stage {stage.name} is a pipeline itself", fix="name its stages one by one")
+            recipe = load_run(stage.recipe, overrides, base if "from" in inputs else None)
             if recipe.stage == "finetune":
                 report = finetune(recipe, start or outside, data, folder, resume=resume, machine=machine)
             else:
@@ -116,10 +114,7 @@ def run_folds(
     base = read_initial(source, source_format).tables if source is not None else None
 
     def loaded_for(fold: int | str) -> Recipe:
-        loaded = load_recipe(recipe, [o.replace("{fold}", str(fold)) for o in overrides], base=base)
-        if not isinstance(loaded, Recipe):
-            raise UsageError(f"{recipe} is a pipeline", fix="choose a fine-tuning recipe")
-        return loaded
+        return load_run(recipe, [o.replace("{fold}", str(fold)) for o in overrides], base)
 
     loaded = loaded_for("{fold}")
     rows = _rows(data, loaded)

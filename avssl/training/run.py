@@ -21,7 +21,7 @@ from avssl.data.workers import default_workers
 from avssl.errors import AvsslError, CheckpointError, DataError, check
 from avssl.files import write_json
 from avssl.model import CHECKSUMS, RECIPE, TARGETS, Initial, read_initial, read_tables, save_model
-from avssl.recipe import Recipe, load_recipe, recipe_from, show
+from avssl.recipe import Recipe, load_run, recipe_from, show
 from avssl.registry import registry
 from avssl.training import checkpoint
 from avssl.training.directory import make_directory
@@ -67,14 +67,7 @@ def pretrain(
     to start from. Raises Stopped when a signal ended it (resume with resume=True), AvsslError otherwise.
     """
     if not isinstance(recipe, Recipe):
-        loaded = load_recipe(str(recipe), overrides)
-        check(
-            isinstance(loaded, Recipe),
-            f"{recipe} is a pipeline of stages",
-            fix="run it with avssl.training.pipeline.run_pipeline",
-        )
-        assert isinstance(loaded, Recipe)
-        recipe = loaded
+        recipe = load_run(str(recipe), overrides)
     initial = read_initial(init, init_format) if init is not None else None
     return _execute(recipe, data, Path(out), resume, initial, machine or Machine(), trackers)
 
@@ -99,14 +92,7 @@ def finetune(
     """
     initial = read_initial(source, source_format) if source is not None else None
     if not isinstance(recipe, Recipe):
-        loaded = load_recipe(str(recipe), overrides, base=initial.tables if initial is not None else None)
-        check(
-            isinstance(loaded, Recipe),
-            f"{recipe} is a pipeline of stages",
-            fix="run it with avssl.training.pipeline.run_pipeline",
-        )
-        assert isinstance(loaded, Recipe)
-        recipe = loaded
+        recipe = load_run(str(recipe), overrides, initial.tables if initial is not None else None)
     if fold is not None:
         data = rows_of_fold(data, recipe, fold)
     return _execute(recipe, data, Path(out), resume, initial, machine or Machine(), trackers)
@@ -389,6 +375,3 @@ def _write_model(run: Run, plan: DataPlan, state: dict[str, Any], seconds: float
     save_model(run.folder, run.loss, run.frontend, run.recipe.plain(), plan.codec, state)
     write_card(run.folder)
     return report
-
-
-__all__ = ["finetune", "pretrain", "rows_of_fold"]

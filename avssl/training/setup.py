@@ -27,7 +27,7 @@ from avssl.entries import resolve
 from avssl.errors import DataError, UsageError, check
 from avssl.files import write_json, write_text
 from avssl.loss import Loss
-from avssl.model import RECIPE, Initial, build_frontend, read_initial
+from avssl.model import RECIPE, Initial, build_frontend
 from avssl.recipe import Component, Recipe, show
 from avssl.registry import load, registry
 from avssl.training.distributed import World
@@ -317,15 +317,3 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
-
-
-__all__ = [
-    "DataPlan",
-    "Machine",
-    "autocast_dtype",
-    "build_run",
-    "pick_device",
-    "plan_data",
-    "read_initial",
-    "write_run_head",
-]

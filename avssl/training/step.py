@@ -31,10 +31,8 @@ class StepOutput:
 
     def add(self, out: LossOutput, device: torch.device) -> None:
         for name, term in out.terms.items():
-            self.terms[name] = (
-                term.weight,
-                *_plus(self.terms.get(name, (0, None, None))[1:], (term.sum, term.count), device),
-            )
+            old = self.terms.get(name, (0, None, None))[1:]
+            self.terms[name] = (term.weight, *_plus(old, (term.sum, term.count), device))
         for name, pair in out.metrics.items():
             self.metrics[name] = _plus(self.metrics.get(name, (None, None)), pair, device)
 
@@ -165,23 +163,11 @@ class Stepper:
     def _counts(self, outs: list[LossOutput]) -> dict[str, Tensor]:
         """term -> () its count over the given outputs of all processes."""
         names = sorted({n for out in outs for n in out.terms})
-        counts = (
-            torch.stack(
-                [
-                    sum(
-                        (
-                            torch.as_tensor(out.terms[n].count, device=self.device).double()
-                            for out in outs
-                            if n in out.terms
-                        ),
-                        torch.zeros((), dtype=torch.float64, device=self.device),
-                    )
-                    for n in names
-                ]
-            )
-            if names
-            else torch.zeros(0)
-        )
+        counts = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        for i, name in enumerate(names):
+            for out in outs:
+                if name in out.terms:
+                    counts[i] += torch.as_tensor(out.terms[name].count, device=self.device)
         return dict(zip(names, self.world.sum(counts), strict=True))
 
     def _scaled(self, total: Tensor) -> Tensor:

@@ -189,12 +189,13 @@ def test_a_full_disk_before_the_first_checkpoint(sounds: Path, tmp_path: Path, m
 
 def test_a_pipeline_where_one_run_is_meant(tmp_path: Path) -> None:
     name = "beats/iterations-plus"
-    text = f"{name} is a pipeline of stages (run it with avssl.training.pipeline.run_pipeline)"
+    stages = ", ".join(dict.fromkeys(stage.recipe for stage in load_recipe(name).stages))
+    text = f"{name} is a pipeline (give the recipe of one of its stages: {stages})"
     with says(UsageError, text):
         run.pretrain(name, [], tmp_path / "run")
     with says(UsageError, text):
         run.finetune(name, None, [], tmp_path / "run")
-    with says(UsageError, f"{name} is a pipeline (choose a fine-tuning recipe)"):
+    with says(UsageError, text):
         pipeline.run_folds(name, None, [], tmp_path / "run")
 
 
@@ -267,7 +268,8 @@ def test_pipelines(sounds: Path, tmp_path: Path) -> None:
     with says(UsageError, text):
         pipeline.run_pipeline(Pipeline(name="p", stages=(one,)), str(sounds), out)
     nested = Stage(name="one", recipe="beats/iterations-plus")
-    with says(UsageError, "stage one is a pipeline itself (name its stages one by one)"):
+    stages = ", ".join(dict.fromkeys(stage.recipe for stage in load_recipe(nested.recipe).stages))
+    with says(UsageError, f"{nested.recipe} is a pipeline (give the recipe of one of its stages: {stages})"):
         pipeline.run_pipeline(Pipeline(name="p", stages=(nested,)), str(sounds), out)
     (out / "file").touch()
     text = f"--out {out} exists already (add --resume to go on with that run, or choose another directory)"
