@@ -33,6 +33,10 @@ Resume = Annotated[bool, Option("--resume", help="Go on with the run in --out (o
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16; default: the recipe's.")]
 Workers = Annotated[int | None, Option(help="Data-loading processes; default: chosen from the cores.")]
+Deterministic = Annotated[
+    bool,
+    Option("--deterministic", help="Only algorithms that give the same bits again: for exact resume on CUDA."),
+]
 DryRun = Annotated[
     bool, Option("--dry-run", help="Build everything, run one step, print shapes, memory and time, stop.")
 ]
@@ -53,6 +57,7 @@ def pretrain(
     device: Device = "auto",
     precision: Precision = "",
     workers: Workers = None,
+    deterministic: Deterministic = False,
     dry_run: DryRun = False,
     tracker: TrackerNames = None,
     as_json: AsJson = False,
@@ -65,7 +70,7 @@ def pretrain(
     _check_places(data, None if dry_run else out, resume, init)
     from avssl.training.setup import Machine
 
-    machine = Machine(device=device, precision=precision, workers=workers)
+    machine = Machine(device=device, precision=precision, workers=workers, deterministic=deterministic)
     initial = _initial(init, format, option)
     if dry_run:
         return _dry_run(loaded, data, initial, machine, as_json)
@@ -102,6 +107,7 @@ def finetune(
     device: Device = "auto",
     precision: Precision = "",
     workers: Workers = None,
+    deterministic: Deterministic = False,
     tracker: TrackerNames = None,
     as_json: AsJson = False,
 ) -> None:
@@ -112,7 +118,7 @@ def finetune(
     _check_places(data, out, resume, source)
     from avssl.training.setup import Machine
 
-    machine = Machine(device=device, precision=precision, workers=workers)
+    machine = Machine(device=device, precision=precision, workers=workers, deterministic=deterministic)
     initial = _initial(source, format, option)
     if kfold:
         from avssl.training.pipeline import run_folds

@@ -24,6 +24,7 @@ from avssl.model import CHECKSUMS, RECIPE, TARGETS, Initial, read_initial, read_
 from avssl.recipe import Recipe, load_run, recipe_from, show
 from avssl.registry import registry
 from avssl.training import checkpoint
+from avssl.training.determinism import determinism
 from avssl.training.directory import make_directory
 from avssl.training.distributed import World, member_of_world
 from avssl.training.lock import RunLock
@@ -130,7 +131,7 @@ def _execute(
         if resume and (out / CHECKSUMS).is_file():  # the last file of a finished run
             return _finished(recipe, out, world)
         try:
-            with RunLock(out) if world.first else nullcontext():
+            with RunLock(out) if world.first else nullcontext(), determinism(machine.deterministic):
                 return _train(recipe, data, out, resume, init, machine, device, world, trackers, stop)
         except OSError as error:
             if error.errno not in DISK:

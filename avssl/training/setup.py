@@ -49,6 +49,7 @@ class Machine:
     precision: str = ""  # "" = the recipe's
     workers: int | None = None  # None = chosen from the cores
     timeout: float = 120.0  # seconds that one item may take to decode
+    deterministic: bool = False  # only algorithms that give the same bits again: exact resume on CUDA
 
     def __post_init__(self) -> None:
         check(

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from avssl.batch import Batch
 from avssl.bench import bench
 from avssl.data.samples import sample_rows
+from avssl.errors import Stopped
 from avssl.loss import to_device
 from avssl.nn.attention import attention
 from avssl.nn.mel import KaldiFbank
 from avssl.recipe import load_recipe
 from avssl.registry import registry
 from avssl.testing import loss_subject, subject
+from avssl.training.loop import Run
 from avssl.training.run import pretrain
 from avssl.training.setup import Machine
 
@@ -118,6 +123,29 @@ def test_compiled_blocks_follow_the_same_curve(tmp_path: Path) -> None:
         lines = (tmp_path / compile / "run" / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in lines])
     assert curves[1] == pytest.approx(curves[0], rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("cav_mae/tiny", ["train.updates=8", "data.batch_size=8", f"train.precision={precision}"])
+    rows = sample_rows(frozenset({"audio", "vision"}), tmp_path, 16)
+    machine = Machine(device="cuda", workers=0, deterministic=True)
+    pretrain(recipe, rows, tmp_path / "whole", machine=machine)
+    step = Run._step
+
+    def signalled(run: Run, micros: list[Batch]) -> None:
+        step(run, micros)
+        if run.done == 4:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Run, "_step", signalled)
+        pretrain(recipe, rows, tmp_path / "halves", machine=machine)
+    pretrain(recipe, rows, tmp_path / "halves", resume=True, machine=machine)
+    whole, halves = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "halves"))
+    assert all(torch.equal(whole[k], halves[k]) for k in whole)
 
 
 def test_the_base_recipe_has_a_speed(capsys: pytest.CaptureFixture[str]) -> None:
