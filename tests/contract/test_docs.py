@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,3 +73,41 @@ def test_another_plugins_loss_trains_it_and_every_command_takes_it(installed: Pa
         avssl(installed, "evaluate", "--model", "run", "--data", "sensors.jsonl", "--task", "knn", *quick, "--json")
     )
     assert report["metrics"]["knn.motion.accuracy"] > 0.9
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [
+    pytest.param(line.split("  #")[0].split(" || ")[0].split(" > ")[0].strip(), id=f"{page.stem}: {line[:60]}")
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("avssl ")
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_guides_has_options_that_exist(command: str) -> None:
+    """Parsed by the command line itself, which then does nothing; recipes must be registered."""
+    import typer
+
+    from avssl import cli
+    from avssl.registry import registry
+
+    def idle(group: Any) -> None:
+        for one in getattr(group, "commands", {}).values():
+            one.callback = lambda **options: None
+            idle(one)
+
+    if not cli.app.registered_commands:
+        cli._register()
+    group = typer.main.get_command(cli.app)
+    idle(group)
+    words = shlex.split(command)[1:]
+    group.main(words, prog_name="avssl", standalone_mode=False)
+    if words[0] in ("pretrain", "finetune") and "/" in words[1] and not words[1].startswith("motion/"):
+        assert registry().get("recipe", words[1])
+
+
+def test_there_are_commands_to_parse() -> None:
+    assert len(COMMANDS) > 25
