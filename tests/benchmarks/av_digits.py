@@ -1,4 +1,4 @@
-"""The AV-Digits table of the README: CAV-MAE, its two ablations and the untrained network, over seeds.
+"""The AV-Digits table of docs/measurements.md: CAV-MAE, its two ablations and the untrained network, over seeds.
 
     python tests/benchmarks/av_digits.py --data ../shared/data/av-digits/manifest.csv --out runs/av-digits
 

@@ -1,4 +1,4 @@
-"""The ESC-10 table of the README: BEATs before pretraining, after one iteration and after two.
+"""The ESC-10 table of docs/measurements.md: BEATs before pretraining, after one iteration and after two.
 
     avssl data prepare ESC-10 --out esc10-16k --rate 16000
     python tests/benchmarks/esc10_beats.py --data esc10-16k/manifest.parquet --out runs/esc10-beats --precision bf16

@@ -149,7 +149,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
 
 
 def test_the_base_recipe_has_a_speed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Clips per second and MFU of the published model; the figures of the README come from `avssl bench cav_mae/base`."""
+    """Clips per second and MFU of the published model; figures come from `avssl bench cav_mae/base`."""
     report = bench(load_recipe("cav_mae/base", ["train.precision=bf16"]), None, Machine(device="cuda", workers=2))
     with capsys.disabled():
         print(json.dumps(report, indent=1))
