@@ -35,8 +35,8 @@ class Look:
 
 
 def look(model: Model, rows: Sequence[Row], batch_size: int = 32, workers: int | None = None) -> Look:
-    """Embed the rows in every stream of the model, each item in its single evaluation view (the report's numbers are
-    therefore not those of `avssl evaluate`, which averages all views)."""
+    """Embed the rows in every stream of the model, each item in its single evaluation view, as `avssl evaluate --task
+    retrieval` does unless it is told `views=all`."""
     from avssl.embedding.encode import EmbedOptions, embed_rows
 
     workers = default_workers() if workers is None else workers

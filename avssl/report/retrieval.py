@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from avssl.data.clip import Row
-from avssl.evaluation.ranking import Placement, blocks, rank, same, shared, unit
+from avssl.evaluation.ranking import Placement, Relevance, blocks, rank, same, shared, unit
 
 SHOWN = 8  # hits kept for each query
 MATRIX = 240  # clips of the similarity matrix, at most
@@ -18,11 +18,12 @@ MATRIX = 240  # clips of the similarity matrix, at most
 
 @dataclass(frozen=True)
 class Direction:
-    """All queries of one stream against a gallery of another (or of itself, without the query)."""
+    """All clips of one stream against all of another (or of itself, without the query), as `avssl evaluate` ranks them."""
 
     query: str
     gallery: str
-    clips: np.ndarray  # (Q,) clip numbers; queries and gallery are the clips that have both streams
+    clips: np.ndarray  # (Q,) clip numbers of the queries
+    among: np.ndarray  # (G,) clip numbers of the gallery
     hits: np.ndarray  # (Q, K) clip numbers, best first
     scores: np.ndarray  # (Q, K) cosines
     place: np.ndarray  # (Q,) rank of the best right answer, 1 = first; 0 = it has none
@@ -42,6 +43,7 @@ class Direction:
             "from": self.query,
             "to": self.gallery,
             "clips": self.clips.tolist(),
+            "among": len(self.among) - (not self.crossing),
             "hits": self.hits.tolist(),
             "scores": (self.scores * 1000).round().astype(int).tolist(),
             "place": [round(float(p), 1) for p in self.place],
@@ -72,40 +74,44 @@ def directions(
 def _direction(
     query: str, gallery: str, vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rows: Sequence[Row]
 ) -> Direction | None:
-    clips = np.flatnonzero(present[query] & present[gallery])
-    if len(clips) < 3:
+    ask, find = (np.flatnonzero(present[stream]) for stream in (query, gallery))
+    if len(np.intersect1d(ask, find)) < 3:
         return None
     inside = query == gallery
-    q, g = unit(vectors[query][clips]), unit(vectors[gallery][clips])
-    kept = min(SHOWN, len(clips) - inside)
-    hits, scores = np.zeros((len(clips), kept), np.int64), np.zeros((len(clips), kept), np.float32)
+    q, g = unit(vectors[query][ask]), unit(vectors[gallery][find])
+    itself = same(ask, find)
+    kept = min(SHOWN, len(find) - inside)
+    hits, scores = np.zeros((len(ask), kept), np.int64), np.zeros((len(ask), kept), np.float32)
     for part in blocks(len(q), len(g)):
         similarity = q[part] @ g.T
         if inside:
-            similarity[np.arange(len(similarity)), np.arange(part.start, part.start + len(similarity))] = -np.inf
+            similarity[itself(part)] = -np.inf
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :kept]
-        hits[part], scores[part] = clips[order], np.take_along_axis(similarity, order, 1)
-    ids = np.arange(len(clips))
-    itself = same(ids, ids)
-    metrics: dict[str, float] = {}
-    place = np.zeros(len(clips))
-    labels = label_matrix([rows[i] for i in clips.tolist()])
-    if not inside:
-        placed = rank(q, g, itself)
-        metrics |= _numbers("instance", placed)
-        place = placed.ranks()
+        hits[part], scores[part] = find[order], np.take_along_axis(similarity, order, 1)
+    levels = {} if inside else {"instance": itself}
+    labels = label_matrix(rows)
     if labels is not None:
-        relevance = shared(labels, labels)
-        exclude = itself if inside else None
-        answerable = np.array(
-            [bool((relevance(slice(i, i + 1)) & (ids != i if inside else ids == ids)).any()) for i in ids]
-        )
-        if answerable.any():
+        levels["class"] = shared(labels[ask], labels[find])
+    exclude = itself if inside else None
+    metrics: dict[str, float] = {}
+    place = np.zeros(len(ask))
+    for level, relevance in levels.items():
+        answered = _answered(relevance, exclude, len(ask), len(find))
+        if answered.any():
             placed = rank(q, g, relevance, exclude=exclude)
-            metrics |= _numbers("class", placed)
-            if inside:
-                place[answerable] = placed.ranks()
-    return Direction(query, gallery, clips, hits, scores, place, metrics)
+            metrics |= _numbers(level, placed)
+            if level == next(iter(levels)):
+                place[answered] = placed.ranks()
+    return Direction(query, gallery, ask, find, hits, scores, place, metrics)
+
+
+def _answered(relevance: Relevance, exclude: Relevance | None, queries: int, gallery: int) -> np.ndarray:
+    """(Q,) bool: which queries have a right answer."""
+    out = np.zeros(queries, bool)
+    for part in blocks(queries, gallery):
+        right = relevance(part)
+        out[part] = (right if exclude is None else right & ~exclude(part)).any(1)
+    return out
 
 
 def _numbers(level: str, placed: Placement) -> dict[str, float]:
@@ -127,13 +133,14 @@ def label_matrix(rows: Sequence[Row]) -> np.ndarray | None:
 
 
 def matrix(direction: Direction, vectors: Mapping[str, np.ndarray], rows: Sequence[Row]) -> dict[str, Any]:
-    """Cosines between the queries (rows) and gallery (columns) of a direction, clips sorted by class, for the page.
+    """Cosines between the queries (rows) and gallery (columns) of the clips that are both, sorted by class, for the page.
 
     "values": base64 of (n, n) uint8 between the percentiles "low" and "high"; at most MATRIX clips, evenly spaced.
     """
     from avssl.data.targets import natural
 
-    key = [(natural(rows[i].labels[0]) if rows[i].labels else [], i) for i in direction.clips.tolist()]
+    both = np.intersect1d(direction.clips, direction.among)
+    key = [(natural(rows[i].labels[0]) if rows[i].labels else [], i) for i in both.tolist()]
     order = [i for _, i in sorted(key)]
     if len(order) > MATRIX:
         order = [order[k * len(order) // MATRIX] for k in range(MATRIX)]

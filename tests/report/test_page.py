@@ -113,6 +113,26 @@ def test_hits_are_the_nearest_by_cosine_and_numbers_are_those_of_the_evaluation(
     assert {k: numbers[k] for k in shared} == pytest.approx({k: report.metrics[k] for k in shared})
 
 
+def test_clips_that_lack_a_modality_are_queries_and_answers_as_in_evaluate(run, clips, tmp_path):
+    from dataclasses import replace
+
+    from avssl.data.manifest import write_rows
+    from avssl.evaluation.labels import splits_of
+    from avssl.model import open_model
+    from avssl.registry import load
+
+    rows = [r for r in read_rows(clips) if r.split == "test"]
+    for i, modality in enumerate(("audio", "audio", "audio", "vision", "vision")):  # silent videos, sounds alone
+        rows[i] = replace(rows[i], parts={m: s for m, s in rows[i].parts.items() if m != modality})
+    write_rows(rows, tmp_path / "some.jsonl")
+    numbers = write_report(run, tmp_path / "page.html", data=tmp_path / "some.jsonl", workers=0).runs[run.name]
+    config = load("evaluation", "retrieval", "config")(bootstrap=0)
+    report = load("evaluation", "retrieval")(open_model(run), splits_of(rows), config)
+    shared = [k for k in report.metrics if k in numbers]
+    assert len(shared) >= 12 and report.n["retrieval.audio->vision.instance.gallery"] == 14
+    assert {k: numbers[k] for k in shared} == pytest.approx({k: report.metrics[k] for k in shared})
+
+
 def test_reconstructions_hide_what_the_mask_hid(made, run):
     _, page = made
     masked = [i for i in page.images if i.get("class") == "masked vision"]

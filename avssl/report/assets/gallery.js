@@ -20,7 +20,7 @@ function gallery(mount) {
     const all = direction.clips.map((_, i) => i);
     const right = (i) => ["pair", "kin"].includes(verdict(direction, i, 0));
     if (state.show !== "mixed") return spread(all.filter((i) => right(i) === (state.show === "right")));
-    return spread(all.slice().sort((a, b) => direction.place[a] - direction.place[b]));
+    return spread(all.slice().sort((a, b) => (direction.place[a] || Infinity) - (direction.place[b] || Infinity) || a - b));
   }
 
   function draw() {
@@ -59,7 +59,7 @@ function gallery(mount) {
     const place = direction.place[direction.clips.indexOf(clip)];
     if (!place || DATA.runs.length > 1) return `${direction.from} → ${direction.to}`;
     const what = direction.from === direction.to ? "Nearest of its class" : "Its own clip";
-    return `${what} is at rank ${format(place)} of ${format(direction.clips.length)}`;
+    return `${what} is at rank ${format(place)} of ${format(direction.among)}`;
   }
 
   gallery.ask = (clip, stream) => {
