@@ -13,7 +13,7 @@ import torch
 
 from avssl.files import finite, sync
 from avssl.training.distributed import World
-from avssl.training.step import StepOutput
+from avssl.training.step import StepOutput, wide
 
 
 class Meter:
@@ -31,7 +31,7 @@ class Meter:
         for name, (weight, total, count) in fresh.items():
             old = self.sums.get(name, (weight, 0.0, 0.0))
             self.sums[name] = (weight, old[1] + total, old[2] + count)
-        self.grad_norm = self.grad_norm + grad_norm.detach().double()
+        self.grad_norm = self.grad_norm + grad_norm.detach().to(wide(grad_norm.device))
         self.steps += 1
 
     def take(self) -> dict[str, Any]:

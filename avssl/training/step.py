@@ -38,8 +38,13 @@ class StepOutput:
 
 
 def _plus(old: tuple[Any, ...], new: tuple[Any, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    a, b = (torch.as_tensor(v, device=device).detach().double() for v in new)
+    a, b = (torch.as_tensor(v, device=device).detach().to(wide(device)) for v in new)
     return (a, b) if old[0] is None else (old[0] + a, old[1] + b)
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """What sums over a run are kept in: float64, but on Apple's GPUs, which have none."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 @dataclass
@@ -163,7 +168,7 @@ class Stepper:
     def _counts(self, outs: list[LossOutput]) -> dict[str, Tensor]:
         """term -> () its count over the given outputs of all processes."""
         names = sorted({n for out in outs for n in out.terms})
-        counts = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        counts = torch.zeros(len(names), dtype=wide(self.device), device=self.device)
         for i, name in enumerate(names):
             for out in outs:
                 if name in out.terms:

@@ -49,7 +49,7 @@ def load_full_state(loss: nn.Module, tensors: Mapping[str, Tensor], where: str) 
 class Averages:
     """Averages that replace the weights at the end: an EMA over updates, or the mean over a range of epochs.
 
-    epochs: (first, last), 1-based, inclusive (as published runs state it); ema: decay. Float32, over the whole loss.
+    epochs: (first, last), 1-based, inclusive (as published runs state it); ema: decay. Over the whole loss.
     """
 
     epochs: tuple[int, int] | None = None
@@ -74,10 +74,9 @@ class Averages:
         """After `finished` whole epochs."""
         if self.epochs is None or not self.epochs[0] <= finished <= self.epochs[1]:
             return
-        state = _floats(loss)
-        self._on_device_of(state)
-        for name, value in state.items():
-            self.sums[name] = self.sums[name] + value.double() if name in self.sums else value.detach().double().clone()
+        for name, value in _floats(loss).items():
+            more = value.detach().to("cpu", torch.float64)  # once an epoch: no need to hold them on the device
+            self.sums[name] = self.sums[name] + more if name in self.sums else more.clone()
         self.count += 1
 
     def _on_device_of(self, state: Mapping[str, Tensor]) -> None:

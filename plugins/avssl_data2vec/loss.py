@@ -118,7 +118,7 @@ class Data2Vec(Loss[Backbone]):
         extractor = getattr(self.backbone, "extractor", None)
         if extractor is not None:
             return [int(n) for n in extractor.frames(stream.lengths)]
-        share = stream.lengths.double() / stream.x.shape[1]
+        share = stream.lengths.cpu().double() / stream.x.shape[1]
         return [max(1, int(n)) for n in (share * frames).floor()]
 
     def _tokens(self, stream: Stream, grid: Grid, rngs: list[np.random.Generator]) -> tuple[Tensor, Tensor | None]:

@@ -55,7 +55,12 @@ class OnCuda(Tensor):
 
 
 class PretendCuda(TorchDispatchMode):
-    """While active, tensors made on, or moved to, cuda are pretended ones."""
+    """While active, tensors made on, or moved to, cuda are pretended ones. doubles=False: float64 is refused there, as
+    on Apple's GPUs."""
+
+    def __init__(self, doubles: bool = True) -> None:
+        super().__init__()
+        self.doubles = doubles
 
     def __enter__(self) -> PretendCuda:
         self._lazy_init, torch.cuda._lazy_init = torch.cuda._lazy_init, lambda: None  # there may be no driver to wake
@@ -92,7 +97,14 @@ class PretendCuda(TorchDispatchMode):
             return None
         if _in_place(func):
             return args[0]
+        if on_cuda and not self.doubles:
+            self._refuse_doubles(func, out)
         return tree_map(OnCuda, out, is_leaf=lambda x: isinstance(x, Tensor)) if on_cuda and _has_tensor(out) else out
+
+    @staticmethod
+    def _refuse_doubles(func: Callable, out: Any) -> None:
+        if any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_flatten(out)[0]):
+            raise TypeError(f"{func}: there is no float64 on this device")
 
     @staticmethod
     def _refuse_mixture(func: Callable, tensors: list[Tensor], wrapped: list[bool]) -> None:

@@ -1,4 +1,5 @@
-"""Frontends, backbones and losses keep their tensors on one device; shown without a GPU by pretended CUDA tensors."""
+"""Frontends, backbones and losses keep their tensors on one device, and need no float64 there; shown without a GPU by
+pretended CUDA tensors."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from avssl.batch import Batch
 from avssl.loss import to_device
 from avssl.registry import registry
 from avssl.testing import loss_subject, subject
+from avssl.training.step import wide
 from tests.core.pretend_cuda import CUDA, OnCuda, PretendCuda
 
 BACKBONES = [e.name for e in registry().all("backbone")]
@@ -27,12 +29,21 @@ def test_a_mixture_of_devices_is_noticed() -> None:
             x + torch.zeros(3, 4)
 
 
+def test_a_double_is_noticed_where_there_is_none() -> None:
+    with PretendCuda(doubles=False):
+        x = torch.zeros(3, device=CUDA)
+        assert x.cpu().double().dtype == torch.float64
+        with pytest.raises(TypeError, match="no float64"):
+            x.double()
+
+
+@pytest.mark.parametrize("doubles", [True, False], ids=["cuda", "mps"])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_works_on_another_device(name: str, tmp_path: Path) -> None:
+def test_a_backbone_works_on_another_device(name: str, doubles: bool, tmp_path: Path) -> None:
     s = subject(registry().get("backbone", name), tmp_path)
     with torch.no_grad():
         wanted = s.backbone(s.batch()).pooled
-        with PretendCuda():
+        with PretendCuda(doubles):
             s.backbone.to(CUDA), s.frontend.to(CUDA)
             raw = Batch.cat(s.items, s.frontend.pad_values)
             for training in (False, True):
@@ -43,8 +54,9 @@ def test_a_backbone_works_on_another_device(name: str, tmp_path: Path) -> None:
                         torch.testing.assert_close(got[stream].cpu(), x)
 
 
+@pytest.mark.parametrize("doubles", [True, False], ids=["cuda", "mps"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_works_on_another_device(name: str, tmp_path: Path) -> None:
+def test_a_loss_works_on_another_device(name: str, doubles: bool, tmp_path: Path) -> None:
     loss, _, batch = loss_subject(registry().get("loss", name), tmp_path)
     with torch.no_grad():
         loss.prepare(batch)
@@ -52,12 +64,17 @@ def test_a_loss_works_on_another_device(name: str, tmp_path: Path) -> None:
         loss.eval()
         draw = to_device(loss.sample(batch), "cpu")
         wanted = loss(batch, draw).total()
-        with PretendCuda():
+        with PretendCuda(doubles):
             loss.to(CUDA)
             batch = batch.to(CUDA)
-            got = loss(batch, to_device(draw, CUDA)).total()
+            got = loss(batch, to_device(loss.sample(batch), CUDA)).total()  # the same draw, made on the CPU
             assert got.device == CUDA
             torch.testing.assert_close(got.cpu(), wanted)
             loss.train()  # dropout, moving statistics and teachers too
             loss(batch, to_device(loss.sample(batch), CUDA))
             loss.after_step(1)
+
+
+def test_sums_of_a_run_are_as_wide_as_the_device_allows() -> None:
+    assert wide(torch.device("cpu")) == wide(torch.device("cuda")) == torch.float64
+    assert wide(torch.device("mps")) == torch.float32
