@@ -50,7 +50,7 @@ def pretrain(
     overrides: `["optim.lr=1e-4"]`. init: a model to start from (`avssl.model.read_initial` opens one that needs options).
     machine: `avssl.training.setup.Machine(device=..., precision=..., workers=...)`. Raises AvsslError.
     """
-    loaded = load_recipe(str(recipe), overrides) if isinstance(recipe, (str, Path)) else recipe
+    loaded = load_recipe(recipe, overrides)
     if isinstance(loaded, Pipeline):
         from avssl.training.pipeline import run_pipeline
 

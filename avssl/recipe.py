@@ -233,13 +233,18 @@ class Pipeline:
     stages: tuple[Stage, ...]
 
 
-def load_recipe(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Recipe | Pipeline:
+def load_recipe(
+    recipe: str | Path | Recipe | Pipeline, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> Recipe | Pipeline:
     """A registered recipe, or a .toml file, with `key=value` overrides applied; unknown keys are errors. Those of a
-    pipeline are `apply_to_stages`'s.
+    pipeline are `apply_to_stages`'s. One that is loaded passes through, and takes no overrides.
 
     base: tables of a pretrained model, whose backbone and frontend fill what the recipe leaves open.
     """
-    data = read_recipe(name)
+    if isinstance(recipe, (Recipe, Pipeline)):
+        check(not overrides, f"{recipe.name} is loaded already: it takes no overrides", fix="give them to load_recipe")
+        return recipe
+    data = read_recipe(str(recipe))
     if base is not None and "stages" not in data:
         wanted = data.get("backbone", {}).get("name", base["backbone"]["name"])
         if wanted == base["backbone"]["name"]:
@@ -250,13 +255,15 @@ def load_recipe(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any
     return recipe_from(data)
 
 
-def load_run(name: str, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None) -> Recipe:
+def load_run(
+    recipe: str | Path | Recipe | Pipeline, overrides: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> Recipe:
     """`load_recipe` where one run is meant. Raises UsageError for a pipeline, naming the recipes of its stages."""
-    recipe = load_recipe(name, overrides, base)
-    if isinstance(recipe, Pipeline):
-        stages = ", ".join(dict.fromkeys(stage.recipe for stage in recipe.stages))
-        raise UsageError(f"{name} is a pipeline", fix=f"give the recipe of one of its stages: {stages}")
-    return recipe
+    loaded = load_recipe(recipe, overrides, base)
+    if isinstance(loaded, Pipeline):
+        stages = ", ".join(dict.fromkeys(stage.recipe for stage in loaded.stages))
+        raise UsageError(f"{loaded.name} is a pipeline", fix=f"give the recipe of one of its stages: {stages}")
+    return loaded
 
 
 def read_recipe(name: str) -> dict[str, Any]:

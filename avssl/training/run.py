@@ -51,7 +51,7 @@ DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def pretrain(
-    recipe: str | Recipe,
+    recipe: str | Path | Recipe,
     data: str | Path | Sequence[Row],
     out: str | Path,
     *,
@@ -67,14 +67,13 @@ def pretrain(
     recipe: a name, a .toml file or a Recipe. data: whatever `avssl.data.manifest.read_rows` reads, or rows. init: a model
     to start from. Raises Stopped when a signal ended it (resume with resume=True), AvsslError otherwise.
     """
-    if not isinstance(recipe, Recipe):
-        recipe = load_run(str(recipe), overrides)
+    loaded = load_run(recipe, overrides)
     initial = read_initial(init, init_format) if init is not None else None
-    return _execute(recipe, data, Path(out), resume, initial, machine or Machine(), trackers)
+    return _execute(loaded, data, Path(out), resume, initial, machine or Machine(), trackers)
 
 
 def finetune(
-    recipe: str | Recipe,
+    recipe: str | Path | Recipe,
     source: str | Path | Initial | None,
     data: str | Path | Sequence[Row],
     out: str | Path,
@@ -92,11 +91,10 @@ def finetune(
     others train.
     """
     initial = read_initial(source, source_format) if source is not None else None
-    if not isinstance(recipe, Recipe):
-        recipe = load_run(str(recipe), overrides, initial.tables if initial is not None else None)
+    loaded = load_run(recipe, overrides, initial.tables if initial is not None else None)
     if fold is not None:
-        data = rows_of_fold(data, recipe, fold)
-    return _execute(recipe, data, Path(out), resume, initial, machine or Machine(), trackers)
+        data = rows_of_fold(data, loaded, fold)
+    return _execute(loaded, data, Path(out), resume, initial, machine or Machine(), trackers)
 
 
 def rows_of_fold(data: str | Path | Sequence[Row], recipe: Recipe, fold: int) -> list[Row]:

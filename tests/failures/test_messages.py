@@ -187,6 +187,14 @@ def test_a_full_disk_before_the_first_checkpoint(sounds: Path, tmp_path: Path, m
         run.pretrain(recipe(), str(sounds), out, machine=Machine(device="cpu", workers=0))
 
 
+def test_overrides_of_a_loaded_recipe_are_refused_not_dropped(tmp_path: Path) -> None:
+    text = "tiny/masked is loaded already: it takes no overrides (give them to load_recipe)"
+    with says(UsageError, text):
+        run.pretrain(recipe(), [], tmp_path / "run", overrides=["optim.lr=1"])
+    with says(UsageError, text):
+        run.finetune(recipe(), None, [], tmp_path / "run", overrides=["optim.lr=1"])
+
+
 def test_a_pipeline_where_one_run_is_meant(tmp_path: Path) -> None:
     name = "beats/iterations-plus"
     stages = ", ".join(dict.fromkeys(stage.recipe for stage in load_recipe(name).stages))
