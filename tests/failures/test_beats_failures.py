@@ -99,18 +99,22 @@ def test_a_file_is_recognised_imported_opened_and_written_back(tmp_path: Path, k
         assert all(new["cfg"][k] == v for k, v in old["cfg"].items())
 
 
-def test_helpers_of_other_exports_are_named_as_ignored(tmp_path: Path):
+def test_other_peoples_exports_are_read_and_their_helpers_named_as_ignored(tmp_path: Path):
     path = official(tmp_path / "a.pt")
+    want = read(path).tensors
 
     def change(file: dict) -> None:
+        file["cfg"] |= {"use_flash_attn": False, "decoder_layers": 3}
         file["model"]["raw2fbank_pad.weight"] = torch.zeros(1)
         for ours, theirs in (("weight_g", "original0"), ("weight_v", "original1")):
             moved = file["model"].pop(f"encoder.pos_conv.0.{ours}")
             file["model"][f"encoder.pos_conv.0.parametrizations.weight.{theirs}"] = moved
+        file["model"] = {f"module.{k}": v.double() for k, v in file["model"].items()}
 
     imported = read(edited(path, change))
     assert "ESPnet" in imported.ignored["raw2fbank_pad.weight"]
-    build(imported)
+    assert all(torch.equal(v, want[k].double()) for k, v in imported.tensors.items())
+    assert all(p.dtype == torch.float32 for p in build(imported).parameters())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,9 @@ def test_a_learned_mask_token_has_no_place_in_the_official_format():
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("change", [{"heads": 5}, {"position_groups": 5}, {"pre_norm": True}, {"max_distance": 2}])
+@pytest.mark.parametrize(
+    "change", [{"heads": 5}, {"position_groups": 5}, {"pre_norm": True}, {"max_distance": 80}, {"buckets": 3}]
+)
 def test_sizes_that_do_not_fit_are_refused(change: dict):
     with pytest.raises(UsageError) as error:
         BeatsConfig(**{"dim": 32, "position_groups": 4, "heads": 4, **change})

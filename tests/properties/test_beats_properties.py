@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from avssl.batch import Batch, Stream
+from avssl.errors import UsageError
 from avssl.data.clip import Clip, Row, Waveform
 from avssl_beats.augment import spec_augment
 from avssl_beats.backbone import Beats
@@ -95,11 +96,12 @@ def test_an_official_mask_without_padding_changes_no_bit(backbone: Beats):
     torch.testing.assert_close(backbone(masked).tokens["audio"], backbone(batch).tokens["audio"], atol=1e-6, rtol=0)
 
 
-def test_official_patches_of_eight_are_all_masked_as_the_authors_code_does():
+def test_the_official_rule_refuses_patches_of_eight_that_it_would_all_mask():
     small = replace(SMALL, patch=8, padding="official")
     batch = mel()
     batch = batch.with_streams(audio=Stream(batch.streams["audio"].x, torch.zeros(2, 96, dtype=torch.bool)))
-    assert Beats(small).padding(batch).all()
+    with pytest.raises(UsageError, match="192 patches share 96 frames"):
+        Beats(small)(batch)
     assert not Beats(replace(small, padding="exact")).padding(batch).any()
 
 
