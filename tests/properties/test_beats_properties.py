@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from avssl.batch import Batch, Stream
-from avssl.errors import UsageError
 from avssl.data.clip import Clip, Row, Waveform
+from avssl.errors import UsageError
 from avssl_beats.augment import spec_augment
 from avssl_beats.backbone import Beats
 from avssl_beats.config import (
