@@ -12,7 +12,7 @@ from avssl.batch import Batch, Stream
 from avssl.data.clip import Clip, Waveform
 from avssl.errors import AvsslError, CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
-from avssl.model import from_imported, open_model
+from avssl.model import from_imported, open_model, read_initial
 from avssl.model_import import write_imported
 from avssl_beats.backbone import Beats
 from avssl_beats.checkpoint import official_name, read, write
@@ -189,6 +189,20 @@ def test_an_official_tokenizer_and_encoder_continue_on_new_data(tmp_path: Path):
     taught = TokenizerDistillation(Beats(SMALL), TokenizerConfig(teacher=str(encoder), codes=12, code_dim=8))
     taught.prepare(mel())
     assert taught(mel()).total().isfinite()
+
+
+def test_a_codebook_of_another_size_starts_afresh(tmp_path: Path):
+    tokenizer, encoder = official(tmp_path / "t.pt", "tokenizer"), official(tmp_path / "e.pt")
+    for codes in (12, 6):
+        cfg = TokenizerConfig(teacher=str(encoder), codes=codes, code_dim=8)
+        loss = TokenizerDistillation(Beats(SMALL), cfg)
+        fresh = read_initial(tokenizer).into_rest(loss)
+        loss.prepare(mel())
+        assert ("tokenizer.codebook.weight" in fresh) == (codes == 6)
+        book = loss.tokenizer.codebook.weight
+        torch.testing.assert_close(book.norm(dim=-1), torch.ones(codes))
+        theirs = torch.load(tokenizer, weights_only=True)["model"]["quantize.embedding.weight"]
+        assert (codes == 12) == (book.shape == theirs.shape and torch.equal(book, theirs))
 
 
 def test_other_statistics_are_refused(tmp_path: Path):
