@@ -319,7 +319,16 @@ class Initial:
             error=CheckpointError,
         )
         own = {k[9:]: v for k, v in self.tensors.items() if k.startswith("backbone.")}
-        load_strictly(backbone, backbone.adapt(own, self.backbone_config), str(self.path))
+        try:
+            load_strictly(backbone, backbone.adapt(own, self.backbone_config), str(self.path))
+        except CheckpointError as error:
+            other = " ".join(f"--set backbone.{k}={json.dumps(v)}" for k, (v, _) in self.changed(backbone).items())
+            raise CheckpointError(error.message, fix=other or error.fix) from None
+
+    def changed(self, backbone: Backbone) -> dict[str, tuple[Any, Any]]:
+        """Keys of the backbone's config that the recipe sets otherwise: this model's value, and the recipe's."""
+        old, new = unstructure(self.backbone_config), unstructure(backbone.config)
+        return {k: (old.get(k), v) for k, v in new.items() if old.get(k) != v}
 
     def into_rest(self, loss: Loss) -> list[str]:
         """Load what else of the loss has the same names and shapes (decoder, teacher); the names that stay fresh."""

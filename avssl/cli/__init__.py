@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 
@@ -101,10 +102,17 @@ def _register() -> None:
     app.add_typer(listing.plugins_app, name="plugins", rich_help_panel="Look")
 
 
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as one line, as errors are: where in the code it was raised tells a user nothing."""
+    print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The entry point `avssl`. Every known error is one line on stderr and a documented exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    if not debug:
+        warnings.showwarning = _show_warning
     try:
         _register()
         code = app(arguments, prog_name="avssl", standalone_mode=False)

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from avssl.data.clip import Row
-from avssl.errors import check
+from avssl.errors import AvsslError, check
 from avssl.files import sha256, write_json
 from avssl.model import WEIGHTS, Initial, read_initial
 from avssl.recipe import Pipeline, Recipe, load_run
 from avssl.training.directory import check_directory
 from avssl.training.run import _rows, finetune, pretrain
-from avssl.training.setup import Machine
+from avssl.training.setup import Machine, plan_data
 from avssl.training.signals import StopRequest
 
 STATE = "pipeline.json"
@@ -44,30 +44,18 @@ def run_pipeline(
     """
     out = Path(out).resolve()  # stages name each other by path: another spelling is no other recipe
     check_directory(out, resume)
-    names = [s.name for s in pipeline.stages]
-    check(len(set(names)) == len(names), f"{pipeline.name}: two stages have one name", fix="rename one")
+    recipes = _recipes(pipeline, data, out)
     out.mkdir(parents=True, exist_ok=True)
     reports: dict[str, Any] = {}
     with StopRequest() as stop:
         for stage in pipeline.stages:
             stop.check(f"before stage {stage.name}")
             folder = out / "stages" / stage.name
-            inputs = {}
-            for key, source in stage.inputs.items():
-                check(
-                    source in reports,
-                    f"stage {stage.name}: input {key} names {source!r}, which is no earlier stage",
-                    fix=f"one of {', '.join(reports) or 'none: it is the first'}",
-                )
-                inputs[key] = out / "stages" / source
-            overrides = [f"{k}={_toml(v)}" for k, v in stage.overrides.items()]
-            overrides += [f"{k}={_toml(str(p))}" for k, p in inputs.items() if k not in ("init", "from")]
+            inputs = {key: out / "stages" / source for key, source in stage.inputs.items()}
             print(f"== stage {stage.name} ({stage.recipe})", file=sys.stderr)
             start = inputs.get("init") or inputs.get("from")
             outside = init if start is None and not reports else None
-            model = start or outside
-            base = read_initial(model, "" if start else init_format).tables if model is not None else None
-            recipe = load_run(stage.recipe, overrides, base if "from" in inputs else None)
+            recipe = recipes[stage.name]
             if recipe.stage == "finetune":
                 report = finetune(recipe, start or outside, data, folder, resume=resume, machine=machine)
             else:
@@ -92,6 +80,34 @@ def run_pipeline(
         "stages": reports,
         "seconds": sum(r["report"].get("seconds", 0) for r in reports.values()),
     }
+
+
+def _recipes(pipeline: Pipeline, data: str | Path | Sequence[Row], out: Path) -> dict[str, Recipe]:
+    """The recipe of every stage. All are read before the first runs: a mistake in the last one, or labels that it would
+    miss, shall not show after days."""
+    names = {s.name for s in pipeline.stages}
+    check(len(names) == len(pipeline.stages), f"{pipeline.name}: two stages have one name", fix="rename one")
+    recipes: dict[str, Recipe] = {}
+    for stage in pipeline.stages:
+        overrides = [f"{k}={_toml(v)}" for k, v in stage.overrides.items()]
+        for key, source in stage.inputs.items():
+            check(
+                source in recipes,
+                f"stage {stage.name}: input {key} names {source!r}, which is no earlier stage",
+                fix=f"one of {', '.join(recipes) or 'none: it is the first'}",
+            )
+            if key not in ("init", "from"):
+                overrides.append(f"{key}={_toml(str(out / 'stages' / source))}")
+        base = recipes[stage.inputs["from"]].plain() if "from" in stage.inputs else None
+        try:
+            recipe = load_run(stage.recipe, overrides, base)
+            if recipe.data.target != "none":
+                plan_data(recipe, _rows(data, recipe))
+        except AvsslError as error:
+            error.message = f"stage {stage.name}: {error.message}"
+            raise
+        recipes[stage.name] = recipe
+    return recipes
 
 
 def run_folds(

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,9 +183,14 @@ def build_run(
     backbone: Backbone = load("backbone", recipe.backbone.name)(recipe.backbone.config)
     if init is not None:
         init.into_backbone(backbone, recipe.backbone.name)
+        changed = [f"backbone.{k} {old!r} -> {new!r}" for k, (old, new) in init.changed(backbone).items()]
+        if changed and world.first:
+            print(f"note: the recipe differs from {init.path}: {', '.join(changed)}", file=sys.stderr)
     loss: Loss = load("loss", recipe.loss.name)(backbone, recipe.loss.config)
     if init is not None:
-        init.into_rest(loss)
+        misshapen = [k for k in init.into_rest(loss) if k in init.tensors]
+        if misshapen and world.first:
+            print(f"note: of other shapes in {init.path}, and so not loaded: {', '.join(misshapen)}", file=sys.stderr)
     loss.to(device)
     frontend.to(device)
     batch = fitted_batch(recipe, len(plan.train), world)

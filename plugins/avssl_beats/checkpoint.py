@@ -136,7 +136,8 @@ def read(path: Path, padding: str = "official", **overrides: Any) -> Imported:
         error=CheckpointError,
     )
     config = {ours: cfg.get(theirs, default) for theirs, (ours, default) in CONFIG.items()}
-    tensors = {NEW_NORM.get(k, k): v for k, v in file["model"].items()}
+    tensors = {k.removeprefix("module."): v for k, v in file["model"].items()}  # saved from DataParallel
+    tensors = {NEW_NORM.get(k, k): v for k, v in tensors.items()}
     kind = _kind(tensors)
     ignored = {k: "frozen helper of ESPnet's exports" for k in tensors if FROZEN.match(k)}
     ignored |= {k: why for k, why in REMNANTS.items() if k in tensors}

@@ -11,6 +11,7 @@ from avssl.errors import DataError, check
 from avssl.loss import Loss, LossOutput, Term
 from avssl_beats.backbone import Beats, pooled
 from avssl_beats.config import ClassifyConfig
+from avssl_beats.encoder import at_least_float32
 
 
 class PatchHead(nn.Module):
@@ -55,7 +56,7 @@ class BeatsClassify(Loss[Beats]):
     def compute(self, batch: Batch, draw: None) -> LossOutput:
         if batch.targets is None:
             raise DataError("a fine-tuning batch has no targets", fix="set data.target, and give labels")
-        logits = self.head(self.backbone(batch, only=self.head.streams)).float()  # (B, C)
+        logits = at_least_float32(self.head(self.backbone(batch, only=self.head.streams)))  # (B, C)
         target, smooth = batch.targets.x, self.config.label_smoothing
         if self._kind(target) == "cross_entropy":
             sums = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smooth)

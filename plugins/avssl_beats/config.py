@@ -57,10 +57,13 @@ class BeatsConfig:
             "deep_norm belongs to post-norm layers",
             fix="set backbone.deep_norm=false or backbone.pre_norm=false",
         )
+        exact = (
+            self.buckets // 4
+        )  # distances with a bucket of their own; a smaller max_distance is odd, but has numbers
         check(
-            self.buckets >= 4 and self.max_distance > self.buckets // 4,
-            f"backbone.max_distance {self.max_distance} lies within the {self.buckets // 4} exact distances",
-            fix="give a larger max_distance or fewer buckets",
+            not self.relative_bias or (exact > 0 and self.max_distance > 0 and self.max_distance != exact),
+            f"backbone.buckets {self.buckets} with max_distance {self.max_distance} leave no scale for far distances",
+            fix=f"give at least 4 buckets and a max_distance above {exact}",
         )
 
 

@@ -135,7 +135,8 @@ class TokenizerDistillation(Loss[Beats]):
         if self.teacher is not None and self.standard is not None:
             self.standard.collect(*self._target(first_batch))
             self.standard.update(decay=0.0)
-        if bool(self.tokenizer.codebook.started):
+        book = self.tokenizer.codebook
+        if bool(book.started) and bool(book.weight.any()):  # of a codebook of another size only the flag was loaded
             return
         mode = self.training
         self.eval()
@@ -144,7 +145,7 @@ class TokenizerDistillation(Loss[Beats]):
         self.train(mode)
         vectors = encoded.flatten(0, 1) if pad is None or self.config.padded_take_part else encoded[~pad]
         rng = next(iter(generators(first_batch.seeds, salt=0xC0DE)))
-        self.tokenizer.codebook.start(vectors, self.config.kmeans_iterations, rng)
+        book.start(vectors, self.config.kmeans_iterations, rng)
 
     def compute(self, batch: Batch, draw: None) -> LossOutput:
         if self.teacher is None:

@@ -64,7 +64,7 @@ class RelativeBias(nn.Module):
         far = distance.abs()
         # float32 whatever the model's dtype: the edges of the buckets are rounded there
         large = torch.log(far.clamp(min=1).float() / exact) / math.log(self.max_distance / exact) * (half - exact)
-        large = (exact + large.long()).clamp(max=half - 1)
+        large = (exact + large.long()).clamp(0, half - 1)
         return (distance > 0) * half + torch.where(far < exact, far, large)
 
     def forward(self, count: int, places: Tensor | None = None) -> Tensor:

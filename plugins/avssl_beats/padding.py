@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from avssl.errors import check
 from avssl_beats.config import Padding
 
 WINDOW, SHIFT = 400, 160  # samples at 16 kHz
@@ -33,6 +34,11 @@ def patch_padding(pad: Tensor, grid: tuple[int, int], size: int, rule: Padding) 
     """(B, T) bool frame mask -> (B, N) bool for N = steps x bands patches of `size` frames, time-major."""
     steps, bands = grid
     if rule == "official":
+        check(
+            steps * bands <= pad.shape[1],
+            f"the official padding rule hides everything when {steps * bands} patches share {pad.shape[1]} frames",
+            fix="set backbone.padding=exact; import an official file with --option padding=exact",
+        )
         return _blocks(pad, steps * bands)
     framed = pad[:, : steps * size].unflatten(1, (steps, size))
     padded = framed.any(-1) if rule == "exact" else framed.all(-1)
@@ -40,7 +46,7 @@ def patch_padding(pad: Tensor, grid: tuple[int, int], size: int, rule: Padding) 
 
 
 def _blocks(mask: Tensor, length: int) -> Tensor:
-    """Shorten a mask as the released code does; more entries than there were give empty blocks, which are all True."""
+    """Shorten a mask (B, L) to (B, length) as the released code does, length <= L."""
     extra = mask.shape[1] % length
     mask = mask[:, : mask.shape[1] - extra]
     return mask.reshape(mask.shape[0], length, mask.shape[1] // length).all(-1)

@@ -15,7 +15,7 @@ PATIENCE = 20  # updates between two verdicts
 
 
 class CodeCollapse(UserWarning):
-    """The labels use a small part of the codebook."""
+    """The labels are as varied as a small part of the codebook could be."""
 
 
 class CodeUsage(nn.Module):
@@ -36,19 +36,20 @@ class CodeUsage(nn.Module):
 
     @torch.no_grad()
     def update(self, updates: int) -> None:
-        """After an optimiser step: take in what was collected; warn, once, when too few codes are in use."""
+        """After an optimiser step: take in what was collected; warn, once, when the labels vary too little."""
         if self._fresh is None:
             return
         self.counts.mul_(DECAY).add_(all_ranks(self._fresh), alpha=1 - DECAY)
         self._fresh = None
         if updates % PATIENCE or self._warned:
             return
-        used, codes = int(self.used()), len(self.counts)
-        if used < self.least * codes:
+        codes, perplexity = len(self.counts), float(self.perplexity())
+        if perplexity < self.least * codes:
             self._warned = True
             warnings.warn(
-                f"the labels use {used} of {codes} codes (perplexity {self.perplexity():.1f}): the tokenizer "
-                "has collapsed; try another normalisation, more data, or a longer tokenizer run",
+                f"the tokenizer has collapsed: {int(self.used())} of {codes} codes are in use, with a perplexity of "
+                f"{perplexity:.1f}, below {self.least * codes:.1f} (loss.min_usage); try another normalisation, more "
+                "data, or a longer tokenizer run",
                 CodeCollapse,
                 stacklevel=2,
             )

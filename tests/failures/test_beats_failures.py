@@ -12,7 +12,7 @@ from avssl.batch import Batch, Stream
 from avssl.data.clip import Clip, Waveform
 from avssl.errors import AvsslError, CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
-from avssl.model import from_imported, open_model
+from avssl.model import from_imported, open_model, read_initial
 from avssl.model_import import write_imported
 from avssl_beats.backbone import Beats
 from avssl_beats.checkpoint import official_name, read, write
@@ -99,18 +99,22 @@ def test_a_file_is_recognised_imported_opened_and_written_back(tmp_path: Path, k
         assert all(new["cfg"][k] == v for k, v in old["cfg"].items())
 
 
-def test_helpers_of_other_exports_are_named_as_ignored(tmp_path: Path):
+def test_other_peoples_exports_are_read_and_their_helpers_named_as_ignored(tmp_path: Path):
     path = official(tmp_path / "a.pt")
+    want = read(path).tensors
 
     def change(file: dict) -> None:
+        file["cfg"] |= {"use_flash_attn": False, "decoder_layers": 3}
         file["model"]["raw2fbank_pad.weight"] = torch.zeros(1)
         for ours, theirs in (("weight_g", "original0"), ("weight_v", "original1")):
             moved = file["model"].pop(f"encoder.pos_conv.0.{ours}")
             file["model"][f"encoder.pos_conv.0.parametrizations.weight.{theirs}"] = moved
+        file["model"] = {f"module.{k}": v.double() for k, v in file["model"].items()}
 
     imported = read(edited(path, change))
     assert "ESPnet" in imported.ignored["raw2fbank_pad.weight"]
-    build(imported)
+    assert all(torch.equal(v, want[k].double()) for k, v in imported.tensors.items())
+    assert all(p.dtype == torch.float32 for p in build(imported).parameters())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,9 @@ def test_a_learned_mask_token_has_no_place_in_the_official_format():
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("change", [{"heads": 5}, {"position_groups": 5}, {"pre_norm": True}, {"max_distance": 2}])
+@pytest.mark.parametrize(
+    "change", [{"heads": 5}, {"position_groups": 5}, {"pre_norm": True}, {"max_distance": 80}, {"buckets": 3}]
+)
 def test_sizes_that_do_not_fit_are_refused(change: dict):
     with pytest.raises(UsageError) as error:
         BeatsConfig(**{"dim": 32, "position_groups": 4, "heads": 4, **change})
@@ -183,6 +189,20 @@ def test_an_official_tokenizer_and_encoder_continue_on_new_data(tmp_path: Path):
     taught = TokenizerDistillation(Beats(SMALL), TokenizerConfig(teacher=str(encoder), codes=12, code_dim=8))
     taught.prepare(mel())
     assert taught(mel()).total().isfinite()
+
+
+def test_a_codebook_of_another_size_starts_afresh(tmp_path: Path):
+    tokenizer, encoder = official(tmp_path / "t.pt", "tokenizer"), official(tmp_path / "e.pt")
+    for codes in (12, 6):
+        cfg = TokenizerConfig(teacher=str(encoder), codes=codes, code_dim=8)
+        loss = TokenizerDistillation(Beats(SMALL), cfg)
+        fresh = read_initial(tokenizer).into_rest(loss)
+        loss.prepare(mel())
+        assert ("tokenizer.codebook.weight" in fresh) == (codes == 6)
+        book = loss.tokenizer.codebook.weight
+        torch.testing.assert_close(book.norm(dim=-1), torch.ones(codes))
+        theirs = torch.load(tokenizer, weights_only=True)["model"]["quantize.embedding.weight"]
+        assert (codes == 12) == (book.shape == theirs.shape and torch.equal(book, theirs))
 
 
 def test_other_statistics_are_refused(tmp_path: Path):

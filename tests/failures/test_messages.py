@@ -275,10 +275,17 @@ def test_pipelines(sounds: Path, tmp_path: Path) -> None:
     text = "stage one: input init names 'zero', which is no earlier stage (one of none: it is the first)"
     with says(UsageError, text):
         pipeline.run_pipeline(Pipeline(name="p", stages=(one,)), str(sounds), out)
+    good = Stage(name="one", recipe="tiny/masked")
+    unlabelled = Stage(name="two", recipe="tiny/6k-esc10", inputs={"from": "one"})
+    text = "stage two: 000: no label (24 of 24 rows have none) (label them, or leave them out of the manifest)"
+    with says(DataError, text):  # before the first stage runs
+        pipeline.run_pipeline(Pipeline(name="p", stages=(good, unlabelled)), str(sounds), out)
     nested = Stage(name="one", recipe="beats/iterations-plus")
     stages = ", ".join(dict.fromkeys(stage.recipe for stage in load_recipe(nested.recipe).stages))
-    with says(UsageError, f"{nested.recipe} is a pipeline (give the recipe of one of its stages: {stages})"):
+    with says(UsageError, f"stage one: {nested.recipe} is a pipeline (give the recipe of one of its stages: {stages})"):
         pipeline.run_pipeline(Pipeline(name="p", stages=(nested,)), str(sounds), out)
+    assert not out.exists()
+    out.mkdir()
     (out / "file").touch()
     text = f"--out {out} exists already (add --resume to go on with that run, or choose another directory)"
     with says(UsageError, text):

@@ -341,16 +341,16 @@ def test_distillation_terms_and_gradients(case: Case, dtype: str):
         cfg = TokenizerConfig(
             codes=len(book.weight),
             code_dim=encoded.shape[-1],
-            beta=model["beta"],
+            beta=model["beta"] if scaling == "mean" else 1.0,  # the printed formula has none
             scaling=scaling,
-            padded_take_part=case.call["ema"]["padded_positions_take_part"],
+            padded_take_part=True,  # in the commitment; the case says it of the moving average apart
         )
         out = distil(encoded, book, lambda q: shape(F.linear(q, weight, bias)), teacher, valid, cfg)
         total = sum(t.weight * t.sum / t.count for t in out.terms.values())
         total.backward()
         grads[scaling], totals[scaling] = encoded.grad, total
     commitment = out.terms["commitment"]
-    book.collect(out.quantised, None if cfg.padded_take_part else valid)
+    book.collect(out.quantised, None if case.call["ema"]["padded_positions_take_part"] else valid)
     book.update()
     got = {
         "labels": out.quantised.indices,

@@ -45,6 +45,7 @@ CONFIGS = {
     "tanh": {"activation_fn": "tanh", "relative_position_embedding": True},
     "linear": {"activation_fn": "linear", **RELATIVE},
     "patch 8": {**RELATIVE, "deep_norm": True, "input_patch_size": 8, "num_buckets": 320, "max_distance": 800},
+    "more exact distances than max_distance": {**RELATIVE, "num_buckets": 320},
     "one layer": {**RELATIVE, "deep_norm": True, "encoder_layers": 1},
     "classifier": {**RELATIVE, "deep_norm": True, "finetuned_model": True, "predictor_class": 7},
     "tokenizer": {**RELATIVE, "deep_norm": True, "quant_n": 40, "quant_dim": 12},
