@@ -65,12 +65,12 @@ class AudioEncoder(Backbone):
         super().__init__(config)
         c = config
         self.extractor = ConvExtractor(c.conv_layers, c.extractor, c.conv_bias)
-        self.feature_norm = nn.LayerNorm(self.extractor.dim)
+        self.feature_norm = nn.LayerNorm(self.extractor.dim, eps=c.norm_eps)
         self.project = nn.Linear(self.extractor.dim, c.dim) if c.project else None
         self.mask_token = nn.Parameter(torch.rand(c.dim))
         self.positions = (
             ConvPositions(c.dim, c.positions_depth, c.positions_width, c.positions_groups)
-            if c.positions_depth > 1
+            if c.positions_depth
             else WeightNormPositions(c.dim, c.positions_width, c.positions_groups)
         )
         self.layers = nn.ModuleList(

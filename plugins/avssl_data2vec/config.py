@@ -26,8 +26,8 @@ class AudioConfig:
     conv_layers: tuple[tuple[int, int, int], ...] = CONV_LAYERS
     conv_bias: bool = False
     project: bool = True  # False: no projection, the last convolution must be `dim` wide (wav2vec 2.0 of equal widths)
-    positions_depth: int = 5  # 1 = a single weight-normalised convolution
-    positions_width: int = 95  # kernel at depth 1; at depth n the kernels are max(3, width // n)
+    positions_depth: int = 5  # 0 = a single weight-normalised convolution (wav2vec 2.0)
+    positions_width: int = 95  # kernel at depth 0; at depth n the kernels are max(3, width // n)
     positions_groups: int = 16
     # Layers of positions see what the one before made of the padding, as in the official code; False: they see zeros, and
     # an item is the same however far it is padded.
@@ -65,7 +65,7 @@ class VisionConfig:
     channels: int = 3
     positions: Literal["shared_relative", "relative", "both", "none"] = "shared_relative"  # relative: one per block
     absolute_positions: bool = False
-    layer_scale: float | None = 1e-4  # 1e-5 for Large; None = no layer scale
+    layer_scale: float = 1e-4  # 1e-5 for Large; 0 = no layer scale
     qkv_bias: bool = True  # of queries and values; the key has none
     norm_eps: float = 1e-6
     dropout: float = 0.0
@@ -91,7 +91,7 @@ class TextConfig:
     pad: int = 1
     mask: int = 50264  # the id that hides a token
     specials: int = 4  # ids below this (bos, pad, eos, unk) are never drawn as random replacements
-    learned_positions: bool = True  # False = sinusoidal
+    positions: Literal["learned", "sinusoidal", "none"] = "learned"
     embedding_norm: bool = True
     scale_embedding: bool = False
     norm_first: bool = False
@@ -241,6 +241,7 @@ class BlockConfig:
     min_patches: int = 16  # of a rectangle
     max_patches: int | None = None
     min_aspect: float = 0.3
+    dropout: float = 0.0  # share of the hidden patches that is shown again, each at random
 
 
 @config
@@ -266,6 +267,7 @@ class Mask2Config:
     inverse: bool = False  # the blocks are kept and the rest is hidden
     dropout: float = 0.0
     add: bool = False  # kind "spans": equalise by adding
+    over_padding: bool = False  # padding is hidden, kept and scored like any token, as in the official code
 
 
 # -- losses ----------------------------------------------------------------------------------------------------------
@@ -311,13 +313,18 @@ class Data2VecConfig:
     targets: TargetConfig = TargetConfig()
     teacher: TeacherConfig = TeacherConfig()
     beta: float = 0.0  # of smooth L1; 0 = squared error
+    absolute: bool = False  # at beta 0: the absolute error instead of the squared one
     scale: float | None = None  # None = 1/sqrt(dim)
     reduction: Literal["sum", "mean"] = "sum"  # over the dimensions of a token; tokens are always averaged
     head_layers: int = 1
-    variance_weight: float = 0.0  # of mean(relu(0.5 - std)) over the predictions' dimensions
+    variance_weight: float = 0.0  # of mean(relu(margin - std)) over the predictions' dimensions
+    variance_margin: float = 0.5
     spans: SpanConfig = SpanConfig()  # for streams that lie in time
     blocks: BlockConfig = BlockConfig()  # for streams that lie in a plane
     tokens: TokenConfig = TokenConfig()  # for text
+    # channels of waveform frames that are set to 0, after the hidden frames or before (channels_first)
+    channels: SpanConfig = SpanConfig(probability=0.0, length=64, min_spans=0)
+    channels_first: bool = False
     guard: GuardConfig = GuardConfig()
 
 
@@ -333,7 +340,7 @@ class DecoderConfig:
     projection_layers: int = 1
     projection_ratio: float = 2.0
     input_dropout: float = 0.1
-    add_positions: Literal["none", "masked", "all"] = "none"
+    add_positions: Literal["none", "masked", "all", "both"] = "none"  # both: those of hidden places twice
 
 
 @config
@@ -344,6 +351,7 @@ class Data2Vec2Config:
     teacher: TeacherConfig = TeacherConfig(end=0.99999, anneal=75000, own_local=False)
     mask: Mask2Config = Mask2Config()
     decoder: DecoderConfig = DecoderConfig()
+    shared_decoder: DecoderConfig | None = None  # a second one, over the tokens in a row, that predicts the same
     noise_std: float = 0.01  # of the mask tokens
     beta: float = 0.0
     scale: float | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -12,11 +11,12 @@ from torch.nn import functional as F
 
 from avssl.backbone import Backbone, Features
 from avssl.batch import Batch, Stream
-from avssl.errors import DataError, UsageError, check
+from avssl.errors import DataError, check
 from avssl.loss import Loss, LossOutput, Term
 from avssl_data2vec import masks
 from avssl_data2vec.config import CtcConfig, SpanConfig
 from avssl_data2vec.decode import distance, greedy
+from avssl_data2vec.modules import check_channels
 
 
 class LetterHead(nn.Module):
@@ -44,12 +44,6 @@ class SpeechMask:
     channels: Tensor | None  # (B, D) bool
 
 
-def check_channels(backbone: Backbone, channels: SpanConfig) -> None:
-    """Raises UsageError for channel masks with a backbone that has none."""
-    if channels.probability > 0 and "hide_channels" not in signature(backbone.forward).parameters:
-        raise UsageError(f"{type(backbone).__name__} cannot hide channels", fix="set loss.channels.probability=0")
-
-
 def draw_mask(backbone: Backbone, batch: Batch, spans: SpanConfig, channels: SpanConfig) -> SpeechMask:
     """Frames and channels that a step of fine-tuning hides; probability 0 = none."""
     hidden = off = None
@@ -58,8 +52,7 @@ def draw_mask(backbone: Backbone, batch: Batch, spans: SpanConfig, channels: Spa
         size = backbone.grid(batch)["audio"].shape[0]
         hidden = torch.from_numpy(masks.spans(masks.generators(batch.seeds, 0), size, lengths, spans))
     if channels.probability > 0:
-        rngs = masks.generators(batch.seeds, 1)
-        off = torch.from_numpy(masks.spans(rngs, backbone.dim, [backbone.dim] * len(rngs), channels))
+        off = masks.channels(masks.generators(batch.seeds, 1), backbone.dim, channels)
     return SpeechMask(hidden, off)
 
 
@@ -85,7 +78,7 @@ class Ctc(Loss[Backbone]):
             f"loss.classes is {config.classes}: there is nothing to recognise",
             fix="give labelled data with data.target=characters, or set loss.classes",
         )
-        check_channels(backbone, config.channels)
+        check_channels(backbone, config.channels.probability)
         self.head = LetterHead(backbone.dim, config.classes, config.final_dropout)
 
     def exports(self) -> dict[str, nn.Module]:

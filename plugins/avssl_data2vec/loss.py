@@ -19,6 +19,7 @@ from avssl.errors import UsageError
 from avssl.loss import Loss, LossOutput, Term
 from avssl_data2vec import masks
 from avssl_data2vec.config import Data2VecConfig
+from avssl_data2vec.modules import check_channels
 from avssl_data2vec.targets import average_targets, guard, mean_std
 from avssl_data2vec.teacher import decay_at, follow, make_teacher
 
@@ -28,17 +29,20 @@ class Hidden:
     """What a step hides: modality -> (B, N) bool, True = hidden from the student and scored.
 
     replaced: modality -> (B, N) int64, ids that the student reads instead of the item's own, -1 = none (text).
+    channels: (B, D) bool, channels of the student's frames that are set to 0; None = no channel (waveforms).
     """
 
     hide: Mapping[str, Tensor]
     replaced: Mapping[str, Tensor] = field(default_factory=dict)
+    channels: Tensor | None = None
 
 
-def regression(prediction: Tensor, target: Tensor, beta: float) -> Tensor:
-    """Elementwise squared error (beta 0), or smooth L1, in float32."""
+def regression(prediction: Tensor, target: Tensor, beta: float, absolute: bool = False) -> Tensor:
+    """Elementwise squared (or absolute) error at beta 0, else smooth L1, in float32."""
     prediction, target = prediction.float(), target.float()
     if beta == 0:
-        return (prediction - target).square()
+        error = prediction - target
+        return error.abs() if absolute else error.square()
     return F.smooth_l1_loss(prediction, target, reduction="none", beta=beta)
 
 
@@ -68,6 +72,7 @@ class Data2Vec(Loss[Backbone]):
                 f"loss.modalities has {sorted(unknown)}, the backbone reads {sorted(known)}",
                 fix=f"choose from {sorted(known)}",
             )
+        check_channels(backbone, config.channels.probability)
         self.modalities = tuple(config.modalities) or tuple(sorted(known))
         widths = backbone.widths()
         self.heads = nn.ModuleDict(
@@ -86,7 +91,8 @@ class Data2Vec(Loss[Backbone]):
     def sample(self, batch: Batch) -> Hidden:
         hide: dict[str, Tensor] = {}
         replaced: dict[str, Tensor] = {}
-        for salt, (name, grid) in enumerate(sorted(self.backbone.grid(batch).items())):
+        grids = sorted(self.backbone.grid(batch).items())
+        for salt, (name, grid) in enumerate(grids):
             if name not in self.modalities:
                 continue
             rngs = masks.generators(batch.seeds, salt)
@@ -102,7 +108,10 @@ class Data2Vec(Loss[Backbone]):
                 hide[name] = torch.from_numpy(np.stack(rows))
         if not hide:
             raise UsageError(f"the batch has nothing of {', '.join(self.modalities)}", fix="set loss.modalities")
-        return Hidden(hide, replaced)
+        off = None
+        if self.config.channels.probability > 0:
+            off = masks.channels(masks.generators(batch.seeds, len(grids)), self.backbone.dim, self.config.channels)
+        return Hidden(hide, replaced, off)
 
     def _plane(self, rng: np.random.Generator, grid: Grid) -> np.ndarray:
         """(N,) rectangles over the last two axes, drawn anew for each place of the axes before them."""
@@ -177,13 +186,17 @@ class Data2Vec(Loss[Backbone]):
             seen = seen.with_streams(**{name: Stream(torch.where(ids >= 0, ids, own.x), own.pad)})
         only = set(hide)
         kind = self.config.targets.layers
+        off: dict[str, Any] = {}
+        if draw.channels is not None:
+            device = next(iter(batch.streams.values())).x.device
+            off = {"hide_channels": draw.channels.to(device), "channels_first": self.config.channels_first}
         if self.config.teacher.own_local:
-            student = self.backbone(seen, hide=hide, only=only)
+            student = self.backbone(seen, hide=hide, only=only, **off)
             with torch.no_grad():
                 return self.teacher(batch, layers=kind, only=only), student
         local = self.backbone.local(seen)
         pad = self.backbone.local_pad(seen)
-        student = self.backbone(seen, hide=hide, only=only, local=local, pad=pad)
+        student = self.backbone(seen, hide=hide, only=only, local=local, pad=pad, **off)
         with torch.no_grad():
             return self.teacher(batch, layers=kind, only=only, local=local.detach(), pad=pad), student
 
@@ -195,12 +208,12 @@ class Data2Vec(Loss[Backbone]):
         c: Data2VecConfig = self.config
         dim = predicted.shape[-1]
         scale = 1 / math.sqrt(dim) if c.scale is None else c.scale
-        error = regression(predicted, wanted, c.beta).sum() * scale
+        error = regression(predicted, wanted, c.beta, c.absolute).sum() * scale
         count = predicted.shape[0] * (dim if c.reduction == "mean" else 1)
         terms = {f"regression{suffix}": Term(1.0, error, count)}
         if c.variance_weight > 0:
             spread = torch.sqrt(predicted.float().var(0) + 1e-6)
-            terms[f"variance{suffix}"] = Term(c.variance_weight * scale, F.relu(0.5 - spread).sum(), dim)
+            terms[f"variance{suffix}"] = Term(c.variance_weight * scale, F.relu(c.variance_margin - spread).sum(), dim)
         return terms
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from avssl_data2vec.config import Data2Vec2Config, SpanConfig
 from avssl_data2vec.decoder import Decoder, with_noise
 from avssl_data2vec.loss import regression
 from avssl_data2vec.modules import bert_init
-from avssl_data2vec.multi import Multi2
+from avssl_data2vec.multi import Multi2, mae_init
 from avssl_data2vec.targets import average_targets, guard, mean_std
 from avssl_data2vec.teacher import decay_at, follow, make_teacher
 
@@ -34,6 +34,7 @@ class Clones:
     keep: Tensor  # (B * M, K) int64
     restore: Tensor  # (B * M, N) int64: where a token is found in [kept, noise]
     noise: Tensor  # (B * M, N - K, D) standard normal, in the order of the hidden tokens in [kept, noise]
+    shared_noise: Tensor | None = None  # likewise, for the shared decoder
 
 
 class Data2Vec2(Loss[Multi2]):
@@ -58,6 +59,10 @@ class Data2Vec2(Loss[Multi2]):
         self.decoder = Decoder(backbone.dim, backbone.modality == "vision", config.decoder)
         if not backbone.config.mae_init:
             bert_init(self.decoder)
+        self.shared_decoder = None
+        if config.shared_decoder is not None:
+            self.shared_decoder = Decoder(backbone.dim, False, config.shared_decoder)
+            self.shared_decoder.apply(mae_init)
         self.pixel_head = _pixel_head(backbone) if config.reconstruction_weight > 0 else None
         self.teacher = make_teacher(backbone, config.teacher)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -72,80 +77,85 @@ class Data2Vec2(Loss[Multi2]):
         grid = self.backbone.grid(batch)[self.backbone.modality]
         rngs = masks.generators(batch.seeds, 0)
         pad = self.backbone.local_pad(batch)
+        lengths = [grid.shape[0]] * len(rngs) if pad is None else (~pad).sum(1).tolist()
         if self._in_spans(grid):
-            mask = self._spans(rngs, grid)
-        elif pad is not None and len(grid.shape) == 1:
-            lengths = (~pad).sum(1).tolist()
+            mask = self._spans(rngs, grid.shape[0], lengths)
+        elif pad is not None and len(grid.shape) == 1 and not self.config.mask.over_padding:
             mask = masks.multi_padded(rngs, grid.shape[0], lengths, self.config.mask)
         else:
             mask = np.concatenate([masks.multi(rng, grid.shape, self.config.mask) for rng in rngs])
         order = np.argsort(mask, axis=1, kind="stable")  # kept first, each part in the order of the tokens
         kept = int((~mask[0]).sum())
-        dim, clones = self.backbone.dim, self.config.mask.clones
-        noise = np.concatenate(
-            [
-                rng.standard_normal((clones, mask.shape[1] - kept, dim), dtype=np.float32)
-                for rng in masks.generators(batch.seeds, 1)
-            ]
-        )
+        shape = (self.config.mask.clones, mask.shape[1] - kept, self.backbone.dim)
+
+        def noise(salt: int) -> Tensor:
+            rngs = masks.generators(batch.seeds, salt)
+            return torch.from_numpy(np.concatenate([r.standard_normal(shape, dtype=np.float32) for r in rngs]))
+
         return Clones(
             torch.from_numpy(mask),
             torch.from_numpy(order[:, :kept].copy()),
             torch.from_numpy(np.argsort(order, axis=1)),
-            torch.from_numpy(noise),
+            noise(1),
+            None if self.shared_decoder is None else noise(2),
         )
 
     def _in_spans(self, grid: Grid) -> bool:
         return self.config.mask.kind == "spans" and self.config.mask.length > 1 and len(grid.shape) == 1
 
-    def _spans(self, rngs: list[np.random.Generator], grid: Grid) -> np.ndarray:
+    def _spans(self, rngs: list[np.random.Generator], size: int, lengths: list[int]) -> np.ndarray:
         """Without precomputed masks the official model draws those of data2vec 1; all rows get the same count."""
         c = self.config.mask
         share = 1 - c.probability if c.inverse else c.probability
         spans = SpanConfig(probability=share, length=c.length, dropout=c.dropout, add=c.add)
-        rows = [rng for rng in rngs for _ in range(c.clones)]
-        mask = masks.spans(rows, grid.shape[0], [grid.shape[0]] * len(rows), spans)
+        rows = [pair for pair in zip(rngs, lengths, strict=True) for _ in range(c.clones)]
+        mask = masks.spans([rng for rng, _ in rows], size, [n for _, n in rows], spans)
         return ~mask if c.inverse else mask
 
     def counts(self, batch: Batch, draw: Clones) -> dict[str, Tensor]:
         hidden = self._scored(batch, draw).sum()
-        weights = {"class": self.config.class_weight, "reconstruction": self.config.reconstruction_weight}
-        return {"regression": hidden} | {name: hidden for name, weight in weights.items() if weight > 0}
+        c: Data2Vec2Config = self.config
+        names = ["regression", *(["regression.shared"] if self.shared_decoder is not None else [])]
+        weights = {"class": c.class_weight, "reconstruction": c.reconstruction_weight}
+        return dict.fromkeys([*names, *(name for name, weight in weights.items() if weight > 0)], hidden)
 
     def _scored(self, batch: Batch, draw: Clones, pad: Tensor | None = None) -> Tensor:
         pad = self.backbone.local_pad(batch) if pad is None else pad
-        return (
-            draw.mask
-            if pad is None
-            else draw.mask & ~pad.to(draw.mask.device).repeat_interleave(self.config.mask.clones, 0)
-        )
+        if pad is None or self.config.mask.over_padding:
+            return draw.mask
+        return draw.mask & ~pad.to(draw.mask.device).repeat_interleave(self.config.mask.clones, 0)
 
     # -- the step ------------------------------------------------------------------------------------------------
     def compute(self, batch: Batch, draw: Clones) -> LossOutput:
         c: Data2Vec2Config = self.config
         name = self.backbone.modality
         device = batch.need(name).x.device
-        draw = dataclasses.replace(draw, **{f.name: getattr(draw, f.name).to(device) for f in dataclasses.fields(draw)})
+        drawn = {f.name: getattr(draw, f.name) for f in dataclasses.fields(draw)}
+        draw = dataclasses.replace(draw, **{k: v.to(device) for k, v in drawn.items() if v is not None})
         clones = c.mask.clones
         local, pad = self.backbone.local(batch), self.backbone.local_pad(batch)
         student = self.backbone(batch, keep={name: draw.keep}, local=local, pad=pad, clones=clones)
         target = self._target(batch, local, pad)  # (B, N, D)
         scored = self._scored(batch, draw, pad)
-        predicted = self._decode(student, draw)[scored]
+        predicted = {k: v[scored] for k, v in self._decode(student, draw).items()}
         wanted = target.repeat_interleave(clones, 0)[scored]
         scale = 1 / math.sqrt(self.backbone.dim) if c.scale is None else c.scale
-        hidden = len(predicted)
-        terms = {"regression": Term(c.weight, regression(predicted, wanted, c.beta).sum() * scale, hidden)}
+        hidden = len(wanted)
+        terms = {
+            f"regression{of}": Term(c.weight, regression(x, wanted, c.beta).sum() * scale, hidden)
+            for of, x in predicted.items()
+        }
         if c.class_weight > 0:
             token = student.tokens[name][:, self.backbone.config.extra_tokens - 1]
             error = regression(token, target.mean(1).repeat_interleave(clones, 0), c.beta).sum() * scale
             terms["class"] = Term(c.class_weight, error * hidden, hidden)  # summed, and not divided by the tokens
         if self.pixel_head is not None:
             own = pixels(batch.need(name).x, self.backbone.config.patch).repeat_interleave(clones, 0)[scored]
-            error = regression(self.pixel_head(predicted), own, c.beta).sum() * scale
+            error = regression(self.pixel_head(next(iter(predicted.values()))), own, c.beta).sum() * scale
             terms["reconstruction"] = Term(c.reconstruction_weight, error, hidden)
-        spread = {"target": mean_std(wanted), "prediction": mean_std(predicted.detach())}
-        guard(spread["target"], spread["prediction"], int(self.updates), c.guard, name)
+        spread = {"target": mean_std(wanted)} | {f"prediction{of}": mean_std(x.detach()) for of, x in predicted.items()}
+        for of in predicted:
+            guard(spread["target"], spread[f"prediction{of}"], int(self.updates), c.guard, name)
         metrics: dict[str, Any] = {f"{what}_std": (value, 1) for what, value in spread.items()}
         metrics["teacher_decay"] = (torch.tensor(decay_at(int(self.updates), c.teacher)), 1)
         metrics["masked_share"] = (torch.tensor(1 - draw.keep.shape[1] / draw.restore.shape[1]), 1)
@@ -161,16 +171,23 @@ class Data2Vec2(Loss[Multi2]):
         name, prefix = self.backbone.modality, self.backbone.config.extra_tokens
         return average_targets(features.layers[name], self.config.targets, prefix, features.pad.get(name))
 
-    def _decode(self, student: Features, draw: Clones) -> Tensor:
-        """(B * M, N, D) predictions at every place."""
+    def _decode(self, student: Features, draw: Clones) -> dict[str, Tensor]:
+        """(B * M, N, D) predictions at every place, of the shared decoder (where there is one, first) and the own."""
+        out: dict[str, Tensor] = {}
+        if self.shared_decoder is not None and draw.shared_noise is not None:
+            x = self._decoder_input(student, draw, draw.shared_noise)
+            out[".shared"] = self.shared_decoder(x, (x.shape[1],))
+        x = self._decoder_input(student, draw, draw.noise)
+        return out | {"": self.decoder(x, student.grid[self.backbone.modality].shape)}
+
+    def _decoder_input(self, student: Features, draw: Clones, noise: Tensor) -> Tensor:
         c = self.config.decoder
         x = student.tokens[self.backbone.modality]
         x = F.dropout(x, c.input_dropout, self.training) if c.input_dropout else x
-        x = with_noise(x[:, self.backbone.config.extra_tokens :], draw.noise * self.config.noise_std, draw.restore)
-        if c.add_positions != "none":
-            where = 1.0 if c.add_positions == "all" else draw.mask[..., None].to(x.dtype)
-            x = x + self.backbone.sincos * where
-        return self.decoder(x, student.grid[self.backbone.modality].shape)
+        x = with_noise(x[:, self.backbone.config.extra_tokens :], noise * self.config.noise_std, draw.restore)
+        if c.add_positions in ("masked", "both"):
+            x = x + self.backbone.sincos * draw.mask[..., None].to(x.dtype)
+        return x + self.backbone.sincos if c.add_positions in ("all", "both") else x
 
     @torch.no_grad()
     def after_step(self, updates: int) -> None:

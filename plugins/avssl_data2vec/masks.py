@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from avssl.errors import UsageError
@@ -43,6 +44,11 @@ def spans(rngs: Sequence[np.random.Generator], size: int, lengths: Sequence[int]
             now = np.flatnonzero(row)
             row[rng.choice(now, round(len(now) * cfg.dropout), replace=False)] = False
     return mask
+
+
+def channels(rngs: Sequence[np.random.Generator], dim: int, cfg: SpanConfig) -> Tensor:
+    """(B, dim) bool, True = off: spans of channels."""
+    return torch.from_numpy(spans(rngs, dim, [dim] * len(rngs), cfg))
 
 
 def _one_item(rng: np.random.Generator, size: int, cfg: SpanConfig) -> np.ndarray:
@@ -110,6 +116,8 @@ def rectangles(rng: np.random.Generator, height: int, width: int, cfg: BlockConf
         if gained == 0:
             break
         hidden += gained
+    if cfg.dropout > 0:
+        mask &= rng.random(mask.shape) >= cfg.dropout
     return mask
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avssl.errors import check
 from avssl.nn.attention import attention
 from avssl.nn.drop import DropPath
 from avssl_data2vec.convolution import conv_last
@@ -107,7 +109,7 @@ class ScaledBlock(nn.Module):
         ffn: int,
         *,
         eps: float,
-        layer_scale: float | None,
+        layer_scale: float,
         qkv_bias: bool,
         dropout: float,
         attention_dropout: float,
@@ -121,8 +123,8 @@ class ScaledBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.fc1 = nn.Linear(dim, ffn)
         self.fc2 = nn.Linear(ffn, dim)
-        self.gamma1 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
-        self.gamma2 = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+        self.gamma1 = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else None
+        self.gamma2 = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale else None
         self.drop_path = DropPath(drop_path)
         self.dropout = dropout
 
@@ -298,6 +300,15 @@ def scaled_gradient(module: nn.Module, x: Tensor, scale: float) -> Tensor:
         return GradScale.apply(module(x), scale)
     with torch.no_grad():
         return module(x)
+
+
+def check_channels(backbone: nn.Module, probability: float) -> None:
+    """Raises UsageError for channel masks with a backbone that has none."""
+    check(
+        probability == 0 or "hide_channels" in signature(backbone.forward).parameters,
+        f"{type(backbone).__name__} cannot hide channels",
+        fix="set loss.channels.probability=0",
+    )
 
 
 def skipped(x: Tensor, block: nn.Module, rate: float) -> Tensor | None:

@@ -92,7 +92,7 @@ class Multi2(Backbone):
         return True
 
     def _init(self) -> None:
-        self.apply(_mae_init if self.config.mae_init else bert_init)
+        self.apply(mae_init if self.config.mae_init else bert_init)
         if self.extra_tokens is not None:
             with torch.no_grad():
                 self.extra_tokens[:, int(self.config.extra_tokens_zero) :].normal_()
@@ -349,7 +349,8 @@ def _rates(ends: tuple[float, float], count: int) -> list[float]:
     return np.linspace(ends[0], ends[1], count).tolist()
 
 
-def _mae_init(module: nn.Module) -> None:
+def mae_init(module: nn.Module) -> None:
+    """Xavier weights and zero biases of linear layers; use with `apply`."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:

@@ -13,7 +13,8 @@ from avssl.batch import Batch
 from avssl.errors import DataError, check
 from avssl.loss import Loss, LossOutput, Term
 from avssl_data2vec.config import AudioClassifyConfig
-from avssl_data2vec.ctc import SpeechMask, check_channels, draw_mask, masked_features
+from avssl_data2vec.ctc import SpeechMask, draw_mask, masked_features
+from avssl_data2vec.modules import check_channels
 
 
 def pool_logits(logits: Tensor, kind: str, real: Tensor | None = None) -> Tensor:
@@ -69,7 +70,7 @@ class AudioClassify(Loss[Backbone]):
             "loss.classes is 0 and no labels say how many there are",
             fix="set loss.classes or data.target",
         )
-        check_channels(backbone, config.channels)
+        check_channels(backbone, config.channels.probability)
         self.head = TagHead(backbone.dim, config.classes, config.pooling, config.final_dropout)
 
     def exports(self) -> dict[str, nn.Module]:

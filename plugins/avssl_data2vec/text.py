@@ -66,7 +66,8 @@ class TextEncoder(Backbone):
             c.max_tokens,
             c.pad,
             norm=c.embedding_norm,
-            positions="learned" if c.learned_positions else "sinusoidal",
+            positions=c.positions,
+            eps=c.norm_eps,
             scale=c.scale_embedding,
         )
         self.layers = nn.ModuleList(

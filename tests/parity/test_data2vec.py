@@ -194,7 +194,8 @@ def test_training_step_gives_official_numbers(case: Case):
     _official_loss_settings(case, loss)
     names = {"audio": audio_official, "vision": vision_official, "text": text_official}[modality]
     if modality == "audio":
-        batch, draw = audio_batch(case), Hidden({"audio": case.input("mask_true_is_masked").bool()})
+        off = [case.io[i["tensor"]].bool() for i in case.spec["inputs"] if i["role"] == "channel_mask_true_is_masked"]
+        batch, draw = audio_batch(case), Hidden({"audio": case.input("mask_true_is_masked").bool()}, {}, *off)
     elif modality == "vision":
         batch, draw = vision_batch(case), Hidden({"vision": case.input("mask_true_is_masked").flatten(1).bool()})
     else:
@@ -202,7 +203,7 @@ def test_training_step_gives_official_numbers(case: Case):
     captured = capture(loss, modality)
     out = loss.compute(batch, draw)
     term = out.terms["regression"]
-    objective = term.value if case.call["loss"]["reduction"] == "mean" else term.sum
+    objective = out.total() if case.call["loss"]["reduction"] == "mean" else term.sum
     objective.backward()
     measured = {
         "loss": objective,
@@ -300,7 +301,11 @@ def official2(loss: Data2Vec2, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     key = {"audio": "AUDIO", "vision": "IMAGE", "text": "TEXT"}[loss.backbone.modality]
     encoder = fairseq2.names_of(table).to_theirs(part(ours, "backbone."))
     decoder = tables.decoder2(loss.config.decoder.projection_layers).to_theirs(part(ours, "decoder."))
-    return fairseq2.unflat({**encoder, **decoder}, key)
+    out = {**fairseq2.unflat({**encoder, **decoder}, key), **prefixed(part(ours, "pixel_head."), "recon_proj.")}
+    if loss.config.shared_decoder is not None:
+        layers = loss.config.shared_decoder.projection_layers
+        out |= prefixed(tables.decoder2(layers).to_theirs(part(ours, "shared_decoder.")), "shared_")
+    return out
 
 
 @pytest.mark.parametrize(
@@ -319,6 +324,7 @@ def test_training_step_of_version_2_gives_official_numbers(case: Case):
         case.input("mask_kept_indices"),
         case.input("mask_inverse_permutation"),
         case.input("decoder_mask_token_noise"),
+        *(case.io[i["tensor"]] for i in case.spec["inputs"] if i["role"] == "shared_decoder_mask_token_noise"),
     )
     seen: dict[str, Tensor] = {}
     loss.decoder.register_forward_hook(lambda _m, _a, out: seen.update(decoder_out=out))
@@ -340,7 +346,7 @@ def test_training_step_of_version_2_gives_official_numbers(case: Case):
     optimise(case, loss, firsts)
     loss.after_step(ema["updates_after"])
     state = loss.state_dict()
-    student = official2(loss, {k: v for k, v in state.items() if k.startswith(("backbone.", "decoder."))})
+    student = official2(loss, {k: v for k, v in state.items() if not k.startswith(("teacher.", "updates"))})
     teacher = official2(loss, prefixed(part(state, "teacher."), "backbone."))
     measured = {
         **seen,
@@ -353,7 +359,8 @@ def test_training_step_of_version_2_gives_official_numbers(case: Case):
     for record in case.outputs():
         kind = record["of"]
         if kind == "loss_sum":
-            term = out.terms["class" if record["term"] == "cls" else "regression"]
+            name = {"cls": "class", "recon": "reconstruction"}.get(record["term"], "regression")
+            term = out.terms["regression.shared" if record["term"].endswith("_regression_0") else name]
             case.check(record["tensor"], (term.weight * term.sum).reshape(1))
         elif kind == "student_parameter_after":
             case.check(record["tensor"], student[record["parameter"]], own_grad=step[record["parameter"]])

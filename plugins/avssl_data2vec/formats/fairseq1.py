@@ -72,8 +72,8 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
     ours, left = _audio_tensors(tensors, backbone["extractor"])
     head, left = _take(tensors, left, "final_proj.", "heads.audio.0.")
     unknown(left, where)
-    whole = not cfg.get("ema_transformer_only", True)
-    teacher = _audio_teacher(ours, ema, backbone["extractor"], whole, where)
+    whole = not (cfg.get("ema_transformer_only", True) or cfg.get("ema_layers_only"))
+    teacher, own_head = _audio_teacher(ours, ema, backbone["extractor"], whole, where)
     layers = int(backbone["depth"])
     loss = {
         "name": "data2vec",
@@ -83,17 +83,21 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
             "end": cfg["ema_end_decay"],
             "anneal": int(cfg["ema_anneal_end_step"]),
             "own_local": whole,
-            "copied": ["positions.*"] if cfg.get("ema_layers_only") and not whole else [],
+            "copied": ["positions.*"] if cfg.get("ema_layers_only") else [],
+            "average_head": bool(own_head),
         },
         "beta": float(cfg.get("loss_beta", 0.0)),
         **_scale(cfg.get("loss_scale")),
         "spans": spans(cfg),
+        "channels": _channels(cfg),
+        "channels_first": bool(cfg.get("mask_channel_before", False)),
         "guard": _guard(cfg),
     }
     out = {
         **prefixed(ours, "backbone."),
         **head,
         **prefixed(teacher, "teacher."),
+        **own_head,
         "updates": torch.tensor(finished_updates(data)),
     }
     task = data.get("cfg", {}).get("task") or {}
@@ -125,7 +129,7 @@ def audio_backbone(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dic
         "conv_layers": conv_layers(cfg["conv_feature_layers"]),
         "conv_bias": bool(cfg.get("conv_bias", False)),
         "project": "post_extract_proj.weight" in tensors,
-        "positions_depth": int(cfg.get("pos_conv_depth", 1)),
+        "positions_depth": depth if (depth := int(cfg.get("pos_conv_depth", 1))) > 1 else 0,
         "positions_width": int(cfg.get("conv_pos", 128)),
         "positions_groups": int(cfg.get("conv_pos_groups", 16)),
         "norm_first": bool(cfg.get("layer_norm_first", False)),
@@ -145,19 +149,18 @@ def _audio_tensors(tensors: Mapping[str, Tensor], mode: str) -> tuple[dict[str, 
     return {**local, **encoder}, left | {f"encoder.{k}" for k in odd}
 
 
-def _audio_teacher(student: Mapping[str, Tensor], ema: Any, mode: str, whole: bool, where: str) -> dict[str, Tensor]:
-    """The averaged encoder, or the whole averaged model; a file without one starts from its student."""
+def _audio_teacher(
+    student: Mapping[str, Tensor], ema: Any, mode: str, whole: bool, where: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The averaged encoder, or the whole averaged model and its head; a file without one starts from its student."""
     local = ("extractor.", "feature_norm.", "project.", "mask_token")
     if ema is None:
-        return {k: v for k, v in student.items() if whole or not k.startswith(local)}
+        return {k: v for k, v in student.items() if whole or not k.startswith(local)}, {}
     ema = tensors_only(ema, f"{where}: _ema")
-    if whole:
-        teacher, left = _audio_tensors(ema, mode)
-        left = {k for k in left if not k.startswith("final_proj.")}  # the teacher's head predicts nothing
-    else:
-        teacher, left = tables.AUDIO_ENCODER.to_ours(ema)
+    teacher, left = _audio_tensors(ema, mode) if whole else tables.AUDIO_ENCODER.to_ours(ema)
+    head, left = _take(ema, left, "final_proj.", "teacher_heads.audio.0.")
     unknown({f"_ema.{k}" for k in left}, where)
-    return teacher
+    return teacher, head
 
 
 def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
@@ -225,7 +228,8 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
     vocabulary = int(ours["embed.tokens.weight"].shape[0])
     teacher, odd = (ours, set()) if ema is None else tables.TEXT_ENCODER.to_ours(tensors_only(ema, f"{where}: _ema"))
     unknown({f"_ema.{k}" for k in odd if k != "version"}, where)
-    learned = bool(t["encoder"].get("learned_pos", True))
+    learned = "embed.positions.weight" in ours
+    positions = "learned" if learned else "none" if t.get("no_token_positional_embeddings") else "sinusoidal"
     rows = ours["embed.positions.weight"].shape[0] - pad - 1 if learned else int(t["max_source_positions"])
     copied = ["embed.positions.*", "embed.norm.*"] if cfg.get("ema_transformer_layers_only") else []
     if copied and learned:  # the official rule walks the position table's parameters to name the tokens'
@@ -240,7 +244,7 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
         "max_tokens": int(rows),
         "pad": pad,
         "mask": vocabulary - 1 if mask is None else mask,
-        "learned_positions": learned,
+        "positions": positions,
         "embedding_norm": "embed.norm.weight" in ours,
         "scale_embedding": not t.get("no_scale_embedding", False),
         "norm_first": bool(t["encoder"].get("normalize_before", False)),
@@ -253,7 +257,7 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
     task = data.get("cfg", {}).get("task") or {}
     loss = {
         "name": "data2vec",
-        "targets": targets(cfg, int(cfg["average_top_k_layers"]), time_first=True),
+        "targets": targets(cfg, int(cfg["average_top_k_layers"]), time_first=False),
         "teacher": {
             "start": cfg["ema_decay"],
             "end": cfg["ema_end_decay"],
@@ -318,6 +322,7 @@ def _channels(cfg: Mapping[str, Any]) -> dict[str, Any]:
         "other": float(cfg.get("mask_channel_other", 0.0)),
         "min_spans": 0,
         "overlap": not cfg.get("no_mask_channel_overlap", False),
+        "min_space": int(cfg.get("mask_channel_min_space", 1)),
     }
 
 

@@ -36,12 +36,6 @@ def read(
             fix=f"only {off!r} is",
             error=CheckpointError,
         )
-    check(
-        cfg.get("shared_decoder") is None,
-        f"{where}: its modalities share a decoder",
-        fix="this is not supported; no published model has one",
-        error=CheckpointError,
-    )
     backbone = _backbone(cfg, m, tensors, key, pad, mask)
     names = names_of(backbone)
     ours, left = names.to_ours(flat(tensors, key))
@@ -49,8 +43,16 @@ def read(
         tables.decoder2(_projections(m, key)).to_ours({k: v for k, v in flat(tensors, key).items() if k in left})[0],
         {k for k in left if not k.startswith("decoder.")},
     )
-    head = {k: tensors[f"recon_proj.{k}"] for k in ("weight", "bias")} if cfg.get("recon_loss") else {}
+    head = part(tensors, "recon_proj.") if cfg.get("recon_loss") else {}
     left -= {f"shared.recon_proj.{k}" for k in head}
+    shared = _shared_decoder(cfg)
+    if shared:
+        names2 = tables.decoder2(shared["projection_layers"])
+        second, odd = names2.to_ours(prefixed(part(tensors, "shared_decoder."), "decoder."))
+        left = {k for k in left if not k.startswith("shared.shared_decoder.")} | odd
+        decoder = {**prefixed(decoder, "decoder."), **prefixed(second, "shared_decoder.")}
+    else:
+        decoder = prefixed(decoder, "decoder.")
     unknown(left, where)
     encoder_only = bool(cfg.get("ema_encoder_only", True))
     own_local = bool(m.get("ema_local_encoder", False)) and not encoder_only
@@ -69,7 +71,8 @@ def read(
             "copied": copied,
         },
         "mask": _mask(cfg, m, key, (data.get("cfg") or {}).get("task") or {}),
-        "decoder": _decoder(m, key),
+        "decoder": _decoder(m["decoder"], _projections(m, key)),
+        **({"shared_decoder": shared} if shared else {}),
         "noise_std": float(m["mask_noise_std"]),
         "beta": float(cfg["loss_beta"]),
         **({} if cfg.get("loss_scale") is None else {"scale": float(cfg["loss_scale"])}),
@@ -88,7 +91,7 @@ def read(
         frontend=_frontend(backbone, data),
         tensors={
             **prefixed(ours, "backbone."),
-            **prefixed(decoder, "decoder."),
+            **decoder,
             **prefixed(head, "pixel_head."),
             **prefixed(teacher, "teacher."),
             "updates": torch.tensor(fairseq1.finished_updates(data)),
@@ -237,18 +240,24 @@ def _projections(m: Mapping[str, Any], key: str) -> int:
     return 1 if key == "IMAGE" else int(m["decoder"].get("projection_layers", 1))
 
 
-def _decoder(m: Mapping[str, Any], key: str) -> dict[str, Any]:
-    d = m["decoder"]
+def _shared_decoder(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The decoder that all modalities share beside their own; {} where there is none."""
+    d = cfg.get("shared_decoder")
+    return _decoder(d, int(d.get("projection_layers", 1))) if d else {}
+
+
+def _decoder(d: Mapping[str, Any], projections: int) -> dict[str, Any]:
+    masked, every = d.get("add_positions_masked"), d.get("add_positions_all")
     return {
         "dim": int(d["decoder_dim"]),
         "groups": int(d["decoder_groups"]),
         "kernel": int(d["decoder_kernel"]),
         "layers": int(d["decoder_layers"]),
         "residual": bool(d.get("decoder_residual", True)),
-        "projection_layers": _projections(m, key),
+        "projection_layers": projections,
         "projection_ratio": float(d.get("projection_ratio", 2.0)),
         "input_dropout": float(d["input_dropout"]),
-        "add_positions": "all" if d.get("add_positions_all") else "masked" if d.get("add_positions_masked") else "none",
+        "add_positions": "both" if masked and every else "all" if every else "masked" if masked else "none",
     }
 
 
@@ -263,6 +272,7 @@ def _mask(cfg: Mapping[str, Any], m: Mapping[str, Any], key: str, task: Mapping[
         "inverse": bool(m["inverse_mask"]),
         "dropout": float(m["mask_dropout"]),
         "add": bool(m["add_masks"]),
+        "over_padding": True,
     }
 
 

@@ -258,7 +258,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
         "channels": c["num_channels"],
         "positions": "both" if shared and own else "shared_relative" if shared else "relative" if own else "none",
         "absolute_positions": bool(c.get("use_absolute_position_embeddings")),
-        "layer_scale": float(c["layer_scale_init_value"]) if "layers.0.gamma1" in ours else None,
+        "layer_scale": float(c["layer_scale_init_value"] or 1e-4) if "layers.0.gamma1" in ours else 0.0,
         "norm_eps": c["layer_norm_eps"],
         "dropout": c["hidden_dropout_prob"],
         "attention_dropout": c["attention_probs_dropout_prob"],

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from avssl_data2vec.config import Data2Vec2Config, Data2VecConfig
+from avssl.errors import CheckpointError, check
+from avssl_data2vec.config import Data2Vec2Config, Data2VecConfig, DecoderConfig, SpanConfig
 from avssl_data2vec.formats import fairseq2, tables
 from avssl_data2vec.formats.names import Names
 from avssl_data2vec.formats.training_state import (
@@ -76,6 +77,7 @@ def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     if teacher:
         whole = objective.teacher.own_local
         out["_ema"] = _audio_names(teacher, mode) if whole else tables.AUDIO_ENCODER.to_theirs(teacher)
+        out["_ema"] |= prefixed(part(state, "teacher_heads.audio.0."), "final_proj.")
     cfg = {
         "_name": "data2vec_audio",
         **_audio_cfg(model.backbone.config),
@@ -132,13 +134,14 @@ def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "max_source_positions": c.max_tokens,
         "layernorm_embedding": c.embedding_norm,
         "no_scale_embedding": not c.scale_embedding,
+        "no_token_positional_embeddings": c.positions == "none",
         "encoder": {
             "embed_dim": c.dim,
             "ffn_embed_dim": c.ffn,
             "layers": c.depth,
             "attention_heads": c.heads,
             "normalize_before": c.norm_first,
-            "learned_pos": c.learned_positions,
+            "learned_pos": c.positions != "sinusoidal",
             "layerdrop": c.layerdrop,
         },
     }
@@ -167,6 +170,12 @@ def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _audio_cfg(c: Any) -> dict[str, Any]:
+    check(
+        c.positions_depth != 1,
+        "fairseq has a single positional convolution with weight normalisation only",
+        fix="export as data2vec_hf",
+        error=CheckpointError,
+    )
     return {
         "extractor_mode": c.extractor,
         "encoder_layers": c.depth,
@@ -186,7 +195,7 @@ def _audio_cfg(c: Any) -> dict[str, Any]:
         "feature_grad_mult": c.feature_grad,
         "conv_pos": c.positions_width,
         "conv_pos_groups": c.positions_groups,
-        "pos_conv_depth": c.positions_depth,
+        "pos_conv_depth": c.positions_depth or 1,
         "pos_enc_type": "abs",
         "required_seq_len_multiple": 2,
         "max_positions": 100000,
@@ -226,6 +235,19 @@ def _objective_cfg(o: Data2VecConfig) -> dict[str, Any]:
         "mask_min_space": s.min_space,
         "require_same_masks": s.same_count,
         "mask_dropout": s.dropout,
+        **_channels_cfg(o.channels),
+        "mask_channel_before": o.channels_first,
+    }
+
+
+def _channels_cfg(c: SpanConfig) -> dict[str, Any]:
+    return {
+        "mask_channel_prob": c.probability,
+        "mask_channel_length": c.length,
+        "mask_channel_selection": c.selection,
+        "mask_channel_other": c.other,
+        "no_mask_channel_overlap": not c.overlap,
+        "mask_channel_min_space": c.min_space,
     }
 
 
@@ -260,6 +282,10 @@ def _multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     out: dict[str, Any] = names.to_theirs(own_tensors(model))
     out |= tables.decoder2(objective.decoder.projection_layers).to_theirs(part(state, "decoder."))
     out = fairseq2.unflat(out, key)
+    if objective.shared_decoder is not None:
+        names2 = tables.decoder2(objective.shared_decoder.projection_layers)
+        second = names2.to_theirs(part(state, "shared_decoder."))
+        out |= {f"shared_{k}": v for k, v in second.items()}
     out |= {f"recon_proj.{k}": v for k, v in part(state, "pixel_head.").items()}
     encoder_only = "prenet.*" in objective.teacher.copied
     if teacher := part(state, "teacher."):
@@ -296,7 +322,7 @@ def _multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "ema_encoder_only": encoder_only,
         "supported_modality": key,
         "mae_init": c.mae_init,
-        "shared_decoder": None,
+        "shared_decoder": None if objective.shared_decoder is None else _decoder(objective.shared_decoder),
         "cls_loss": objective.class_weight,
         "recon_loss": objective.reconstruction_weight,
         "d2v_loss": objective.weight,
@@ -314,8 +340,23 @@ def _multi_names(model: Any) -> Names:
     return fairseq2.names_of({k: v for k, v in table.items() if v is not None})
 
 
+def _decoder(d: DecoderConfig) -> dict[str, Any]:
+    return {
+        "decoder_dim": d.dim,
+        "decoder_groups": d.groups,
+        "decoder_kernel": d.kernel,
+        "decoder_layers": d.layers,
+        "input_dropout": d.input_dropout,
+        "decoder_residual": d.residual,
+        "projection_layers": d.projection_layers,
+        "projection_ratio": d.projection_ratio,
+        "add_positions_all": d.add_positions in ("all", "both"),
+        "add_positions_masked": d.add_positions in ("masked", "both"),
+    }
+
+
 def _modality(model: Any, o: Data2Vec2Config, key: str) -> dict[str, Any]:
-    c, a, d, m = model.backbone.config, model.backbone.config.alibi, o.decoder, o.mask
+    c, a, m = model.backbone.config, model.backbone.config.alibi, o.mask
     out: dict[str, Any] = {
         "type": key,
         "prenet_depth": c.prenet_depth,
@@ -346,18 +387,7 @@ def _modality(model: Any, o: Data2Vec2Config, key: str) -> dict[str, Any]:
         "learned_alibi_scale_per_layer": a.per_layer,
         "num_alibi_heads": c.heads,
         "model_depth": c.depth,
-        "decoder": {
-            "decoder_dim": d.dim,
-            "decoder_groups": d.groups,
-            "decoder_kernel": d.kernel,
-            "decoder_layers": d.layers,
-            "input_dropout": d.input_dropout,
-            "decoder_residual": d.residual,
-            "projection_layers": d.projection_layers,
-            "projection_ratio": d.projection_ratio,
-            "add_positions_all": d.add_positions == "all",
-            "add_positions_masked": d.add_positions == "masked",
-        },
+        "decoder": _decoder(o.decoder),
     }
     if key == "AUDIO":
         out |= {

@@ -42,8 +42,8 @@ def write(model: Any, path: Path) -> list[Path]:
 def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     c = model.backbone.config
     check(
-        not c.norm_first and c.positions_depth > 1 and c.project,
-        "the Hugging Face class knows post-norm models with several positional convolutions and a projection only",
+        not c.norm_first and c.positions_depth > 0 and c.project,
+        "the Hugging Face class knows post-norm models with plain positional convolutions and a projection only",
         fix="export as data2vec_fairseq",
         error=CheckpointError,
     )
@@ -103,7 +103,7 @@ def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     c = model.backbone.config
     check(
         not c.norm_first
-        and c.learned_positions
+        and c.positions == "learned"
         and c.embedding_norm
         and not c.scale_embedding
         and c.mask == c.vocabulary - 1,
@@ -159,7 +159,7 @@ def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
         "use_relative_position_bias": c.positions in ("relative", "both"),
         "use_shared_relative_position_bias": c.positions in ("shared_relative", "both"),
         "use_mean_pooling": False,
-        "layer_scale_init_value": c.layer_scale or 0.0,
+        "layer_scale_init_value": c.layer_scale,
         "drop_path_rate": c.drop_path,
     }
     if model.head is None or not hasattr(model.head, "norm") or c.pooled_norm:

@@ -34,8 +34,9 @@ def detect(path: Path) -> bool:
     return (
         b"patch_embed.proj.weight" in content
         and b"blocks.0.attn.qkv.weight" in content
-        and (b"relative_position_bias_table" in content or b"mask_token" in content)
-        and b"gamma_1" in content
+        and b"blocks.0.attn.qkv.bias"
+        not in content  # of other vision transformers: BEiT has q_bias and v_bias, or none
+        and any(mark in content for mark in (b"relative_position_bias_table", b"mask_token", b"attn.q_bias"))
     )
 
 
@@ -154,7 +155,7 @@ def _backbone(ours: Mapping[str, Tensor], args: Mapping[str, Any], heads: int) -
         "absolute_positions": "absolute" in ours,
         "qkv_bias": "layers.0.attn.q_bias" in ours,
         "norm_eps": float(args.get("norm_eps", 1e-6)),
-        **({"layer_scale": float(initial or 1e-4)} if scaled else {"layer_scale": None}),
+        "layer_scale": float(initial or 1e-4) if scaled else 0.0,
         "dropout": float(args.get("drop_rate", 0.0) or 0.0),
         "attention_dropout": float(args.get("attn_drop_rate", 0.0) or 0.0),
         "drop_path": float(args.get("drop_path_rate", args.get("drop_path", 0.0)) or 0.0),
@@ -178,6 +179,7 @@ def _loss(args: Mapping[str, Any], depth: int) -> dict[str, Any]:
         if args.get(key, default)
     ]
     scale = float(args.get("loss_scale", -1))
+    beta = 0.0 if args.get("l2_loss") else float(args.get("l1_beta", 2.0))
     return {
         "name": "data2vec",
         "targets": {
@@ -193,13 +195,16 @@ def _loss(args: Mapping[str, Any], depth: int) -> dict[str, Any]:
             "delay": 1,
             "average_head": True,
         },
-        "beta": 0.0 if args.get("l2_loss") else float(args.get("l1_beta", 2.0)),
+        "beta": beta,
+        "absolute": beta == 0 and not args.get("l2_loss"),
         "scale": 1.0 if scale == -1 else scale,
         "reduction": "mean",
         "variance_weight": float(args.get("var_w0", 0.0)),
+        "variance_margin": float(args.get("var_margin0", 0.5)),
         "blocks": {
             "count": float(args.get("num_mask_patches", 120)),
             "min_patches": int(args.get("min_mask_patches_per_block", 16)),
+            "dropout": max(0.0, float(args.get("mask_dropout_prob", -1.0))),
             **(
                 {"max_patches": int(args["max_mask_patches_per_block"])}
                 if args.get("max_mask_patches_per_block")
