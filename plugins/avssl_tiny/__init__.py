@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from avssl import BackboneEntry, FormatEntry, LossEntry, RecipeEntry, hookimpl, recipes_in
 
-FRONTEND = {"frontend": "avssl_tiny.frontend:SoundFrontend", "frontend_config": "avssl_tiny.config:SoundConfig"}
-
 
 @hookimpl
 def avssl_backbones() -> list[BackboneEntry]:
@@ -19,7 +17,8 @@ def avssl_backbones() -> list[BackboneEntry]:
             sizes="avssl_tiny.cost:rows",
             modalities=frozenset({"audio"}),
             supports=frozenset({"hide", "keep", "layers:blocks", "layers:ffn"}),
-            **FRONTEND,
+            frontend="avssl_tiny.frontend:SoundFrontend",
+            frontend_config="avssl_tiny.config:SoundConfig",
         ),
         BackboneEntry(
             name="tiny_cnn",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,23 @@ class Layer(nn.Module):
         return (norm(x) if post else x), inner
 
 
+class Encoder(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config) for _ in range(config.layers))
+
+
+class Pooler(nn.Module):
+    """tanh of a dense layer of the class token."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.dim, config.dim)
+
+    def forward(self, token: Tensor) -> Tensor:
+        return torch.tanh(self.dense(token))
+
+
 class Tiny(Backbone):
     """Frames -> tokens -> class token (or mean). `pooled["audio"]` is what the classifier reads.
 
@@ -94,6 +111,7 @@ class Tiny(Backbone):
 
     modalities = frozenset({"audio"})
     config: TinyConfig
+    rates: Tensor  # (dim / 2,) of the sine positions
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__(config)
@@ -106,10 +124,10 @@ class Tiny(Backbone):
             self.positions = nn.Parameter(torch.empty(config.max_tokens, config.dim))
         self.norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(Layer(config) for _ in range(config.layers))})
+        self.encoder = Encoder(config)
         if config.pooler == "tanh_dense_of_cls":
-            self.pooler = nn.ModuleDict({"dense": nn.Linear(config.dim, config.dim)})
-        # Computed, not stored: rates of the sine positions.
+            self.pooler = Pooler(config)
+        # Computed, not stored.
         rates = config.position_base ** (-torch.arange(0, config.dim, 2, dtype=torch.float64) / config.dim)
         self.register_buffer("rates", rates.float(), persistent=False)
         self.reset_parameters()
@@ -130,8 +148,8 @@ class Tiny(Backbone):
         return 0 if self.config.pooler == "mean" else 1
 
     @property
-    def blocks(self) -> Sequence[nn.Module]:
-        return self.encoder["layer"]
+    def blocks(self) -> Sequence[Layer]:
+        return cast("Sequence[Layer]", self.encoder.layer)
 
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         tokens = -(-batch.need("audio").x.shape[1] // self.config.stack)
@@ -224,7 +242,7 @@ class Tiny(Backbone):
                 return x.mean(1)
             seen = (~pad)[..., None].to(x.dtype)
             return (x * seen).sum(1) / seen.sum(1).clamp_min(1)
-        return torch.tanh(self.pooler["dense"](x[:, 0])) if self.config.pooler == "tanh_dense_of_cls" else x[:, 0]
+        return self.pooler(x[:, 0]) if self.config.pooler == "tanh_dense_of_cls" else x[:, 0]
 
     def adapt(self, tensors: dict[str, Tensor], source: TinyConfig) -> dict[str, Tensor]:
         """Learned positions are interpolated to another number of tokens; the class token's row stays."""

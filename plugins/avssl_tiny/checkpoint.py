@@ -19,10 +19,23 @@ from .config import SoundConfig, TinyConfig
 if TYPE_CHECKING:
     from avssl.model import Model
 
-# spellings of the specification -> ours
-SIZES = {"n_mels": "features", "d": "dim", "L": "layers", "H": "heads", "T_max": "max_tokens"}
+# spellings of the specification and of `transformers.BertConfig` -> ours
+SIZES = {
+    **{"n_mels": "features", "d": "dim", "L": "layers", "H": "heads", "T_max": "max_tokens", "max_len": "max_tokens"},
+    **{"frames_per_token": "stack", "patch": "stack", "patch_frames": "stack", "stack_frames": "stack"},
+    **{"hidden_size": "dim", "num_hidden_layers": "layers", "num_attention_heads": "heads", "intermediate_size": "ff"},
+    **{"hidden_act": "activation", "hidden_dropout_prob": "dropout", "max_position_embeddings": "max_tokens"},
+}
+COUNTED = ("C", "classes", "num_labels", "parameters", "name")  # of the whole model: the tensors say them
 ACTIVATION = {"gelu_exact": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_erf": "gelu"}
-POOLER = {"none": "cls", "": "cls", "True": "tanh_dense_of_cls", "False": "cls"}
+POOLER = {
+    "none": "cls",
+    "": "cls",
+    "True": "tanh_dense_of_cls",
+    "False": "cls",
+    "mean_pool": "mean",
+    "mean_pooling": "mean",
+}
 SOUND = {"sample_rate": "rate", "sr": "rate", "hop_length": "hop", "fmin": "low", "fmax": "high", "db_floor": "floor"}
 POSITIONS = (
     "positions.weight",
@@ -104,7 +117,7 @@ def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], file: Path) -
     known = set(TinyConfig.__dataclass_fields__)
     out: dict[str, Any] = {}
     for key, value in told.items():
-        if key in ("C", "classes", "parameters", "name"):
+        if key in COUNTED:
             continue
         name = SIZES.get(key, key)
         if name not in known:
@@ -153,7 +166,7 @@ def _sound(told: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
             check(value == wanted, f"front end: {key} {value!r}", fix=f"only {wanted!r} is supported")
         elif key == "standardise" and isinstance(value, Mapping):
             check(value.get("std", "population") == "population", f"front end: std {value['std']!r}", fix="population")
-            out["standardise"] = {"bin": "coefficient", "mel": "coefficient"}.get(
+            out["standardise"] = dict.fromkeys(("bin", "mel", "mel_bin", "band"), "coefficient").get(
                 str(value.get("over")), value.get("over", "clip")
             )
             out["eps"] = value.get("eps", SoundConfig.eps)

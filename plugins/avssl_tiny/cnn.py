@@ -45,7 +45,7 @@ class TinyCnn(Backbone):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return self.convolutions
+        return list(self.convolutions)
 
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         return {"audio": Grid((batch.need("audio").x.shape[1] >> len(self.convolutions),), ("time",))}

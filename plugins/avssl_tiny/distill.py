@@ -89,6 +89,7 @@ class Distill(Loss[Backbone]):
     """(1 - w) * cross-entropy + w * t^2 * KL(teacher || student), both at temperature t."""
 
     config: DistillConfig
+    teacher: Teacher
 
     def __init__(self, backbone: Backbone, config: DistillConfig) -> None:
         super().__init__(backbone, config)
@@ -106,9 +107,10 @@ class Distill(Loss[Backbone]):
 
     def compute(self, batch: Batch, draw: None) -> LossOutput:
         logits = self.head(self.backbone(batch, only=self.head.streams))
-        model = self.teacher.model
+        model, head = self.teacher.model, self.teacher.model.head
+        assert head is not None  # refused when built
         with torch.no_grad():
-            wanted = model.head(model.backbone(self.teacher.batch(batch), only=getattr(model.head, "streams", None)))
+            wanted = head(model.backbone(self.teacher.batch(batch), only=getattr(head, "streams", None)))
         check(
             wanted.shape == logits.shape,
             f"the teacher has {wanted.shape[1]} classes, the student {logits.shape[1]}",
@@ -125,6 +127,7 @@ class DistillEmbedding(Loss[Backbone]):
     """1 - cos(linear(student), teacher), the mean over items."""
 
     config: DistillEmbeddingConfig
+    teacher: Teacher
 
     def __init__(self, backbone: Backbone, config: DistillEmbeddingConfig) -> None:
         super().__init__(backbone, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,9 +37,9 @@ def encoder_plan(backbone: Tiny) -> EncoderPlan:
     )
     shift = gain = None
     if c.input_norm:
-        statistics = backbone.input_norm
-        shift = statistics.running_mean.numpy().astype(np.float32)
-        gain = (1 / np.sqrt(statistics.running_var.numpy() + statistics.eps)).astype(np.float32)
+        statistics = dict(backbone.input_norm.named_buffers())
+        shift = statistics["running_mean"].numpy().astype(np.float32)
+        gain = (1 / np.sqrt(statistics["running_var"].numpy() + backbone.input_norm.eps)).astype(np.float32)
     learned = c.positions == "learned"
     return EncoderPlan(
         features=c.features,
@@ -54,7 +55,7 @@ def encoder_plan(backbone: Tiny) -> EncoderPlan:
         position_rates=None if learned else backbone.rates.numpy(),
         shift=shift,
         gain=gain,
-        pooler=dense(backbone.pooler["dense"]) if c.pooler == "tanh_dense_of_cls" else None,
+        pooler=dense(backbone.pooler.dense) if c.pooler == "tanh_dense_of_cls" else None,
     )
 
 
@@ -63,16 +64,12 @@ def sound_plan(extract: FrameFeatures) -> SoundPlan:
     samples = None if c.seconds is None else round(c.seconds * c.rate)
     shift = gain = None
     if c.standardise == "fixed":
-        shift = np.broadcast_to(np.float32(c.mean), c.features).copy()
-        gain = np.broadcast_to(1 / np.float32(c.std), c.features).copy()
-    rest = {
-        "standardise": "none" if c.standardise == "fixed" else c.standardise,
-        "eps": c.eps,
-        "shift": shift,
-        "gain": gain,
-    }
+        shift = np.broadcast_to(np.asarray(c.mean, np.float32), c.features).copy()
+        gain = np.broadcast_to(1 / np.asarray(c.std, np.float32), c.features).copy()
+    standardise = "none" if c.standardise == "fixed" else c.standardise
     if c.kind == "raw":
-        return SoundPlan(rate=c.rate, samples=samples, kind="raw", hop=c.segment, **rest)
+        plan = SoundPlan(rate=c.rate, samples=samples, kind="raw", hop=c.segment)
+        return replace(plan, standardise=standardise, eps=c.eps, shift=shift, gain=gain)
     return SoundPlan(
         rate=c.rate,
         samples=samples,
@@ -85,5 +82,8 @@ def sound_plan(extract: FrameFeatures) -> SoundPlan:
         dct=extract.dct.numpy().T if c.kind == "mfcc" else None,
         exponent=c.power / 2,
         floor=c.floor,
-        **rest,
+        standardise=standardise,
+        eps=c.eps,
+        shift=shift,
+        gain=gain,
     )

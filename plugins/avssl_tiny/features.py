@@ -21,6 +21,10 @@ class FrameFeatures(nn.Module):
     Raw segments: T = ceil(L / segment), zeros at the end.
     """
 
+    window: Tensor  # (n_fft,)
+    bank: Tensor  # (n_fft/2 + 1, M)
+    dct: Tensor  # (M, F)
+
     def __init__(self, config: SoundConfig) -> None:
         super().__init__()
         self.config = config
