@@ -112,8 +112,10 @@ def main(arguments: list[str] | None = None) -> None:
     except AvsslError as error:
         if debug:
             raise
+        from avssl.data.source import shown
+
         kind = "stopped" if error.code == Exit.STOPPED else "error"
-        print(f"{kind}: {error}", file=sys.stderr)
+        print(f"{kind}: {shown(str(error))}", file=sys.stderr)  # one line, whatever is in an id or a path
         sys.exit(int(error.code))
     except typer.Abort:
         print("interrupted", file=sys.stderr)

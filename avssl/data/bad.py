@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from avssl.data.source import shown
 from avssl.errors import DataError
 
 HEADER = ("id", "path", "what", "reason")
@@ -26,7 +27,8 @@ class BadItem(NamedTuple):
     @property
     def line(self) -> str:
         """`path: reason`, the path once: most reasons begin with it."""
-        return self.reason if self.reason.startswith(f"{self.path}: ") else f"{self.path}: {self.reason}"
+        path = shown(self.path)
+        return self.reason if self.reason.startswith(f"{path}: ") else f"{path}: {self.reason}"
 
 
 @dataclass
