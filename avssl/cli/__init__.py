@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from avssl import __version__
-from avssl.cli.usage import CLICK_ERROR, one_line
+from avssl.cli.usage import CLICK_ERROR, of_the_system, one_line
 from avssl.errors import AvsslError, Exit
 
 app = typer.Typer(
@@ -105,6 +106,9 @@ def main(arguments: list[str] | None = None) -> None:
     """The entry point `avssl`. Every known error is one line on stderr and a documented exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:
         _register()
         code = app(arguments, prog_name="avssl", standalone_mode=False)
@@ -135,6 +139,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and (refused := of_the_system(error)):
+            print(f"error: {refused}", file=sys.stderr)
+            sys.exit(Exit.USAGE)
         print(
             f"internal error: {type(error).__name__}: {error} (please report it; `avssl --debug ...` shows where)",
             file=sys.stderr,

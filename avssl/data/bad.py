@@ -87,9 +87,18 @@ class BadFiles:
             writer = csv.writer(file)
             if new:
                 writer.writerow(HEADER)
-            writer.writerows(fresh)
+            writer.writerows([_writable(value) for value in item] for item in fresh)
             file.flush()
             os.fsync(file.fileno())
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+def _writable(text: str) -> str:
+    """A text as it is, or with escapes where it is neither Unicode nor the bytes of a file name."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text

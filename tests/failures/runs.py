@@ -133,7 +133,7 @@ class Running:
             self.process.kill()
             self.process.join()
             raise AssertionError(f"still running after {timeout} s; stderr: {self.files[1].read_text()[-2000:]}")
-        return Ended(self.process.exitcode, self.files[0].read_text(), self.files[1].read_text())
+        return Ended(self.process.exitcode, *(path.read_text(errors="backslashreplace") for path in self.files))
 
 
 def _child(
