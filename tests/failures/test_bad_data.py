@@ -149,13 +149,13 @@ def test_crashing_and_hanging_items_are_blamed(workers: int) -> None:
 
 
 def _paced(path: str) -> None:
-    """Three items of a second's work, with a time-out of three seconds; what came of them goes to a file."""
+    """Three items of a second's work, with a time-out of four; what came of them goes to a file."""
 
     def work() -> None:
-        for _ in range(100):
-            time.sleep(0.01)
+        for _ in range(20):
+            time.sleep(0.05)
 
-    with WorkerPool(Work(dict.fromkeys(range(3), work)), 1, timeout=3.0) as pool:
+    with WorkerPool(Work(dict.fromkeys(range(3), work)), 1, timeout=4.0) as pool:
         Path(path).write_text(str([x for task in pool.map([[n] for n in range(3)]) for x in task]))
 
 
@@ -167,7 +167,7 @@ def test_a_run_that_is_stopped_and_continued_blames_no_item(tmp_path: Path) -> N
     group = [running.pid, *children_of(running.pid)]
     for pid in group:
         os.kill(pid, signal.SIGSTOP)
-    time.sleep(5.0)
+    time.sleep(6.0)
     for pid in group:
         os.kill(pid, signal.SIGCONT)
     assert running.end().code == 0
