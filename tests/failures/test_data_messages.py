@@ -20,8 +20,9 @@ from avssl.data.clip import Absent, AudioRequest, FramesRequest, Limits, Row
 from avssl.data.decode import decode_audio, decode_frames, decode_text, probe
 from avssl.data.manifest import read_rows
 from avssl.data.prepare import Plan, prepare
+from avssl.data.resample import resample
 from avssl.data.sampler import ShuffledSampler
-from avssl.data.scan import examine
+from avssl.data.scan import examine, scan
 from avssl.data.split import fold_rows
 from avssl.data.stats import frontend_stats
 from avssl.data.targets import Codec, fit_codec
@@ -223,6 +224,13 @@ def test_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("avssl.data.video.upright", refuse)
     with says(DataError, f"{film}: a picture cannot be converted: no such conversion ({MEND})"):
         decode_frames(str(film))
+
+
+def test_what_a_programmer_gets_wrong() -> None:
+    with says(ValueError, "rates must be positive, not 0 and 16000"):
+        resample(np.zeros((1, 8), np.float32), 0, 16_000)
+    with says(ValueError, "depth is one of ('headers', 'sample', 'full'), not 'deep'"):
+        scan([], depth="deep")
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
