@@ -5,35 +5,57 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; on success it is flushed to disk and takes the name, else it goes."""
+    """A temporary path beside `path` to write to; on success it is flushed to disk and takes the name, else it goes.
+
+    Raises OSError that names `path` when the system refuses, whatever a library makes of that.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        refused = os_error(error)
+        if refused is None:
+            raise
+        refused.filename = str(path)
+        raise refused from None
+
+
+def os_error(error: BaseException) -> OSError | None:
+    """The operating system's error in one of a library: safetensors wraps it in words of its own."""
+    if isinstance(error, OSError):
+        return error
+    found = re.search(r"os error (\d+)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names that are no UTF-8
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; numbers that are not finite become null."""
-    write_text(path, json.dumps(finite(value), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, as_json(value) + "\n")
+
+
+def as_json(value: Any) -> str:
+    """JSON that any reader takes: half of a surrogate pair (a byte of a file name that is no UTF-8) stays an escape."""
+    return json.dumps(finite(value), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def finite(value: Any) -> Any:

@@ -43,6 +43,12 @@ def import_checkpoint(path: str | Path, format: str = "", **options: Any) -> Imp
         fix="give the path of a checkpoint",
         error=CheckpointError,
     )
+    check(
+        Path(path).is_file() or Path(path).is_dir(),
+        f"{path}: is no regular file (a pipe, socket or device)",
+        fix="copy its content to a file",
+        error=CheckpointError,
+    )
     if not format:
         found = [e.name for e in registry().all("format") if e.detect and resolve(e.detect)(Path(path))]
         if len(found) != 1:

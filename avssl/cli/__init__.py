@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import warnings
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 
 from avssl import __version__
-from avssl.cli.usage import CLICK_ERROR, one_line
+from avssl.cli.usage import CLICK_ERROR, of_the_system, one_line
 from avssl.errors import AvsslError, Exit
 
 app = typer.Typer(
@@ -113,6 +114,9 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     if not debug:
         warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:
         _register()
         code = app(arguments, prog_name="avssl", standalone_mode=False)
@@ -120,8 +124,10 @@ def main(arguments: list[str] | None = None) -> None:
     except AvsslError as error:
         if debug:
             raise
+        from avssl.data.source import shown
+
         kind = "stopped" if error.code == Exit.STOPPED else "error"
-        print(f"{kind}: {error}", file=sys.stderr)
+        print(f"{kind}: {shown(str(error))}", file=sys.stderr)  # one line, whatever is in an id or a path
         sys.exit(int(error.code))
     except typer.Abort:
         print("interrupted", file=sys.stderr)
@@ -141,6 +147,9 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and (refused := of_the_system(error)):
+            print(f"error: {refused}", file=sys.stderr)
+            sys.exit(Exit.USAGE)
         print(
             f"internal error: {type(error).__name__}: {error} (please report it; `avssl --debug ...` shows where)",
             file=sys.stderr,

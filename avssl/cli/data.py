@@ -233,6 +233,7 @@ def prepare(
     from avssl.data.prepare import prepare as run
 
     plan = Plan(rate=rate, frames=frames, size=size, square=square, quality=quality, format=format)
+    check(out.resolve() != Path(data).resolve(), f"--out {out} is the data folder itself", fix="choose another folder")
     rows = read_rows(data)
     with shown(), steps("preparing", len(rows)) as step:
         made, problems = run(rows, out, plan, workers=_workers(workers, len(rows)), progress=step)

@@ -111,7 +111,10 @@ def _write(out: Path, document: dict[str, Any]) -> None:
         return
     import csv
 
-    with replacing(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(out) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(("id", "rank", "label", "score"))
         for record in document["predictions"]:

@@ -66,7 +66,7 @@ def pretrain(
     from avssl.recipe import Pipeline, load_recipe, load_run
 
     loaded = (load_run if dry_run else load_recipe)(recipe, overrides or [])
-    _check_verb(recipe, loaded, supervised=False)
+    _check_verb(recipe, loaded)
     _check_places(data, None if dry_run else out, resume, init)
     from avssl.training.setup import Machine
 
@@ -221,12 +221,11 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _check_verb(name: str, recipe: Any, supervised: bool) -> None:
-    """A pretraining recipe is no fine-tuning, and the other way round."""
+def _check_verb(name: str, recipe: Any) -> None:
+    """A recipe that trains on labels is no pretraining."""
     from avssl.recipe import Recipe
     from avssl.registry import registry
 
-    if not isinstance(recipe, Recipe) or registry().get("loss", recipe.loss.name).supervised == supervised:
-        return
-    verb, other = ("pretrains", "pretrain") if supervised else ("trains on labels", "finetune")
-    raise UsageError(f"{name} {verb}: its loss is {recipe.loss.name!r}", fix=f"use `avssl {other} {name}`")
+    if isinstance(recipe, Recipe) and registry().get("loss", recipe.loss.name).supervised:
+        loss = recipe.loss.name
+        raise UsageError(f"{name} trains on labels: its loss is {loss!r}", fix=f"use `avssl finetune {name}`")

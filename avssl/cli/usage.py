@@ -1,7 +1,9 @@
-"""What was typed wrongly, on one line."""
+"""What was typed wrongly, or what the system refuses, on one line."""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +26,33 @@ def one_line(error: Any, app: typer.Typer, arguments: Sequence[str]) -> str:
         message, hint = error.format_message(), f"see {command} --help"
     message = " ".join(str(message).split()).rstrip(".")
     return f"{command}: {message[:1].lower()}{message[1:]} ({hint})"
+
+
+WRITABLE, SPACE = "choose a place that can be written", "free some space, or choose a place on another disk"
+REFUSALS = {
+    errno.EACCES: WRITABLE,
+    errno.EPERM: WRITABLE,
+    errno.EROFS: WRITABLE,
+    errno.ENOSPC: SPACE,
+    errno.EDQUOT: SPACE,
+    errno.EFBIG: SPACE,
+    errno.EIO: "the disk or the share fails: use another one",
+    errno.EMFILE: "raise the limit on open files: ulimit -n 4096",
+    errno.ENOENT: "was it removed meanwhile?",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def of_the_system(error: OSError) -> str:
+    """`PATH: No space left on device (free some space ...)`; "" for what only a bug of ours can cause."""
+    from avssl.data.source import shown
+
+    if error.errno not in REFUSALS or (error.errno == errno.ENOENT and not error.filename):
+        return ""
+    where = f"{shown(os.fsdecode(error.filename))}: " if error.filename else ""
+    return f"{where}{os.strerror(error.errno)} ({REFUSALS[error.errno]})"
 
 
 def _command(app: typer.Typer, arguments: Sequence[str]) -> str:

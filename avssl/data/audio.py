@@ -10,6 +10,7 @@ import numpy as np
 from avssl.data import container as containers
 from avssl.data.clip import Absent, AudioRequest, Limits, Source, Waveform
 from avssl.data.source import bad, head, is_image, one_path, opened, shown
+from avssl.words import counted
 
 BLOCK = 1 << 18  # frames read at a time: memory follows what a file holds, not what its header says
 PREROLL = 0.5  # seconds decoded before a window, for codecs that remember (Opus 80 ms, AAC one frame)
@@ -103,7 +104,7 @@ def _soundfile(path: str, first: float, last: float | None, limits: Limits) -> W
                 if begin:
                     if begin >= file.frames:
                         _beyond(path, first, file.frames / file.samplerate)
-                    file.seek(begin)
+                    _skip(file, begin)
                 samples = _read(path, file, count, limits)
             except (soundfile.LibsndfileError, RuntimeError) as error:
                 raise bad(path, f"cannot be decoded: {error}") from None
@@ -117,6 +118,15 @@ def for_libsndfile(first: bytes) -> bool:
     of a second of nothing, and it writes to stderr."""
     mpeg = first[:3] == b"ID3" or (first[:1] == b"\xff" and first[1:2] >= b"\xe0")
     return not mpeg and first[4:8] not in CONTAINERS and not first.startswith(MATROSKA)
+
+
+def _skip(file: Any, frames: int) -> None:
+    """Go on to a frame; what cannot be sought (GSM and other codecs of telephones) is read and dropped."""
+    if file.seekable():
+        file.seek(frames)
+        return
+    while frames > 0 and (got := len(file.read(min(BLOCK, frames), dtype="float32"))):
+        frames -= got
 
 
 def _read(path: str, file: Any, count: int | None, limits: Limits) -> np.ndarray:
@@ -187,13 +197,13 @@ def _track(media: containers.Media, first: float, last: float | None, limits: Li
             if blocks:
                 raise bad(
                     path,
-                    f"its sound changes from {channels} channels at {rate} Hz to "
-                    f"{frame.layout.nb_channels} at {frame.sample_rate}",
+                    f"its sound changes from {counted(channels, 'channel')} at {rate} Hz to "
+                    f"{counted(frame.layout.nb_channels, 'channel')} at {frame.sample_rate} Hz",
                     "convert the file",
                 )
             rate, channels = frame.sample_rate, frame.layout.nb_channels  # the header was wrong
             begin, count = _window(path, first, last, rate, channels, limits)
-        samples = _float(path, frame, channels)
+        samples = _float(frame, channels)
         if not blocks:
             at = latest if frame.time is None else frame.time - media.origin
             if seek and latest == 0.0 and at > first:
@@ -233,11 +243,9 @@ def _sought(media: containers.Media, stream: Any, first: float) -> bool:
     return True
 
 
-def _float(path: str, frame: Any, channels: int) -> np.ndarray:
+def _float(frame: Any, channels: int) -> np.ndarray:
     """(C, L) float32 of a decoded frame in any sample format."""
     name = frame.format.name.rstrip("p") if frame.format.is_planar else frame.format.name
-    if name not in SCALE:
-        raise bad(path, f"its sample format {frame.format.name} is not known", "convert the file")
     samples = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, channels).T

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from avssl.data.source import shown
 from avssl.errors import DataError
 
 HEADER = ("id", "path", "what", "reason")
@@ -26,7 +27,8 @@ class BadItem(NamedTuple):
     @property
     def line(self) -> str:
         """`path: reason`, the path once: most reasons begin with it."""
-        return self.reason if self.reason.startswith(f"{self.path}: ") else f"{self.path}: {self.reason}"
+        path = shown(self.path)
+        return self.reason if self.reason.startswith(f"{path}: ") else f"{path}: {self.reason}"
 
 
 @dataclass
@@ -85,9 +87,18 @@ class BadFiles:
             writer = csv.writer(file)
             if new:
                 writer.writerow(HEADER)
-            writer.writerows(fresh)
+            writer.writerows([_writable(value) for value in item] for item in fresh)
             file.flush()
             os.fsync(file.fileno())
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+def _writable(text: str) -> str:
+    """A text as it is, or with escapes where it is neither Unicode nor the bytes of a file name."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text

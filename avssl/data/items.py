@@ -12,6 +12,7 @@ from avssl.batch import Batch, Stream
 from avssl.data.bad import BadItem
 from avssl.data.clip import Absent, Clip, Limits, Request, Row, Source, Waveform
 from avssl.data.sampler import Key, item_seed
+from avssl.data.source import shown
 from avssl.data.targets import Codec
 from avssl.data.workers import Blame
 from avssl.errors import AvsslError, DataError
@@ -40,7 +41,7 @@ def decode_clip(
         try:
             part = parts[modality] = decode(row.parts[modality], wish, start=row.start, end=row.end, limits=limits)
             if isinstance(part, Waveform) and not part.samples.shape[-1]:  # padding would make it silence
-                raise DataError(f"{file_of(row.parts[modality])}: holds no samples", fix="remove the file")
+                raise DataError(f"{shown(file_of(row.parts[modality]))}: holds no samples", fix="remove the file")
         except Absent as error:
             if not some:
                 raise
@@ -49,7 +50,8 @@ def decode_clip(
             raise
         except Exception as error:  # a decoder is a stranger: whatever it raises, this item is bad and no other
             raise DataError(
-                f"{file_of(row.parts[modality])}: the {modality} decoder failed: {type(error).__name__}: {error}",
+                f"{shown(file_of(row.parts[modality]))}: the {modality} decoder failed: "
+                f"{type(error).__name__}: {' '.join(str(error).split())}",
                 fix="mend or remove the file",
             ) from error
     if absent is not None and not parts:
@@ -133,7 +135,7 @@ class TrainingItems:
                     raise DataError(
                         error.reason
                         if error.what in ("bad", "missing")
-                        else f"{path_of(row) or row.id}: {error.reason}",
+                        else f"{shown(path_of(row) or row.id)}: {error.reason}",
                         fix="mend or remove the file; data.on_bad=skip goes on without it",
                     ) from None
                 bad.append(BadItem(row.id, path_of(row), error.what, error.reason))
@@ -256,7 +258,7 @@ def path_of(row: Row) -> str:
 
 
 def file_of(source: Source) -> str:
-    """A source in a message: its path, the first of several, or the beginning of a text."""
+    """A source in a list: its path, the first of several, or the beginning of a text."""
     return source[0] if isinstance(source, tuple) else source[:200]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -146,14 +147,11 @@ class _Preparer:
             lead = round(wave.start * self.plan.rate)
             if lead > 0 and "vision" in row.parts:  # keeps the pictures and the sound on one clock
                 samples = np.concatenate([np.zeros(lead, np.float32), samples])
+            sound = io.BytesIO()  # libsndfile cannot say what the system refuses
+            clipped, kind = np.clip(samples, -1, 1), self.plan.format.upper()
+            soundfile.write(sound, clipped, self.plan.rate, subtype="PCM_16", format=kind)
             with _making(path) as temporary:
-                soundfile.write(
-                    temporary,
-                    np.clip(samples, -1, 1),
-                    self.plan.rate,
-                    subtype="PCM_16",
-                    format=self.plan.format.upper(),
-                )
+                temporary.write_bytes(sound.getbuffer())
         info = soundfile.info(str(path))
         return str(path), info.frames / info.samplerate
 

@@ -14,6 +14,8 @@ from avssl.data.bad import BadItem
 from avssl.data.clip import Absent, AudioRequest, FramesRequest, Limits, Probe, Row, Source, Waveform
 from avssl.data.decode import decode_audio, decode_frames, probe
 from avssl.data.resample import cancels
+from avssl.data.source import bad as unusable
+from avssl.data.source import shown
 from avssl.data.workers import Blame, WorkerPool
 from avssl.errors import DataError
 
@@ -184,7 +186,7 @@ def _audio(row: Row, source: Source, depth: str, limits: Limits, facts: dict[str
     if depth == "headers":
         found = probe(_path(source))
         if "audio" not in found.modalities:
-            raise Absent(f"{_path(source)}: has no sound", fix="leave it out")
+            raise Absent(f"{shown(_path(source))}: has no sound", fix="leave it out")
         facts.update(_known(rate=found.rate, channels=found.channels, codec=_codecs(facts, found)))
         return _clipped(found.seconds or 0.0, row)
     start, total, loud, cancelled, peak = 0.0, 0, False, True, 0.0
@@ -224,7 +226,7 @@ def _vision(
     path = _path(source)
     found = probes.get(path) or probe(path)
     if "vision" not in found.modalities and depth == "headers":
-        raise Absent(f"{path}: has no video", fix="leave it out")
+        raise Absent(f"{shown(path)}: has no video", fix="leave it out")
     still = found.frames == 1 and found.seconds is None
     if isinstance(source, tuple):
         facts["frames"] = len(source)
@@ -246,7 +248,6 @@ def _vision(
 def _every_frame(path: str, limits: Limits) -> None:
     """Decode a whole video. Raises DataError at the first packet that fails."""
     from avssl.data import container as containers
-    from avssl.data.source import bad
 
     with containers.media(path) as media:
         stream = containers.need(media, media.video, "video")
@@ -257,7 +258,9 @@ def _every_frame(path: str, limits: Limits) -> None:
             containers.check_size(path, frame.width, frame.height, limits)
             count += 1
         if failed:
-            raise bad(path, f"{len(failed)} of its video packets cannot be decoded, {count} frames can: {failed[0]}")
+            raise unusable(
+                path, f"{len(failed)} of its video packets cannot be decoded, {count} frames can: {failed[0]}"
+            )
 
 
 def _other(modality: str, row: Row, source: Source, limits: Limits) -> None:

@@ -23,7 +23,10 @@ REASONS = {
 
 def shown(path: str) -> str:
     """A path as it can be printed anywhere: bytes that are no UTF-8 and control characters become escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # no path at all: half of a surrogate pair, as JSON can spell it
+        text = path.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

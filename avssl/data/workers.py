@@ -28,6 +28,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 _CONTEXT: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 POLL = 2.0  # seconds between looks at a parent that may have died
+TICK, NAP = 0.5, 2.0  # seconds between signs of our own life, and without one after which we were stopped
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,29 @@ def default_workers() -> int:
     """One per core beside the main process, at most 8; 0 on a single core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores - 1)
+
+
+class _Naps:
+    """When this process did not run: stopped with Ctrl-Z, or in a container that was paused. Its workers were stopped with
+    it, and what they held is not to blame for the time."""
+
+    def __init__(self) -> None:
+        self.naps: list[tuple[float, float]] = []  # end, seconds
+        self.last = time.monotonic()
+        self.over = threading.Event()
+        threading.Thread(target=self._tick, daemon=True).start()
+
+    def _tick(self) -> None:
+        while not self.over.wait(TICK):
+            now = time.monotonic()
+            if now - self.last > NAP:
+                self.naps.append((now, now - self.last))
+            self.last = now
+
+    def since(self, then: float) -> float:
+        """Seconds that were slept through since a time, a nap that ended this moment included."""
+        now = time.monotonic() - self.last
+        return (now if now > NAP else 0.0) + sum(seconds for end, seconds in list(self.naps) if end > then)
 
 
 class WorkerPool(Generic[K, R]):
@@ -63,6 +87,7 @@ class WorkerPool(Generic[K, R]):
     ) -> None:
         self.work, self.timeout, self.ahead, self.known = work, timeout, ahead, known
         self._workers = [_Worker(work) for _ in range(workers)]
+        self._naps = _Naps() if workers else None
 
     def map(self, tasks: Iterable[Sequence[K]]) -> Iterator[R]:
         """Results of the tasks, in their order. An exception of `work` is raised at its place."""
@@ -105,9 +130,15 @@ class WorkerPool(Generic[K, R]):
             except (EOFError, OSError, pickle.UnpicklingError):
                 worker.process.join(1.0)  # died, perhaps while sending
             alive = worker.process.is_alive()
-            hung = alive and worker.held.value >= 0 and worker.held_for() >= self.timeout
+            hung = alive and worker.held.value >= 0 and self._held_for(worker) >= self.timeout
             if worker.tasks and (hung or not alive):
                 self._replace(position, worker, hung, done)
+
+    def _held_for(self, worker: _Worker) -> float:
+        """Seconds that a worker has had its item, less those in which nobody ran."""
+        since = worker.since.value
+        held = time.monotonic() - since
+        return held - self._naps.since(since) if held >= self.timeout and self._naps else held
 
     def _replace(self, position: int, worker: _Worker, hung: bool, done: dict[int, Any]) -> None:
         """A fresh process takes over the tasks of one that is gone; the item that it held is not tried again."""
@@ -141,6 +172,8 @@ class WorkerPool(Generic[K, R]):
         for worker in self._workers:
             worker.kill()
         self._workers = []
+        if self._naps:
+            self._naps.over.set()
 
     def __enter__(self) -> WorkerPool[K, R]:
         return self
@@ -211,9 +244,6 @@ class _Worker:
         self.tasks.append(task)
         with contextlib.suppress(OSError):  # it is dead: the next look finds out
             self.conn.send_bytes(pickle.dumps((task.number, task.keys, task.blamed), protocol=5))
-
-    def held_for(self) -> float:
-        return time.monotonic() - self.since.value
 
     def kill(self) -> None:
         self.process.kill()

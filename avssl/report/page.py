@@ -204,7 +204,8 @@ def _data(subjects: Sequence[Subject], clips: Sequence[dict[str, Any]]) -> dict[
 
 def _json(value: Any) -> str:
     """JSON that cannot end the script element it stands in."""
-    return json.dumps(finite(value), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair stays JSON's escape
 
 
 def _asset(name: str) -> str:

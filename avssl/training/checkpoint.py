@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError
-from avssl.files import sha256, sync, write_text
+from avssl.files import os_error, sha256, sync, write_text
 from avssl.safeload import load_safetensors
 from avssl.training.distributed import whole
 
@@ -77,8 +77,8 @@ def _write(temporary: Path, state: Saved, best: bool) -> None:
         path = temporary / f"{stem}.safetensors"
         try:
             save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(path))
-        except Exception as error:  # safetensors wraps the operating system's error in its own
-            raise _as_os_error(error) from error
+        except Exception as error:
+            raise os_error(error) or OSError(errno.EIO, str(error)) from error
     meta = {"format": FORMAT, "updates": state.updates, "is_best": best, **state.meta}
     (temporary / "state.json").write_text(json.dumps(meta), encoding="utf-8")
     names = sorted(p.name for p in temporary.iterdir())
@@ -86,13 +86,6 @@ def _write(temporary: Path, state: Saved, best: bool) -> None:
     for path in temporary.iterdir():
         sync(path)
     sync(temporary)
-
-
-def _as_os_error(error: Exception) -> OSError:
-    if isinstance(error, OSError):
-        return error
-    found = re.search(r"os error (\d+)", str(error))
-    return OSError(int(found.group(1)), os.strerror(int(found.group(1)))) if found else OSError(errno.EIO, str(error))
 
 
 def name_of(updates: int) -> str:

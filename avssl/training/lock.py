@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -26,7 +26,7 @@ class RunLock:
         self.path = folder / "run.lock"
 
     def __enter__(self) -> RunLock:
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": born(os.getpid())}
         own = self.path.with_name(f".{self.path.name}.{owner['host']}.{owner['pid']}.tmp")
         own.write_text(json.dumps(owner), encoding="utf-8")
         try:
@@ -54,7 +54,7 @@ class RunLock:
     def _refuse_if_alive(self) -> None:
         try:
             owner = json.loads(self.path.read_text(encoding="utf-8"))
-            host, pid, started = str(owner["host"]), int(owner["pid"]), float(owner["started"])
+            host, pid, started = str(owner["host"]), int(owner["pid"]), owner["started"]
         except (OSError, ValueError, KeyError, TypeError):
             return  # written by a process that died in the act
         if host != socket.gethostname():
@@ -62,15 +62,28 @@ class RunLock:
                 f"{self.path.parent} is in use by process {pid} on {host}",
                 fix=f"if that run is dead, delete {self.path}",
             )
-        try:
-            alive = abs(psutil.Process(pid).create_time() - started) < 2.0  # a recycled pid is another process
-        except psutil.NoSuchProcess:
-            return
-        if alive:
+        alive = born(pid)
+        if alive and (alive == started or not isinstance(started, str)):  # 0.1 wrote a time, which a clock can change
             raise UsageError(
                 f"{self.path.parent} is in use by process {pid} on this machine",
                 fix="wait for it, or choose another --out",
             )
+
+
+def born(pid: int) -> str:
+    """When a process began, "" when it has ended; a recycled pid is another process. Where the system tells it, in ticks
+    since a boot that has a name: setting the clock makes no dead process of a live one."""
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:  # ended, and its parent does not want to know
+            return ""
+        began = str(process.create_time())
+        with suppress(OSError):
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            began = f"{boot}/{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[19]}"
+        return began
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return ""
 
 
 @contextmanager

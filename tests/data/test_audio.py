@@ -30,9 +30,21 @@ def test_channels_and_samples_survive(tmp_path, name, subtype):
     np.testing.assert_allclose(wave.samples, samples, atol=1 / 32767)
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_a_window_is_a_slice_of_the_whole(tmp_path, suffix):
-    path = str(write_sound(tmp_path / f"a.{suffix}", tone(4.0)))
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("wav", {}),
+        ("flac", {}),
+        ("ogg", {}),
+        ("mp3", {}),
+        ("wav", {"subtype": "GSM610"}),
+        ("au", {"subtype": "G721_32"}),
+    ],
+    ids=str,
+)
+def test_a_window_is_a_slice_of_the_whole(tmp_path, suffix, options):
+    """Of codecs that cannot be sought, too."""
+    path = str(write_sound(tmp_path / f"a.{suffix}", tone(4.0), **options))
     whole = decode_audio(path)
     for start, seconds in ((0.0, 1.0), (0.5, 1.0), (1.37, 0.25), (3.5, None)):
         part = decode_audio(path, AudioRequest(start, seconds))

@@ -133,7 +133,7 @@ class Running:
             self.process.kill()
             self.process.join()
             raise AssertionError(f"still running after {timeout} s; stderr: {self.files[1].read_text()[-2000:]}")
-        return Ended(self.process.exitcode, self.files[0].read_text(), self.files[1].read_text())
+        return Ended(self.process.exitcode, *(path.read_text(errors="backslashreplace") for path in self.files))
 
 
 def _child(
@@ -153,6 +153,32 @@ def _child(
     from avssl.cli import main
 
     main(what)
+
+
+def fragile(arguments: list[str], steps: int, saves: int) -> None:
+    """`avssl ARGUMENTS` in a process that dies of SIGKILL in its n-th step, or inside its n-th save: the files are
+    written, the directory has not got its name. 0: never."""
+    from avssl.cli import main
+    from avssl.training import checkpoint
+    from avssl.training.loop import Run
+
+    step, write, count = Run._step, checkpoint._write, {"steps": 0, "saves": 0}
+
+    def counted(name: str, last: int) -> None:
+        count[name] += 1
+        if count[name] == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def stepping(run: Run, micros: list[Any]) -> None:
+        step(run, micros)
+        counted("steps", steps)
+
+    def writing(*written: Any) -> None:
+        write(*written)
+        counted("saves", saves)
+
+    Run._step, checkpoint._write = stepping, writing  # type: ignore[method-assign]
+    main(arguments)
 
 
 def avssl(logs: Path, *arguments: str, **options: Any) -> Ended:

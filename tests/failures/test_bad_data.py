@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from messages import says
-from runs import assert_same, avssl, outcome, pretrain_arguments
+from runs import Running, assert_same, avssl, children_of, outcome, pretrain_arguments, wait_until
 
 from avssl.data.bad import BadFiles, BadItem
 from avssl.data.workers import Blame, WorkerPool
@@ -146,6 +146,32 @@ def test_crashing_and_hanging_items_are_blamed(workers: int) -> None:
     expected[21] = ("hung", "the decoder did not finish within 1 s")
     expected[39] = ("crashed", "the decoder killed its process (exit 3)")
     assert results == expected
+
+
+def _paced(path: str) -> None:
+    """Three items of a second's work, with a time-out of four; what came of them goes to a file."""
+
+    def work() -> None:
+        for _ in range(20):
+            time.sleep(0.05)
+
+    with WorkerPool(Work(dict.fromkeys(range(3), work)), 1, timeout=4.0) as pool:
+        Path(path).write_text(str([x for task in pool.map([[n] for n in range(3)]) for x in task]))
+
+
+def test_a_run_that_is_stopped_and_continued_blames_no_item(tmp_path: Path) -> None:
+    """Ctrl-Z and fg: the worker held an item for longer than the time-out, but nobody ran meanwhile."""
+    running = Running(tmp_path / "logs", _paced, str(tmp_path / "made"))
+    wait_until(lambda: children_of(running.pid))
+    time.sleep(0.5)
+    group = [running.pid, *children_of(running.pid)]
+    for pid in group:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(6.0)
+    for pid in group:
+        os.kill(pid, signal.SIGCONT)
+    assert running.end().code == 0
+    assert (tmp_path / "made").read_text() == str([0, 2, 4])
 
 
 def test_out_of_memory_is_tried_once_more(tmp_path: Path) -> None:

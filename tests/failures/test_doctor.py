@@ -112,8 +112,10 @@ def test_decoders_that_give_other_values(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(doctor, "_write_sound", lambda path, tone: soundfile.write(path, 0 * tone, 8000))
     found = {f.name: f for f in doctor.decoders()}
     fix = "pip install --force-reinstall av soundfile pillow"
-    for name, what in (("png", "pixels"), ("wav", "samples")):
-        value = f"ValueError: the {what} are not what was written"
+    for name, value in (
+        ("png", "ValueError: the pixels are not what was written"),
+        ("wav", "ValueError: the samples are not what was written"),
+    ):
         assert found[f"decode {name}"] == doctor.Finding(f"decode {name}", "bad", value, fix)
 
 

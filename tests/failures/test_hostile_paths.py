@@ -53,6 +53,8 @@ def test_what_is_not_there_or_no_file_is_said_in_one_line(tmp_path):
     _refused(tmp_path / "dangling.wav", "dangling.wav: no such file")
     _refused(tmp_path / "empty.wav" / "x.wav", "x.wav: no such file: a part of the path is no directory")
     _refused(tmp_path / ("x" * 300 + ".wav"), ": the path is too long for this system")
+    with says(DataError, f"{tmp_path / 'dir.mp4'}: is a directory, not a file (give the files in it)"):
+        probe(str(tmp_path / "dir.mp4"))
     with says(DataError, "a\\x00.wav: a null byte in its name (check the path)"):
         decode_audio("a\0.wav")
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import Running, avssl, pretrain_arguments, updates_logged, wait_until
+from runs import Running, alive, avssl, pretrain_arguments, updates_logged, wait_until
 
 from avssl.errors import UsageError
-from avssl.training.lock import RunLock
+from avssl.training.lock import RunLock, born
 
 
 def write(folder: Path, **changes: object) -> Path:
-    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time(), **changes}
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": born(os.getpid()), **changes}
     (folder / "run.lock").write_text(json.dumps(owner))
     return folder
 
@@ -32,7 +32,7 @@ def refusal(folder: Path) -> str:
 def taken(folder: Path) -> bool:
     with RunLock(folder):
         owner = json.loads((folder / "run.lock").read_text())
-        assert owner == {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        assert owner == {"host": socket.gethostname(), "pid": os.getpid(), "started": born(os.getpid())}
     return sorted(p.name for p in folder.iterdir()) == []
 
 
@@ -59,11 +59,34 @@ def test_a_dead_process_is_not(tmp_path: Path) -> None:
 
 
 def test_a_recycled_pid_is_another_process(tmp_path: Path) -> None:
-    assert taken(write(tmp_path, started=psutil.Process().create_time() - 3600))
+    assert taken(write(tmp_path, started=born(os.getppid())))
+
+
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    """In a container nobody may wait for a run that was killed."""
+    gone = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    write(tmp_path, pid=gone.pid, started=born(gone.pid))
+    refusal(tmp_path)
+    gone.kill()
+    wait_until(lambda: not alive([gone.pid]))
+    assert taken(tmp_path)
+    gone.communicate()
+
+
+def test_a_clock_that_is_set_makes_no_live_run_a_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path)
+    monkeypatch.setattr(
+        psutil.Process, "create_time", lambda self: 0.0
+    )  # psutil adds the time of the boot by the clock
+    assert "is in use by process" in refusal(tmp_path)
+
+
+def test_a_lock_of_an_older_release_is_respected(tmp_path: Path) -> None:
+    assert "is in use by process" in refusal(write(tmp_path, started=psutil.Process().create_time()))
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b'{"host": 1}', b'{"host": "a", "pid": "x", "started": 0}']
+    "content", [b"", b"{", b"null", b"[1]", b"\xff\xfe", b'{"host": 1}', b'{"host": "a", "pid": "x", "started": "0"}']
 )
 def test_garbage_is_no_lock(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run.lock").write_bytes(content)
