@@ -309,6 +309,13 @@ class Initial:
     backbone_name: str
     backbone_config: Any
     tables: Mapping[str, Any]
+    targets: Mapping[str, Any] | None = None  # state of the codec that its head was trained with
+
+    def without_head(self) -> Initial:
+        """The same, for other classes."""
+        return dataclasses.replace(
+            self, tensors={k: v for k, v in self.tensors.items() if not k.startswith("head.")}, targets=None
+        )
 
     def into_backbone(self, backbone: Backbone, name: str) -> None:
         """Load the backbone, strictly, after `backbone.adapt` fitted what may be fitted (position tables)."""
@@ -349,6 +356,7 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
     path = Path(path)
     if (path / RECIPE).is_file() and not format:
         tables = read_tables(path)
+        targets = json.loads((path / TARGETS).read_text(encoding="utf-8")) if (path / TARGETS).is_file() else None
         check(
             (path / WEIGHTS).is_file(),
             f"{path} has no {WEIGHTS}: the run is not finished",
@@ -363,6 +371,7 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
     else:
         imported = import_checkpoint(path, format, **options)
         tables, tensors = imported_tables(imported), dict(imported.tensors)
+        targets = imported.assets.get("targets")
     table = dict(tables["backbone"])
     name = table.pop("name")
-    return Initial(path, tensors, name, structure(load("backbone", name, "config"), table, "backbone"), tables)
+    return Initial(path, tensors, name, structure(load("backbone", name, "config"), table, "backbone"), tables, targets)
