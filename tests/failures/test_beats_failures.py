@@ -120,6 +120,16 @@ def test_other_peoples_exports_are_read_and_their_helpers_named_as_ignored(tmp_p
     assert all(p.dtype == torch.float32 for p in build(imported).parameters())
 
 
+def test_the_statistics_of_the_spectrogram_travel_with_the_file(tmp_path: Path):
+    path = official(tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="fbank_men is no option"):
+        read(path, fbank_men=1.0)
+    imported = read(path, fbank_mean=11.72215, fbank_std=10.60431)
+    write(from_imported(imported, path), tmp_path / "b.pt")
+    for again in (imported, read(tmp_path / "b.pt")):
+        assert (again.frontend["mean"], again.frontend["std"]) == (11.72215, 10.60431)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
