@@ -123,12 +123,8 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
         error=CheckpointError,
     )
     if format or not (path / RECIPE).is_file():
-        check(
-            bool(format) or path.is_file() or not (path / "stages").is_dir(),
-            f"{path} is a pipeline",
-            fix="give one of the runs in its stages/ folder",
-            error=CheckpointError,
-        )
+        if not format:
+            _refuse_several(path)
         model = from_imported(import_checkpoint(path, format, **options), path).to(device)
         model.reader = {"format": format, **options}
         return model
@@ -152,6 +148,22 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
         load_strictly(head, {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}, f"{path}/{WEIGHTS}")
     load_strictly(backbone, {k[9:]: v for k, v in tensors.items() if k.startswith("backbone.")}, f"{path}/{WEIGHTS}")
     return _deployed(backbone, frontend, head, codec, tables, path).to(device)
+
+
+def _refuse_several(path: Path) -> None:
+    """The outer folder of a pipeline or of folds is no model: say which runs it holds."""
+    check(
+        not (path / "stages").is_dir(),
+        f"{path} is a pipeline",
+        fix="give one of the runs in its stages/ folder",
+        error=CheckpointError,
+    )
+    check(
+        not (path / "fold-1").is_dir(),
+        f"{path} holds one run for each fold",
+        fix=f"give one of them, e.g. {path / 'fold-1'}",
+        error=CheckpointError,
+    )
 
 
 def from_imported(imported: Imported, path: Path) -> Model:
@@ -369,6 +381,8 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
                 verify(path, name)
                 tensors.update(load_safetensors(path / name))
     else:
+        if not format:
+            _refuse_several(path)
         imported = import_checkpoint(path, format, **options)
         tables, tensors = imported_tables(imported), dict(imported.tensors)
         targets = imported.assets.get("targets")

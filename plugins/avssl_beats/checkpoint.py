@@ -244,13 +244,11 @@ def write(model: Any, path: Path) -> list[Path]:
         tensors |= _tokenizer(model.path, cfg)
     elif model.head is not None:
         linear = getattr(model.head, "linear", None)
-        plain_head = linear is not None and getattr(getattr(model.head, "norm", None), "weight", None) is None
-        check(
-            plain_head,
-            "the head is more than one linear layer, which the official format cannot hold",
-            fix="fine-tune with the loss beats_classify, or export as safetensors",
-            error=CheckpointError,
-        )
+        if linear is None or getattr(getattr(model.head, "norm", None), "weight", None) is not None:
+            raise CheckpointError(
+                "the head is more than one linear layer, which the official format cannot hold",
+                fix="fine-tune with the loss beats_classify, or export as safetensors",
+            )
         tensors |= {"predictor.weight": linear.weight, "predictor.bias": linear.bias}
         cfg |= {
             "finetuned_model": True,

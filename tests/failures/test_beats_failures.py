@@ -180,6 +180,23 @@ def test_the_head_of_an_official_classifier_goes_on_where_it_knows_the_classes(t
     assert torch.allclose(model.head.linear.weight, old, atol=1e-6) == known
 
 
+def test_after_sizes_that_do_not_fit_the_same_directory_can_be_used(tmp_path: Path):
+    path = official(tmp_path / "a.pt", "classifier")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    rows = [Row(id="a", parts={"audio": str(tmp_path / "a.wav")}, labels=("dog",))]
+    sets = ["train.updates=1", "data.batch_size=1", "schedule.name=constant", "schedule.warmup=0"]
+
+    def run(*more: str) -> None:
+        finetune(
+            "beats/audioset-20k", path, rows, tmp_path / "run", overrides=[*sets, *more], machine=Machine(workers=0)
+        )
+
+    with pytest.raises(CheckpointError, match=r"--set backbone\.dim=32"):
+        run("backbone.dim=64")
+    assert (tmp_path / "run" / "manifest.parquet").is_file()
+    run()
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "change", [{"heads": 5}, {"position_groups": 5}, {"pre_norm": True}, {"max_distance": 80}, {"buckets": 3}]
