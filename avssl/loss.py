@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class Loss(nn.Module, Generic[B]):
     statistics) is collected only while `torch.is_grad_enabled()`, and applied in `after_step`.
     """
 
-    contrastive: ClassVar[bool] = False
+    contrastive: bool = False
 
     def __init__(self, backbone: B, config: Any) -> None:
         super().__init__()

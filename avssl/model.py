@@ -123,12 +123,8 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
         error=CheckpointError,
     )
     if format or not (path / RECIPE).is_file():
-        check(
-            bool(format) or path.is_file() or not (path / "stages").is_dir(),
-            f"{path} is a pipeline",
-            fix="give one of the runs in its stages/ folder",
-            error=CheckpointError,
-        )
+        if not format:
+            _refuse_several(path)
         model = from_imported(import_checkpoint(path, format, **options), path).to(device)
         model.reader = {"format": format, **options}
         return model
@@ -152,6 +148,22 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
         load_strictly(head, {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}, f"{path}/{WEIGHTS}")
     load_strictly(backbone, {k[9:]: v for k, v in tensors.items() if k.startswith("backbone.")}, f"{path}/{WEIGHTS}")
     return _deployed(backbone, frontend, head, codec, tables, path).to(device)
+
+
+def _refuse_several(path: Path) -> None:
+    """The outer folder of a pipeline or of folds is no model: say which runs it holds."""
+    check(
+        not (path / "stages").is_dir(),
+        f"{path} is a pipeline",
+        fix="give one of the runs in its stages/ folder",
+        error=CheckpointError,
+    )
+    check(
+        not (path / "fold-1").is_dir(),
+        f"{path} holds one run for each fold",
+        fix=f"give one of them, e.g. {path / 'fold-1'}",
+        error=CheckpointError,
+    )
 
 
 def from_imported(imported: Imported, path: Path) -> Model:
@@ -309,6 +321,13 @@ class Initial:
     backbone_name: str
     backbone_config: Any
     tables: Mapping[str, Any]
+    targets: Mapping[str, Any] | None = None  # state of the codec that its head was trained with
+
+    def without_head(self) -> Initial:
+        """The same, for other classes."""
+        return dataclasses.replace(
+            self, tensors={k: v for k, v in self.tensors.items() if not k.startswith("head.")}, targets=None
+        )
 
     def into_backbone(self, backbone: Backbone, name: str) -> None:
         """Load the backbone, strictly, after `backbone.adapt` fitted what may be fitted (position tables)."""
@@ -349,6 +368,7 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
     path = Path(path)
     if (path / RECIPE).is_file() and not format:
         tables = read_tables(path)
+        targets = json.loads((path / TARGETS).read_text(encoding="utf-8")) if (path / TARGETS).is_file() else None
         check(
             (path / WEIGHTS).is_file(),
             f"{path} has no {WEIGHTS}: the run is not finished",
@@ -361,8 +381,11 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
                 verify(path, name)
                 tensors.update(load_safetensors(path / name))
     else:
+        if not format:
+            _refuse_several(path)
         imported = import_checkpoint(path, format, **options)
         tables, tensors = imported_tables(imported), dict(imported.tensors)
+        targets = imported.assets.get("targets")
     table = dict(tables["backbone"])
     name = table.pop("name")
-    return Initial(path, tensors, name, structure(load("backbone", name, "config"), table, "backbone"), tables)
+    return Initial(path, tensors, name, structure(load("backbone", name, "config"), table, "backbone"), tables, targets)

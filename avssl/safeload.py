@@ -40,6 +40,10 @@ def load_torch(path: str | Path) -> Any:
     import torch
 
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(
+            f"{path}: a folder, not a checkpoint file", fix="give the file; a run directory needs no --format"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file", fix="give the path of a checkpoint")
     try:

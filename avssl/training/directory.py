@@ -7,11 +7,15 @@ from pathlib import Path
 from avssl.errors import UsageError, check
 
 LEFTOVERS = {"bad_files.csv", "run.lock"}  # of an attempt that ended before anything was decided
+FROZEN = {
+    "manifest.parquet",
+    "data.json",
+}  # both alone: of one that ended before its first step, e.g. at a wrong --init
 
 
 def check_directory(out: Path, resume: bool) -> None:
     """Refuse a directory that holds something, unless its run is resumed."""
-    fresh = not out.exists() or (out.is_dir() and not {p.name for p in out.iterdir()} - LEFTOVERS)
+    fresh = not out.exists() or (out.is_dir() and {p.name for p in out.iterdir()} - LEFTOVERS in (set(), FROZEN))
     check(resume or fresh, f"--out {out} exists already",
           fix="add --resume to go on with that run, or choose another directory")  # fmt: skip
 

@@ -20,7 +20,7 @@ from avssl.data.manifest import read_rows, write_rows
 from avssl.data.workers import default_workers
 from avssl.errors import AvsslError, CheckpointError, DataError, check
 from avssl.files import write_json
-from avssl.model import CHECKSUMS, RECIPE, TARGETS, Initial, read_initial, read_tables, save_model
+from avssl.model import CHECKSUMS, RECIPE, Initial, read_initial, read_tables, save_model
 from avssl.recipe import Recipe, load_run, recipe_from, show
 from avssl.registry import registry
 from avssl.training import checkpoint
@@ -47,6 +47,7 @@ from avssl.words import none_of
 
 MANIFEST, DATA = "manifest.parquet", "data.json"
 MANY = 10_000  # files: looking at them takes minutes
+CLASSES = {"index", "multi_hot"}  # targets whose outputs are classes
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
@@ -159,6 +160,10 @@ def _train(
     stop: StopRequest,
 ) -> dict[str, Any]:
     plan = _plan(recipe, data, out, resume, machine, world, init)
+    if init is not None and init.targets and plan.codec and list(plan.codec.classes) != list(init.targets["classes"]):
+        init = init.without_head()
+        if world.first:
+            print(f"note: {init.path} knows other classes: the head starts afresh", file=sys.stderr)
     run = build_run(recipe, plan, out, world, device, machine, init, validator(plan.validation))
     if world.first:
         from avssl.training.trackers import open_trackers
@@ -204,7 +209,7 @@ def _plan(
         elif world.first:
             _freeze(recipe, data, out, machine, init)
     rows = read_rows(str(manifest), modalities=None)
-    plan, lacking = plan_data(recipe, rows, _classes_of(init, recipe))
+    plan, lacking = plan_data(recipe, rows, _classes_of(init, recipe, rows))
     if world.first and lacking:
         BadFiles(out / "bad_files.csv").add(lacking)
         print(
@@ -231,7 +236,7 @@ def _freeze(
         fix=f"see {out / 'bad_files.csv'}",
         error=DataError,
     )
-    plan_data(recipe, rows, _classes_of(init, recipe))  # what is wrong with them is said before they are frozen
+    plan_data(recipe, rows, _classes_of(init, recipe, rows))  # what is wrong with them is said before they are frozen
     write_rows(rows, out / MANIFEST)
     write_json(out / DATA, {"data": _name_of(data)})
 
@@ -277,12 +282,14 @@ def look(rows: list[Row], machine: Machine) -> tuple[list[Row], list[BadItem]]:
     return [usable.get(r.id, r) for r in rows if r.id not in names or r.id in usable], seen.bad
 
 
-def _classes_of(init: Initial | None, recipe: Recipe) -> list[str] | None:
-    """The class list of a fine-tuned model to start from: its head keeps its order."""
-    if init is None or not (init.path / TARGETS).is_file() or not any(k.startswith("head.") for k in init.tensors):
+def _classes_of(init: Initial | None, recipe: Recipe, rows: Sequence[Row]) -> list[str] | None:
+    """The class list of a fine-tuned model to start from, where it covers the data: its head keeps its order."""
+    if init is None or init.targets is None or not any(k.startswith("head.") for k in init.tensors):
         return None
-    codec = json.loads((init.path / TARGETS).read_text(encoding="utf-8"))
-    return codec["classes"] if codec["kind"] == recipe.data.target else None
+    kinds, classes = {init.targets["kind"], recipe.data.target}, list(init.targets["classes"])
+    if kinds <= CLASSES:
+        return classes if {label for row in rows for label in row.labels} <= set(classes) else None
+    return classes if len(kinds) == 1 else None
 
 
 def _same_recipe(run: Run, out: Path) -> None:

@@ -16,8 +16,8 @@ def avssl_backbones() -> list[BackboneEntry]:
             config="avssl_beats.config:BeatsConfig",
             frontend="avssl_beats.frontend:BeatsFrontend",
             frontend_config="avssl_beats.config:BeatsFrontendConfig",
-            modalities={"audio"},
-            supports={"hide", "keep", "layers:blocks", "layers:ffn"},
+            modalities=frozenset({"audio"}),
+            supports=frozenset({"hide", "keep", "layers:blocks", "layers:ffn"}),
             example="avssl_beats.example:backbone",
         )
     ]
@@ -31,8 +31,8 @@ def avssl_losses() -> list[LossEntry]:
             summary=summary,
             cls=f"avssl_beats.{cls}",
             config=f"avssl_beats.config:{config}",
-            backbones={"beats"},
-            modalities={"audio"},
+            backbones=frozenset({"beats"}),
+            modalities=frozenset({"audio"}),
             supervised=supervised,
             example=example and f"avssl_beats.example:{example}",
         )

@@ -107,19 +107,19 @@ class Beats(Backbone):
         kept: (B, K) indices of the patches to encode, in this order. With `kept_positions` "sequence" the positions
         are those among the kept patches: the paper does not say, and the public re-implementation does so.
         """
-        by_place = kept is not None and self.config.kept_positions == "grid"
+        placed = kept if self.config.kept_positions == "grid" else None
         x = self.input_dropout(x)
         if pad is not None:
             x = x.masked_fill(pad[..., None], 0.0)
-        if by_place:  # the convolution sees the kept patches where they lie, zeros between them
-            x = x + self.position(torch.zeros_like(x).scatter(1, _rows(kept, x), _gather(x, kept)))
+        if placed is not None:  # the convolution sees the kept patches where they lie, zeros between them
+            x = x + self.position(torch.zeros_like(x).scatter(1, _rows(placed, x), _gather(x, placed)))
         if kept is not None:
             x = _gather(x, kept)
             pad = None if pad is None else pad.gather(1, kept)
-        if not by_place:
+        if placed is None:
             x = x + self.position(x)
         x = x if self.config.pre_norm else self.norm(x)
-        x = self.layers(self.dropout(x), pad, kept if by_place else None, states)
+        x = self.layers(self.dropout(x), pad, placed, states)
         return (self.norm(x) if self.config.pre_norm else x), pad
 
 

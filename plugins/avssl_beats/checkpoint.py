@@ -7,6 +7,7 @@ class defaults of the official code, which are not the values of the released mo
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +50,10 @@ CONFIG: dict[str, tuple[str, Any]] = {
     "encoder_layerdrop": ("layer_drop", 0.0),
     "layer_wise_gradient_decay_ratio": ("gradient_decay", 1.0),
 }
+# Keys of a cfg that describe no encoder. The statistics are ours and ESPnet's names for what the official code takes as
+# arguments; its config class keeps keys that it does not know.
+OTHER_KEYS = ("finetuned_model", "predictor_dropout", "predictor_class", "quant_n", "quant_dim")
+STATISTICS = {"mean": "fbank_mean", "std": "fbank_std"}
 # our name -> official name; the first pattern that matches the whole name decides
 NAMES: tuple[tuple[str, str], ...] = (
     (r"patch\.(.+)", r"patch_embedding.\1"),
@@ -119,8 +124,11 @@ def read(path: Path, padding: str = "official", **overrides: Any) -> Imported:
     """Read an encoder, a fine-tuned classifier or a tokenizer.
 
     padding: "official" (as trained), "exact" or "centre"; see avssl_beats.padding. overrides: keys of the official cfg,
-    for files whose cfg is wrong or missing. Raises CheckpointError for anything that is no BEATs checkpoint.
+    for files whose cfg is wrong or missing, and fbank_mean and fbank_std where they are not AudioSet's. Raises
+    CheckpointError for anything that is no BEATs checkpoint.
     """
+    for key in overrides.keys() - CONFIG.keys() - set(OTHER_KEYS) - set(STATISTICS.values()):
+        warnings.warn(f"{key} is no option of a BEATs file, and changes nothing", stacklevel=2)
     file = plain(load_torch(path))
     check(
         isinstance(file, dict) and isinstance(file.get("model"), dict),
@@ -153,7 +161,7 @@ def read(path: Path, padding: str = "official", **overrides: Any) -> Imported:
         backbone={"name": "beats", **config, "padding": padding},
         loss=loss,
         tensors={ours: tensors[theirs] for ours, theirs in names.items()},
-        frontend={"padding": padding},
+        frontend={"padding": padding, **{ours: cfg[key] for ours, key in STATISTICS.items() if key in cfg}},
         ignored=ignored,
         assets=assets,
         licence=LICENCE,
@@ -225,6 +233,7 @@ def write(model: Any, path: Path) -> list[Path]:
 
     config = {**unstructure(BeatsConfig()), **unstructure(model.backbone.config)}
     cfg = {theirs: config[ours] for theirs, (ours, _) in CONFIG.items()}
+    cfg |= {theirs: model.recipe["frontend"][ours] for ours, theirs in STATISTICS.items()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.backbone.state_dict().items():
         tensors[official_name(name)] = tensor
@@ -235,13 +244,11 @@ def write(model: Any, path: Path) -> list[Path]:
         tensors |= _tokenizer(model.path, cfg)
     elif model.head is not None:
         linear = getattr(model.head, "linear", None)
-        plain_head = linear is not None and getattr(getattr(model.head, "norm", None), "weight", None) is None
-        check(
-            plain_head,
-            "the head is more than one linear layer, which the official format cannot hold",
-            fix="fine-tune with the loss beats_classify, or export as safetensors",
-            error=CheckpointError,
-        )
+        if linear is None or getattr(getattr(model.head, "norm", None), "weight", None) is not None:
+            raise CheckpointError(
+                "the head is more than one linear layer, which the official format cannot hold",
+                fix="fine-tune with the loss beats_classify, or export as safetensors",
+            )
         tensors |= {"predictor.weight": linear.weight, "predictor.bias": linear.bias}
         cfg |= {
             "finetuned_model": True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class Estimator(nn.Module):
 
 class Teacher(nn.Module):
     """A frozen encoder, or a fine-tuned one whose logits are the target."""
+
+    head: Any  # None, or a module with a `linear` layer: whose it is, the recipe of the teacher says
 
     def __init__(self, backbone: Beats, head: nn.Module | None) -> None:
         super().__init__()
@@ -122,7 +125,7 @@ class TokenizerDistillation(Loss[Beats]):
             self.teacher = load_teacher(config, backbone)
             width = self.teacher.backbone.dim
             if config.target == "logits":
-                width = self.teacher.head.linear.out_features  # type: ignore[union-attr]
+                width = self.teacher.head.linear.out_features
             self.estimator = Estimator(backbone, config.estimator, config.code_dim, width)
             self.usage = CodeUsage(config.codes, config.min_usage)
             self.standard = RunningStandard(width) if config.standardise else None

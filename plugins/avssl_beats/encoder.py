@@ -101,10 +101,12 @@ class GatedAttention(nn.Module):
             reset, update = torch.sigmoid(self.gate(q).unflatten(-1, (2, 4)).sum(-1)).chunk(2, -1)  # (B, H, N, 1)
             gate = (reset * (update * self.gate_scale - 1.0) + 2.0).to(q.dtype)
         eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-        if gate is not None and x.device.type == "cpu" and eager:  # a traced loop would fix the batch size
+        if (
+            bias is not None and gate is not None and x.device.type == "cpu" and eager
+        ):  # a traced loop would fix the batch size
             y = self._one_by_one(q, k, v, gate, bias, pad)
         else:
-            bias = bias if gate is None else gate * bias
+            bias = bias if bias is None or gate is None else gate * bias
             if pad is not None:
                 bias = pad_bias(pad, q.dtype) if bias is None else bias.masked_fill(pad[:, None, None], -torch.inf)
             y = attention(q, k, v, bias, dropout=self.dropout if self.training else 0.0)
@@ -173,11 +175,11 @@ class Layers(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
-                if getattr(module, "bias", None) is not None:
-                    nn.init.zeros_(module.bias)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
         if cfg.deep_norm:
             beta = (8 * cfg.depth) ** -0.25
-            for block in self.blocks:
+            for block in (m for m in self.modules() if isinstance(m, Layer)):
                 fc1 = block.fc1.linear if isinstance(block.fc1, GatedLinear) else block.fc1
                 for linear, gain in (
                     (block.attention.q, 1.0),

@@ -43,10 +43,12 @@ def _written(folder: Path, loss_table: dict[str, Any]) -> str:
     import torch
 
     from avssl.model import build_backbone, build_frontend, build_loss, save_model
+    from avssl_beats.distill import TokenizerDistillation
 
     tables = {"backbone": {"name": "beats", **SIZES}, "loss": loss_table, "frontend": {}}
     loss = build_loss(tables, build_backbone(tables))
     if loss_table["name"] == "beats_tokenizer":
+        assert isinstance(loss, TokenizerDistillation)
         book = loss.tokenizer.codebook
         book.start(torch.randn(64, book.weight.shape[1]), 1, torch.Generator().manual_seed(0))
     save_model(folder, loss, build_frontend(tables, folder), tables)

@@ -136,7 +136,7 @@ class MaskedLabels(Loss[Beats]):
         if torch.is_grad_enabled():
             self.usage.collect(labels, valid)
         guesses, kept = logits.detach().argmax(-1), valid & ~draw.masked
-        metrics = {
+        metrics: dict[str, tuple[Tensor, Tensor | int | float]] = {
             "accuracy_masked": accuracy(guesses, labels, draw.masked),
             "accuracy_kept": accuracy(guesses, labels, kept),
             "distinct_labels": ((histogram(labels, logits.shape[-1], valid) > 0).sum(), 1),

@@ -64,12 +64,16 @@ class Codebook(nn.Module):
     over all micro-batches and processes.
     """
 
+    weight: Tensor  # (K, D)
+    usage: Tensor  # (K,) running count of each code per step
+    started: Tensor  # (1,) 1 once the codes were set by k-means or loaded
+
     def __init__(self, codes: int, dim: int, decay: float = 0.99) -> None:
         super().__init__()
         self.decay = decay
         self.register_buffer("weight", torch.zeros(codes, dim))
-        self.register_buffer("usage", torch.zeros(codes))  # running count of each code per step
-        self.register_buffer("started", torch.zeros(1))  # 1 once the codes were set by k-means or loaded
+        self.register_buffer("usage", torch.zeros(codes))
+        self.register_buffer("started", torch.zeros(1))
         self._counts: Tensor | None = None
         self._sums: Tensor | None = None
         self._ready = False  # what `started` said last, to ask the device only once

@@ -17,10 +17,13 @@ DECAY = 0.99
 class RunningStandard(nn.Module):
     """(x - mean) / deviation by dimension. Statistics move only in `update`: all micro-batches of a step share them."""
 
+    mean: Tensor  # (width,)
+    square: Tensor  # (width,) running mean of squares
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("square", torch.ones(width))  # running mean of squares
+        self.register_buffer("square", torch.ones(width))
         self._sums: Tensor | None = None  # (3, width): count, sum, sum of squares
 
     def forward(self, x: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ class RandomTokenizer(nn.Module):
     W is Xavier-normal, V standard normal, both from `seed`; they are stored with the run.
     """
 
+    convolution: Tensor  # (CHAIN_WIDTH, patch^2), of "chain" alone
+    projection: Tensor  # W
+    codes: Tensor  # V, one code per row
+
     def __init__(self, cfg: RandomTokenizerConfig, patch: int) -> None:
         super().__init__()
         self.normalise, self.patch = cfg.normalise, patch

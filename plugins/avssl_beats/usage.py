@@ -21,6 +21,8 @@ class CodeCollapse(UserWarning):
 class CodeUsage(nn.Module):
     """Running histogram of the labels; buffers, so that a resumed run goes on with it."""
 
+    counts: Tensor  # (K,)
+
     def __init__(self, codes: int, least: float) -> None:
         super().__init__()
         self.least = least

@@ -27,7 +27,7 @@ class Trace:
         self.kind = kind
         self.states: list[Tensor] = []
 
-    def run(self, block: Block, x: Tensor, stream: str) -> Tensor:
+    def run(self, block: nn.Module, x: Tensor, stream: str) -> Tensor:
         x = block(x, stream, ffn=self.states if self.kind == "ffn" else None)
         if self.kind == "blocks":
             self.states.append(x)
@@ -70,7 +70,7 @@ class CavMae(Backbone):
         # The projection is a matrix over the patch's values: a patch that is masked away is never projected.
         self.patch = nn.ModuleDict({m: nn.Linear(size * CHANNELS[m], c.dim) for m in present})
         for m in present:  # its bias keeps torch's default, as the official convolution's does
-            nn.init.xavier_uniform_(self.patch[m].weight)
+            nn.init.xavier_uniform_(self.patch[m].get_parameter("weight"))
         self.positions = nn.ParameterDict(
             {m: nn.Parameter(sincos_2d(c.dim, *c.grid(m)), c.train_positions) for m in present}
         )
@@ -81,9 +81,9 @@ class CavMae(Backbone):
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return [
-            *(b for pair in zip(*self.stacks.values(), strict=True) for b in pair),
+            *(b for pair in zip(*(s.children() for s in self.stacks.values()), strict=True) for b in pair),
             *self.shared,
-            *(b for s in self.contrast.values() for b in s),
+            *(b for s in self.contrast.values() for b in s.children()),
         ]
 
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
@@ -154,7 +154,7 @@ class CavMae(Backbone):
             x = torch.cat([self.cls[modality].expand(n, -1, -1), x], 1)
         if self.config.registers:
             x = torch.cat([x, self.registers[modality].expand(n, -1, -1)], 1)
-        for block in self.stacks[modality]:
+        for block in self.stacks[modality].children():
             x = trace.run(block, x, "joint") if trace else block(x)
         return x if self.config.keep_registers else self._without_registers(x)
 
@@ -181,7 +181,7 @@ class CavMae(Backbone):
         """
         for block in self.shared if chained else self.shared[-1:]:
             x = trace.run(block, x, modality) if trace else block(x, modality)
-        for block in self.contrast[modality]:
+        for block in self.contrast[modality].children():
             x = trace.run(block, x, "joint") if trace else block(x)
         x = self.norms[modality](self._without_registers(x) if self.config.keep_registers else x)
         return (x[:, 1:], x[:, 0]) if self.config.cls_tokens else (x, None)

@@ -48,8 +48,8 @@ class Decoder(nn.Module):
         everywhere=True -> (B, N, ...) at all patches, in the order of the grid.
         """
         names = list(masks.order)
-        tables = tables or self.positions
-        where = {m: tables[m] + self.modality[m] for m in names}  # (N, Dd)
+        places: Mapping[str, Tensor] | nn.ParameterDict = tables or self.positions
+        where = {m: places[m] + self.modality[m] for m in names}  # (N, Dd)
         seen = torch.cat([where[m][masks.visible(m)] for m in names], 1)
         unseen = torch.cat([where[m][masks.hidden(m)] for m in names], 1)
         x = torch.cat([self.embed(latent) + seen, self.mask_token + unseen], 1)

@@ -45,6 +45,8 @@ class CavMaeFrontend(Frontend):
     modalities = frozenset({"audio", "vision"})
     fixed = frozenset({"audio"})  # every spectrogram has `frames` frames
     config: CavMaeFrontendConfig
+    image_mean: Tensor  # (3, 1, 1)
+    image_std: Tensor
 
     def __init__(self, config: CavMaeFrontendConfig) -> None:
         super().__init__(config)

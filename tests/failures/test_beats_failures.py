@@ -6,14 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from avssl.batch import Batch, Stream
-from avssl.data.clip import Clip, Waveform
+from avssl.data.clip import Clip, Row, Waveform
 from avssl.errors import AvsslError, CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
 from avssl.model import from_imported, open_model, read_initial
 from avssl.model_import import write_imported
+from avssl.training.run import finetune
+from avssl.training.setup import Machine
 from avssl_beats.backbone import Beats
 from avssl_beats.checkpoint import official_name, read, write
 from avssl_beats.config import BeatsConfig, BeatsFrontendConfig, BeatsLossConfig, TokenizerConfig
@@ -117,6 +120,16 @@ def test_other_peoples_exports_are_read_and_their_helpers_named_as_ignored(tmp_p
     assert all(p.dtype == torch.float32 for p in build(imported).parameters())
 
 
+def test_the_statistics_of_the_spectrogram_travel_with_the_file(tmp_path: Path):
+    path = official(tmp_path / "a.pt")
+    with pytest.warns(UserWarning, match="fbank_men is no option"):
+        read(path, fbank_men=1.0)
+    imported = read(path, fbank_mean=11.72215, fbank_std=10.60431)
+    write(from_imported(imported, path), tmp_path / "b.pt")
+    for again in (imported, read(tmp_path / "b.pt")):
+        assert (again.frontend["mean"], again.frontend["std"]) == (11.72215, 10.60431)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -145,6 +158,43 @@ def test_labels_that_do_not_cover_the_head_are_refused(tmp_path: Path):
 def test_a_learned_mask_token_has_no_place_in_the_official_format():
     with pytest.raises(CheckpointError, match="mask_token"):
         official_name("mask_token")
+
+
+@pytest.mark.parametrize("labels", [("dog", "siren"), ("dog", "rain", "cat")])
+def test_the_head_of_an_official_classifier_goes_on_where_it_knows_the_classes(tmp_path: Path, labels: tuple):
+    def backwards(file: dict) -> None:
+        file["label_dict"] = {0: "siren", 1: "rain", 2: "dog"}
+
+    path = edited(official(tmp_path / "a.pt", "classifier"), backwards)
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, label in enumerate(labels):
+        soundfile.write(tmp_path / f"{i}.wav", rng.normal(0, 0.1, 16000), 16000)
+        rows.append(Row(id=str(i), parts={"audio": str(tmp_path / f"{i}.wav")}, labels=(label,)))
+    sets = ["train.updates=1", "optim.lr=1e-12", "data.batch_size=2", "schedule.name=constant", "schedule.warmup=0"]
+    finetune("beats/audioset-20k", path, rows, tmp_path / "run", overrides=sets, machine=Machine(workers=0))
+    model = open_model(tmp_path / "run")
+    old = torch.load(path, weights_only=True)["model"]["predictor.weight"]
+    known = "cat" not in labels
+    assert list(model.codec.classes) == (["siren", "rain", "dog"] if known else ["cat", "dog", "rain"])
+    assert torch.allclose(model.head.linear.weight, old, atol=1e-6) == known
+
+
+def test_after_sizes_that_do_not_fit_the_same_directory_can_be_used(tmp_path: Path):
+    path = official(tmp_path / "a.pt", "classifier")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    rows = [Row(id="a", parts={"audio": str(tmp_path / "a.wav")}, labels=("dog",))]
+    sets = ["train.updates=1", "data.batch_size=1", "schedule.name=constant", "schedule.warmup=0"]
+
+    def run(*more: str) -> None:
+        finetune(
+            "beats/audioset-20k", path, rows, tmp_path / "run", overrides=[*sets, *more], machine=Machine(workers=0)
+        )
+
+    with pytest.raises(CheckpointError, match=r"--set backbone\.dim=32"):
+        run("backbone.dim=64")
+    assert (tmp_path / "run" / "manifest.parquet").is_file()
+    run()
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -397,8 +397,13 @@ def test_model_directories(finished: Path, tmp_path: Path) -> None:
         open_model(path)
     (tmp_path / "pipe" / "stages").mkdir(parents=True)
     path = tmp_path / "pipe"
-    with says(CheckpointError, f"{path} is a pipeline (give one of the runs in its stages/ folder)"):
-        open_model(path)
+    (tmp_path / "folds" / "fold-1").mkdir(parents=True)
+    for opened in (open_model, read_initial):
+        with says(CheckpointError, f"{path} is a pipeline (give one of the runs in its stages/ folder)"):
+            opened(path)
+        text = f"{tmp_path / 'folds'} holds one run for each fold (give one of them, e.g. {tmp_path / 'folds/fold-1'})"
+        with says(CheckpointError, text):
+            opened(tmp_path / "folds")
     path = damaged(finished, tmp_path / "a", lambda folder: (folder / "recipe.toml").write_text(
         '[backbone]\nname = "tiny"\n[loss]\nname = "tiny_masked"\n[[frontend]]\n') and None)  # fmt: skip
     with says(CheckpointError, f"{path / 'recipe.toml'}: frontend is no table ({copy})"):
