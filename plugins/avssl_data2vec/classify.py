@@ -30,13 +30,14 @@ class SentenceHead(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """(B, C) logits from pooled patches; give the backbone pooled_norm=false, so that this norm is the only one."""
+    """(B, C) logits from pooled patches; give the backbone pooled_norm=false, so that this norm is the only one. Or from
+    the class token, which has passed the backbone's norm."""
 
     streams = ("vision",)
 
-    def __init__(self, dim: int, classes: int, eps: float, scale: float) -> None:
+    def __init__(self, dim: int, classes: int, eps: float, scale: float, class_token: bool = False) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = None if class_token else nn.LayerNorm(dim, eps=eps)
         self.linear = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(self.linear.bias)
@@ -44,6 +45,8 @@ class PatchHead(nn.Module):
             self.linear.weight.mul_(scale)
 
     def forward(self, features: Features) -> Tensor:
+        if self.norm is None:
+            return self.linear(features.tokens["vision"][:, features.grid["vision"].prefix - 1])
         return self.linear(self.norm(features.pooled["vision"]))
 
 
@@ -94,8 +97,9 @@ class ImageClassify(Loss[Backbone]):
             "loss.classes is 0 and no labels say how many there are",
             fix="set loss.classes or data.target",
         )
-        self.head = PatchHead(backbone.dim, config.classes, config.norm_eps, config.initial_scale)
-        if not getattr(backbone.config, "pooled_norm", True):
+        c = config
+        self.head = PatchHead(backbone.dim, c.classes, c.norm_eps, c.initial_scale, c.class_token)
+        if not c.class_token and not getattr(backbone.config, "pooled_norm", True):
             for parameter in backbone.norm.parameters():  # pooled patches do not pass the last norm
                 parameter.requires_grad_(False)
 

@@ -106,6 +106,7 @@ HF_TEXT = Names((
     Rule("layers.{i}.fc2.{w}", _BERT + "output.dense.{w}"),
     Rule("layers.{i}.norm2.{w}", _BERT + "output.LayerNorm.{w}"),
 ))  # fmt: skip
+HF_SENTENCE = Names((Rule("dense.{w}", "classifier.dense.{w}"), Rule("linear.{w}", "classifier.out_proj.{w}")))
 HF_VISION = Names((
     Rule("class_token", "embeddings.cls_token"),
     Rule("mask_token", "embeddings.mask_token"),

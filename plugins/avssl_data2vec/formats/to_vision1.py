@@ -40,9 +40,10 @@ def write(model: Any, path: Path) -> list[Path]:
     student = _names(own_tensors(model), c)
     if model.head is not None:
         if not c.pooled_norm:  # the classifier has no norm before the pooling
+            student |= {f"head.{k}": v for k, v in model.head.linear.state_dict().items()}
+        if model.head.norm is not None:
             student = {k: v for k, v in student.items() if not k.startswith("norm.")}
-        student |= {f"head.{k}": v for k, v in model.head.linear.state_dict().items()}
-        student |= {f"fc_norm.{k}": v for k, v in model.head.norm.state_dict().items()}
+            student |= {f"fc_norm.{k}": v for k, v in model.head.norm.state_dict().items()}
         return save_torch(
             path,
             {
