@@ -30,14 +30,15 @@ class SentenceHead(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """(B, C) logits from pooled patches; give the backbone pooled_norm=false, so that this norm is the only one. Or from
-    the class token, which has passed the backbone's norm."""
+    """(B, C) logits from pooled patches (give a backbone of data2vec 1 pooled_norm=false, so that this norm is the only
+    one), or from the class token, which has passed the backbone's norm."""
 
     streams = ("vision",)
 
-    def __init__(self, dim: int, classes: int, eps: float, scale: float, class_token: bool = False) -> None:
+    def __init__(self, dim: int, config: ImageClassifyConfig) -> None:
         super().__init__()
-        self.norm = None if class_token else nn.LayerNorm(dim, eps=eps)
+        self.class_token, classes, scale = config.class_token, config.classes, config.initial_scale
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.norm else None
         self.linear = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(self.linear.bias)
@@ -45,9 +46,10 @@ class PatchHead(nn.Module):
             self.linear.weight.mul_(scale)
 
     def forward(self, features: Features) -> Tensor:
-        if self.norm is None:
-            return self.linear(features.tokens["vision"][:, features.grid["vision"].prefix - 1])
-        return self.linear(self.norm(features.pooled["vision"]))
+        x = features.pooled["vision"]
+        if self.class_token:
+            x = features.tokens["vision"][:, features.grid["vision"].prefix - 1]
+        return self.linear(x if self.norm is None else self.norm(x))
 
 
 def _targets(batch: Batch) -> Tensor:
@@ -97,9 +99,8 @@ class ImageClassify(Loss[Backbone]):
             "loss.classes is 0 and no labels say how many there are",
             fix="set loss.classes or data.target",
         )
-        c = config
-        self.head = PatchHead(backbone.dim, c.classes, c.norm_eps, c.initial_scale, c.class_token)
-        if not c.class_token and not getattr(backbone.config, "pooled_norm", True):
+        self.head = PatchHead(backbone.dim, config)
+        if not config.class_token and not getattr(backbone.config, "pooled_norm", True):
             for parameter in backbone.norm.parameters():  # pooled patches do not pass the last norm
                 parameter.requires_grad_(False)
 

@@ -108,9 +108,10 @@ def test_a_recogniser_learns_its_transcripts():
     assert length == 6 and float(edits) == 0
 
 
-def test_frames_and_channels_are_hidden_in_training_only():
+@pytest.mark.parametrize("encoder", [example.audio, example.audio2])
+def test_frames_and_channels_are_hidden_in_training_only(encoder):
     masks = {"spans": {"probability": 0.5, "length": 3}, "channels": {"probability": 0.5, "length": 4, "min_spans": 0}}
-    loss, batch = recogniser(**masks), speech_batch()
+    loss, batch = recogniser(encoder, **masks), speech_batch()
     draw = loss.sample(batch)
     assert draw.frames.any() and draw.channels.any()
     assert not torch.equal(loss(batch, draw).total(), loss.eval()(batch).total())
@@ -120,12 +121,6 @@ def test_frames_and_channels_are_hidden_in_training_only():
     loss.backbone.positions.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     loss(batch, draw)
     assert (seen[0].transpose(1, 2)[draw.channels] == 0).all()
-
-
-def test_channel_masks_are_refused_where_they_are_not_known():
-    tables = {**example.audio2(Path()), "loss": {"name": "ctc", "classes": 5, "channels": {"probability": 0.5}}}
-    with pytest.raises(UsageError, match="channels"):
-        build_loss(tables, build_backbone(tables))
 
 
 def test_a_transcript_that_cannot_be_aligned_does_not_break_the_step():

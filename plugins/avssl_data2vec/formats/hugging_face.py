@@ -244,7 +244,11 @@ def _finetuned(
 def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
     base, head = _split(weights, "data2vec_text.")
     _only(c, folder, is_decoder=False, position_embedding_type="absolute")
-    ignored = {k: "every token is of segment 0: added to its embedding" for k in base if k == "embeddings.token_type_embeddings.weight"}
+    ignored = {
+        k: "every token is of segment 0: added to its embedding"
+        for k in base
+        if k == "embeddings.token_type_embeddings.weight"
+    }
     extra = base.get("embeddings.token_type_embeddings.weight")
     ignored |= {
         k: _OTHER_HEAD if k.startswith("pooler.") else "a constant"
@@ -335,6 +339,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
             "name": "data2vec_image_classify",
             "classes": int(classifier["head.linear.weight"].shape[0]),
             "class_token": not pooler,
+            "norm": bool(pooler),
             "norm_eps": c["layer_norm_eps"],
         }
         tensors = {**prefixed(ours, "backbone."), **pooler, **classifier}

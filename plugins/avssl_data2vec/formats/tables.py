@@ -57,6 +57,8 @@ TEXT_ENCODER = Names((  # below `encoder.sentence_encoder.`, and the teacher
     *_BLOCK,
 ))  # fmt: skip
 
+SENTENCE = Names((Rule("dense.{w}", "dense.{w}"), Rule("linear.{w}", "out_proj.{w}")))  # below a head's name
+
 # -- data2vec_vision -------------------------------------------------------------------------------------------------
 VISION = Names((
     Rule("class_token", "cls_token"),

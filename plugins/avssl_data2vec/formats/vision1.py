@@ -235,7 +235,12 @@ def _classifier(
     class_token = "fc_norm.weight" not in tensors
     return Imported(
         backbone={"name": "data2vec_vision", **backbone},
-        loss={"name": "data2vec_image_classify", "classes": classes, "class_token": class_token},
+        loss={
+            "name": "data2vec_image_classify",
+            "classes": classes,
+            "class_token": class_token,
+            "norm": not class_token,
+        },
         tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names if k in tensors}},
         frontend={"size": backbone["image_size"]},
         ignored={_INDEX: "computed from the grid"},
