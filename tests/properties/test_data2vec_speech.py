@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 import torch
 
 from avssl.batch import Batch, Stream
-from avssl.errors import UsageError
 from avssl.model import build_backbone, build_loss
 from avssl_data2vec import example
 from avssl_data2vec.decode import NGrams, beam_search, distance, error_rate, greedy
@@ -82,9 +82,9 @@ def test_spelling_and_reading_are_inverse():
     assert FAIRSEQ_LETTERS[spell("é", FAIRSEQ_LETTERS)[0]] == "<unk>" and len(FAIRSEQ_LETTERS) == 32
 
 
-def recogniser(**loss: object):
+def recogniser(encoder: Callable[[Path], dict] = example.audio, **loss: object):
     torch.manual_seed(0)
-    tables = {**example.audio(Path()), "loss": {"name": "ctc", "classes": 5, **loss}}
+    tables = {**encoder(Path()), "loss": {"name": "ctc", "classes": 5, **loss}}
     return build_loss(tables, build_backbone(tables)).train()
 
 
