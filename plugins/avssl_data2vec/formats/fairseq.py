@@ -68,11 +68,23 @@ def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:
     raise CheckpointError(f"{path} holds a {name or 'nameless'} model", fix=f"known are {', '.join(known)}")
 
 
+def _resolved(value: Any, root: Mapping[str, Any]) -> Any:
+    """Strings like "${optimization.max_update}" as the value at that place; left alone where there is none."""
+    if isinstance(value, dict):
+        return {k: _resolved(v, root) for k, v in value.items()}
+    if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
+        return value
+    found: Any = root
+    for key in value[2:-1].split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return value if found is None or isinstance(found, (dict, str)) else found
+
+
 def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`cfg` as plain dictionaries; old files have the command line's `args` instead."""
     cfg = plain(data.get("cfg"))
     if cfg:
-        return cfg
+        return _resolved(cfg, cfg)
     args = plain(data.get("args"))
     check(
         isinstance(args, dict) and bool(args),
