@@ -175,7 +175,8 @@ def load_safetensors(path: str | Path) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`Inert` objects and ordered containers as plain dicts, lists and tensors; what is shared stays shared.
+    """`Inert` objects and ordered containers as plain dicts, lists and tensors; what is shared stays shared. OmegaConf's
+    nodes, which know their parents, become what they hold; interpolations stay strings.
 
     Raises CheckpointError for data that contain themselves or are nested beyond reason.
     """
@@ -190,6 +191,8 @@ def _plain(value: Any, known: dict[int, Any], depth: int) -> Any:
             "its objects contain themselves, or are nested too deeply",
             fix="this is no checkpoint: do not trust its source",
         )
+    if isinstance(value, Inert) and value.kind.startswith("omegaconf.") and value.keys() & {"_content", "_val"}:
+        return _plain(value.get("_content", value.get("_val")), known, depth + 1)
     if id(value) not in known:
         known[id(value)] = None  # being made
         known[id(value)] = (

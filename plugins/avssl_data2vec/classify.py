@@ -30,13 +30,15 @@ class SentenceHead(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """(B, C) logits from pooled patches; give the backbone pooled_norm=false, so that this norm is the only one."""
+    """(B, C) logits from pooled patches (give a backbone of data2vec 1 pooled_norm=false, so that this norm is the only
+    one), or from the class token, which has passed the backbone's norm."""
 
     streams = ("vision",)
 
-    def __init__(self, dim: int, classes: int, eps: float, scale: float) -> None:
+    def __init__(self, dim: int, config: ImageClassifyConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.class_token, classes, scale = config.class_token, config.classes, config.initial_scale
+        self.norm = nn.LayerNorm(dim, eps=config.norm_eps) if config.norm else None
         self.linear = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.linear.weight, std=0.02, a=-0.02, b=0.02)
         nn.init.zeros_(self.linear.bias)
@@ -44,7 +46,10 @@ class PatchHead(nn.Module):
             self.linear.weight.mul_(scale)
 
     def forward(self, features: Features) -> Tensor:
-        return self.linear(self.norm(features.pooled["vision"]))
+        x = features.pooled["vision"]
+        if self.class_token:
+            x = features.tokens["vision"][:, features.grid["vision"].prefix - 1]
+        return self.linear(x if self.norm is None else self.norm(x))
 
 
 def _targets(batch: Batch) -> Tensor:
@@ -94,8 +99,8 @@ class ImageClassify(Loss[Backbone]):
             "loss.classes is 0 and no labels say how many there are",
             fix="set loss.classes or data.target",
         )
-        self.head = PatchHead(backbone.dim, config.classes, config.norm_eps, config.initial_scale)
-        if not getattr(backbone.config, "pooled_norm", True):
+        self.head = PatchHead(backbone.dim, config)
+        if not config.class_token and not getattr(backbone.config, "pooled_norm", True):
             for parameter in backbone.norm.parameters():  # pooled patches do not pass the last norm
                 parameter.requires_grad_(False)
 

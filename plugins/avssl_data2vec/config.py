@@ -413,6 +413,8 @@ class ImageClassifyConfig:
     """BEiT's head on pooled patches: LayerNorm, linear with a small start."""
 
     classes: int = 0  # 0 = as many as the training labels have
+    class_token: bool = False  # read the class token, behind the backbone's last norm, instead of the pooled patches
+    norm: bool = True  # False: no LayerNorm in the head
     label_smoothing: float = 0.1
     initial_scale: float = 0.001  # of the linear layer's initial weights
     norm_eps: float = 1e-6

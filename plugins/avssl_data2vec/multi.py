@@ -133,11 +133,14 @@ class Multi2(Backbone):
         local: Tensor | None = None,
         pad: Tensor | None = None,
         clones: int = 1,
+        hide_channels: Tensor | None = None,
+        channels_first: bool = False,
     ) -> Features:
         """Extra tokens come first in tokens and layers; hide and keep do not count them.
 
         hide: hidden tokens become 0. keep: (B * clones, K), the rows of an item's clones next to each other; the local
         features are computed once per item. local, pad: computed before, by this encoder or the student of a teacher.
+        hide_channels: (B * clones, D) bool, channels set to 0; hidden tokens are 0 too, so that channels_first is the same.
         """
         c: Multi2Config = self.config
         if local is None:
@@ -150,6 +153,8 @@ class Multi2(Backbone):
         index = None if keep is None else keep.get(self.modality)
         if hide is not None and self.modality in hide:
             x = x.masked_fill(hide[self.modality][..., None], 0)
+        if hide_channels is not None:
+            x = x.masked_fill(hide_channels[:, None], 0)
         if index is not None:
             rows = index[..., None].expand(-1, -1, c.dim)
             kept = x.gather(1, rows)

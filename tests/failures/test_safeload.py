@@ -10,8 +10,10 @@ import os
 import pickle
 import random
 import struct
+import sys
 import tarfile
 import time
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +183,32 @@ def test_foreign_objects_become_dictionaries(legacy: bool, tmp_path: Path) -> No
     assert torch.equal(loaded["model"]["p"], weight[0])
     assert loaded["cfg"] == {"lr": 0.1, "nested": {"x": [1, {"y": 2}]}} and loaded["args"] == {"name": "x"}
     assert loaded["dtype"] is torch.float16 and bytes(loaded["path"]) == b"abc" and loaded["list"] == [1, [2, "three"]]
+
+
+def test_nodes_of_omegaconf_become_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They know their parents: taken as they are, they contain themselves."""
+    kinds = {}
+    monkeypatch.setitem(sys.modules, "omegaconf", types.ModuleType("omegaconf"))
+    for module, name in (("omegaconf.dictconfig", "DictConfig"), ("omegaconf.nodes", "AnyNode")):
+        kinds[name] = type(name, (), {"__module__": module})
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: kinds[name]}))
+
+    def node(kind: str, parent: object, **held: object) -> object:
+        out = kinds[kind]()
+        out.__dict__ |= {"_metadata": {"flags": None}, "_parent": parent, **held}
+        return out
+
+    root = node("DictConfig", None, _content={})
+    inner = node("DictConfig", root, _content={})
+    inner._content |= {"lr": node("AnyNode", inner, _val=0.5), "steps": node("AnyNode", inner, _val="${a.b}")}
+    root._content |= {"model": inner, "none": node("DictConfig", root, _content=None)}
+    torch.save({"cfg": root}, tmp_path / "a.pt")
+    loaded = plain(load_torch(tmp_path / "a.pt"))
+    assert loaded == {"cfg": {"model": {"lr": 0.5, "steps": "${a.b}"}, "none": None}}
+    root._content = root
+    torch.save({"cfg": root}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="contain themselves"):
+        plain(load_torch(tmp_path / "a.pt"))
 
 
 # -- bombs ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from avssl.batch import Batch, Stream
 from avssl.errors import CheckpointError
 from avssl.imports import Imported, import_checkpoint
 from avssl.model import open_model
@@ -152,6 +153,87 @@ def test_a_recogniser_goes_out_and_in_in_both_formats(tmp_path: Path):
     for again in (import_checkpoint(file, "data2vec_fairseq"), import_checkpoint(tmp_path / "hf")):
         same(again.tensors, made.tensors)
         assert build(again).config.spans.probability == 0.65
+
+
+FINE_TUNED = [
+    (example.audio2, "ctc", {"classes": 32, "spans": {"probability": 0.5}}, to_fairseq),
+    (example.audio, "data2vec_audio_classify", {"classes": 5, "pooling": "average"}, to_fairseq),
+    (example.vision2, "data2vec_image_classify", {"classes": 5, "class_token": True}, to_fairseq),
+    (example.vision2, "data2vec_image_classify", {"classes": 5, "norm": False}, to_fairseq),
+    (example.text, "data2vec_text_classify", {"classes": 5}, to_fairseq),
+    (example.text2, "data2vec_text_classify", {"regression": True}, to_fairseq),
+    (example.vision, "data2vec_image_classify", {"classes": 5}, to_vision1),
+    (example.vision, "data2vec_image_classify", {"classes": 5, "class_token": True, "norm": False}, to_vision1),
+    (example.vision, "data2vec_image_classify", {"classes": 5}, to_hugging_face),
+    (example.vision, "data2vec_image_classify", {"classes": 5, "class_token": True, "norm": False}, to_hugging_face),
+    (example.text, "data2vec_text_classify", {"regression": True}, to_hugging_face),
+]
+
+
+@pytest.mark.parametrize(
+    "encoder,name,options,writer", FINE_TUNED, ids=lambda x: getattr(x, "__name__", str(x)).rsplit(".", 1)[-1]
+)
+def test_a_fine_tuned_model_goes_out_and_in_with_its_head(encoder, name, options, writer, tmp_path: Path):
+    from avssl.imports import build
+    from avssl.model import build_backbone, build_loss
+
+    tables = encoder(tmp_path)
+    if encoder is example.vision:
+        tables["backbone"]["pooled_norm"] = False
+    tables["loss"] = {"name": name, **options}
+    loss = build_loss(tables, build_backbone(tables))
+    if writer is to_vision1 or encoder is example.vision:  # neither file has what a classifier does not use
+        unused = ("mask_token",) if options.get("class_token") else ("mask_token", "norm.")
+        fresh = {k: v for k, v in loss.backbone.state_dict().items() if k.startswith(unused)}
+        loss.backbone.load_state_dict({k: torch.zeros_like(v) for k, v in fresh.items()} | {
+            k: torch.ones_like(v) for k, v in fresh.items() if k == "norm.weight"}, strict=False)  # fmt: skip
+    made = Imported(backbone=tables["backbone"], loss=tables["loss"], tensors=loss.state_dict())
+    write_imported(made, tmp_path / "model")
+    writer.write(open_model(tmp_path / "model"), tmp_path / "out.pt")
+    again = import_checkpoint(tmp_path / "out.pt")
+    same(again.tensors, made.tensors)
+    head = build(again)
+    assert again.loss["name"] == name and head.config.__class__ is loss.config.__class__
+    assert {k: getattr(head.config, k) for k in options if k != "spans"} == {
+        k: v for k, v in options.items() if k != "spans"
+    }
+
+
+def test_a_model_without_layer_scale_or_positions_is_opened_again(tmp_path: Path):
+    from avssl.imports import build
+    from avssl.model import build_backbone, build_loss
+
+    tables = example.vision(tmp_path)
+    tables["backbone"] |= {"layer_scale": 0.0, "positions": "none"}
+    tables["loss"] = {"name": "data2vec", "targets": {"top_k": 2}, "teacher": {"average_head": True, "delay": 1}}
+    tables["loss"] |= {"blocks": {"count": 0.5, "min_patches": 2}}
+    loss = build_loss(tables, build_backbone(tables))
+    made = Imported(backbone=tables["backbone"], loss=tables["loss"], tensors=loss.state_dict())
+    write_imported(made, tmp_path / "model")
+    to_vision1.write(open_model(tmp_path / "model"), tmp_path / "out.pth")
+    again = import_checkpoint(tmp_path / "out.pth")
+    same(again.tensors, made.tensors)
+    assert again.backbone["layer_scale"] == 0.0 and again.backbone["positions"] == "none"
+    batch = Batch(("a", "b"), torch.arange(2), {"vision": Stream(torch.randn(2, 3, 32, 32))})
+    totals = [build(made)(batch, draw := loss.sample(batch)).total(), build(again)(batch, draw).total()]
+    torch.testing.assert_close(*totals)  # of the same objective, whose scale the file says in another way
+
+
+def test_a_hugging_face_option_that_changes_the_numbers_is_refused(tmp_path: Path):
+    import json
+
+    from avssl.model import build_backbone, build_loss
+
+    tables = {**example.vision(tmp_path), "loss": {"name": "data2vec", "targets": {"top_k": 2}}}
+    loss = build_loss(tables, build_backbone(tables))
+    write_imported(
+        Imported(backbone=tables["backbone"], loss=tables["loss"], tensors=loss.state_dict()), tmp_path / "m"
+    )
+    to_hugging_face.write(open_model(tmp_path / "m"), tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(CheckpointError, match="hidden_act = 'relu'"):
+        import_checkpoint(tmp_path / "hf")
 
 
 def test_the_pixel_loss_of_the_second_version_goes_out_and_in(tmp_path: Path):

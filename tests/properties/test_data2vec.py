@@ -19,10 +19,12 @@ from avssl.testing import BATCH_TOLERANCE, check_plugin
 from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig, TeacherConfig
 from avssl_data2vec.convolution import conv_last
-from avssl_data2vec.loss import Data2Vec
+from avssl_data2vec.loss import Data2Vec, regression
 from avssl_data2vec.loss2 import Data2Vec2, pixels
 from avssl_data2vec.targets import average_targets, guard, normalise
 from avssl_data2vec.teacher import decay_at
+
+SMALL_DECODER = {"dim": 16, "groups": 4, "kernel": 4, "layers": 2, "input_dropout": 0.0}
 
 
 def made(tables: dict, **loss: object):
@@ -167,6 +169,40 @@ def test_random_and_unchanged_tokens_are_seen_but_not_scored():
     assert swapped.any() and not (swapped & draw.hide["text"]).any()
     assert (draw.replaced["text"][swapped] < loss.backbone.config.mask).all()
     assert loss(batch, draw).terms["regression"].count == int(draw.hide["text"].sum())
+
+
+def test_pretraining_can_also_hide_channels():
+    off = {"probability": 0.5, "length": 4, "min_spans": 0}
+    loss, batch = made(example.audio(Path()), channels=off), sounds()
+    draw = loss.sample(batch)
+    seen = []
+    loss.backbone.positions.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    loss(batch, draw)
+    assert draw.channels.any() and (seen[0].transpose(1, 2)[draw.channels] == 0).all()
+    with pytest.raises(UsageError, match="VisionEncoder cannot hide channels"):
+        made(example.vision(Path()), channels=off)
+
+
+def test_without_beta_the_error_is_squared_or_absolute():
+    a, b = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 1.0])
+    assert regression(a, b, 0.0).tolist() == [0.25, 9.0]
+    assert regression(a, b, 0.0, absolute=True).tolist() == [0.5, 3.0]
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_padding_is_scored_where_the_authors_score_it_and_only_if_asked(over: bool):
+    tables = example.text2(Path())
+    mask = {"clones": 2, "probability": 0.5, "kind": "random", "over_padding": over}
+    tables["loss"] = {"name": "data2vec2", "targets": {"top_k": 2}, "mask": mask, "decoder": SMALL_DECODER}
+    loss = build_loss(tables, build_backbone(tables))
+    ids = torch.randint(4, 260, (2, 40), generator=torch.Generator().manual_seed(0))
+    ids[1, 20:] = loss.backbone.config.pad
+    batch = Batch(("a", "b"), torch.arange(2), {"text": Stream(ids)})
+    draw = loss.sample(batch)
+    padding = (draw.mask & (ids == 1).repeat_interleave(2, 0)).sum()
+    assert padding > 0, "what is not kept is marked as hidden, padding too"
+    scored = loss(batch, draw).terms["regression"].count
+    assert int(scored) == int(draw.mask.sum()) - (0 if over else int(padding))
 
 
 # -- targets and guards --------------------------------------------------------------------------------------------
@@ -333,6 +369,27 @@ def test_version_two_learns_in_every_modality(name: str):
     assert dict(loss.counts(batch, draw)) == {k: t.count for k, t in loss(batch, draw).terms.items()}
     first, last = learns(loss, batch)
     assert last < 0.9 * first
+
+
+def test_a_shared_decoder_predicts_beside_the_own_one():
+    """Over the tokens in a row, also for images; from noise of its own."""
+    tables = example.vision2(Path())
+    torch.manual_seed(0)
+    tables["loss"] = {
+        "name": "data2vec2",
+        "targets": {"top_k": 2},
+        "mask": {"clones": 2, "probability": 0.5, "length": 2},
+        "decoder": SMALL_DECODER,
+        "shared_decoder": {**SMALL_DECODER, "kernel": 5},
+    }
+    loss, batch = build_loss(tables, build_backbone(tables)).train(), pictures(2)
+    draw = loss.sample(batch)
+    assert not torch.equal(draw.noise, draw.shared_noise)
+    out = loss(batch, draw)
+    assert set(out.terms) == {"regression", "regression.shared"} and "prediction.shared_std" in out.metrics
+    assert dict(loss.counts(batch, draw)) == {k: t.count for k, t in out.terms.items()}
+    out.total().backward()
+    assert all(p.grad.any() for p in (*loss.decoder.parameters(), *loss.shared_decoder.parameters()))
 
 
 def test_a_cross_pair_learns_another_systems_encoder_with_this_objective():

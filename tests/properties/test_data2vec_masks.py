@@ -171,6 +171,14 @@ def test_corrupted_tokens(record):
     close("runs", np.array([len(run_lengths(row)) for row in chosen]), record["runs_per_sequence_mean"], draws)
 
 
+def test_some_hidden_patches_are_shown_again():
+    def hidden(dropout: float) -> float:
+        cfg = BlockConfig(count=120, dropout=dropout)
+        return float(np.mean([masks.rectangles(np.random.default_rng(i), 14, 14, cfg).sum() for i in range(100)]))
+
+    assert hidden(0.5) == pytest.approx(hidden(0.0) / 2, rel=0.05)
+
+
 def test_a_clip_too_short_for_its_spans_is_an_error_that_says_so():
     with pytest.raises(UsageError, match="all 3 frames"):
         masks.spans(rngs(20), 3, [3] * 20, SpanConfig(probability=1.0, length=3, min_spans=3))

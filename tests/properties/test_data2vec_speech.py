@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 import torch
 
 from avssl.batch import Batch, Stream
-from avssl.errors import UsageError
 from avssl.model import build_backbone, build_loss
 from avssl_data2vec import example
 from avssl_data2vec.decode import NGrams, beam_search, distance, error_rate, greedy
@@ -82,9 +82,9 @@ def test_spelling_and_reading_are_inverse():
     assert FAIRSEQ_LETTERS[spell("é", FAIRSEQ_LETTERS)[0]] == "<unk>" and len(FAIRSEQ_LETTERS) == 32
 
 
-def recogniser(**loss: object):
+def recogniser(encoder: Callable[[Path], dict] = example.audio, **loss: object):
     torch.manual_seed(0)
-    tables = {**example.audio(Path()), "loss": {"name": "ctc", "classes": 5, **loss}}
+    tables = {**encoder(Path()), "loss": {"name": "ctc", "classes": 5, **loss}}
     return build_loss(tables, build_backbone(tables)).train()
 
 
@@ -108,9 +108,10 @@ def test_a_recogniser_learns_its_transcripts():
     assert length == 6 and float(edits) == 0
 
 
-def test_frames_and_channels_are_hidden_in_training_only():
+@pytest.mark.parametrize("encoder", [example.audio, example.audio2])
+def test_frames_and_channels_are_hidden_in_training_only(encoder):
     masks = {"spans": {"probability": 0.5, "length": 3}, "channels": {"probability": 0.5, "length": 4, "min_spans": 0}}
-    loss, batch = recogniser(**masks), speech_batch()
+    loss, batch = recogniser(encoder, **masks), speech_batch()
     draw = loss.sample(batch)
     assert draw.frames.any() and draw.channels.any()
     assert not torch.equal(loss(batch, draw).total(), loss.eval()(batch).total())
@@ -120,12 +121,6 @@ def test_frames_and_channels_are_hidden_in_training_only():
     loss.backbone.positions.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     loss(batch, draw)
     assert (seen[0].transpose(1, 2)[draw.channels] == 0).all()
-
-
-def test_channel_masks_are_refused_where_they_are_not_known():
-    tables = {**example.audio2(Path()), "loss": {"name": "ctc", "classes": 5, "channels": {"probability": 0.5}}}
-    with pytest.raises(UsageError, match="channels"):
-        build_loss(tables, build_backbone(tables))
 
 
 def test_a_transcript_that_cannot_be_aligned_does_not_break_the_step():

@@ -12,7 +12,7 @@ from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
 from avssl_data2vec.formats.names import whole
 
-_MARKS = (b"data2vec_audio", b"data2vec_text", b"data2vec_multi", b"wav2vec_ctc")
+_MARKS = (b"data2vec_audio", b"data2vec_text", b"data2vec_multi")  # also in what was fine-tuned from them
 
 
 def detect(path: Path) -> bool:
@@ -26,7 +26,7 @@ def detect(path: Path) -> bool:
 
 
 def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None) -> Imported:
-    """A fairseq checkpoint of data2vec 1 (audio, text, CTC fine-tuned) or 2.0.
+    """A fairseq checkpoint of data2vec 1 (audio, text) or 2.0, pretrained or fine-tuned.
 
     modality: "audio", "vision" or "text", for a 2.0 file that holds several. pad, mask: token ids of a text model's
     dictionary; mask defaults to the last id. Raises CheckpointError for any other file.
@@ -36,7 +36,7 @@ def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = Non
 
 
 def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:
-    from avssl_data2vec.formats import fairseq1, fairseq2
+    from avssl_data2vec.formats import fairseq1, fairseq2, fairseq_tasks
 
     data = load_torch(path)
     check(
@@ -50,23 +50,41 @@ def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:
     name = cfg.get("_name", "")
     if name == "data2vec_audio":
         return fairseq1.read_audio(data, cfg, str(path))
+    heads = {k.split(".")[1] for k in data["model"] if k.startswith("classification_heads.")}
+    if name == "data2vec_text_classification" or (name == "data2vec_text" and len(heads) == 1):
+        return fairseq_tasks.read_sentences(data, str(path), pad=pad, mask=mask)
     if name == "data2vec_text":
         return fairseq1.read_text(data, cfg, str(path), pad=pad, mask=mask)
     if name == "data2vec_multi":
         return fairseq2.read(data, cfg, str(path), modality=modality, pad=pad, mask=mask)
-    if name == "wav2vec_ctc":
-        return fairseq1.read_ctc(data, str(path))
-    raise CheckpointError(
-        f"{path} holds a {name or 'nameless'} model",
-        fix="data2vec_audio, data2vec_text, data2vec_multi and wav2vec_ctc are known",
-    )
+    fine_tuned = {
+        "wav2vec_ctc": fairseq_tasks.read_ctc,
+        "audio_classification": fairseq_tasks.read_tags,
+        "mae_image_classification": fairseq_tasks.read_images,
+    }
+    if name in fine_tuned:
+        return fine_tuned[name](data, str(path))
+    known = ("data2vec_audio", "data2vec_text", "data2vec_multi", "data2vec_text_classification", *fine_tuned)
+    raise CheckpointError(f"{path} holds a {name or 'nameless'} model", fix=f"known are {', '.join(known)}")
+
+
+def _resolved(value: Any, root: Mapping[str, Any]) -> Any:
+    """Strings like "${optimization.max_update}" as the value at that place; left alone where there is none."""
+    if isinstance(value, dict):
+        return {k: _resolved(v, root) for k, v in value.items()}
+    if not (isinstance(value, str) and value.startswith("${") and value.endswith("}")):
+        return value
+    found: Any = root
+    for key in value[2:-1].split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return value if found is None or isinstance(found, (dict, str)) else found
 
 
 def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`cfg` as plain dictionaries; old files have the command line's `args` instead."""
     cfg = plain(data.get("cfg"))
     if cfg:
-        return cfg
+        return _resolved(cfg, cfg)
     args = plain(data.get("args"))
     check(
         isinstance(args, dict) and bool(args),
@@ -74,5 +92,4 @@ def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
         fix="is the file complete?",
         error=CheckpointError,
     )
-    name = {"wav2vec_ctc": "wav2vec_ctc"}.get(args.get("arch", ""), args.get("arch", ""))
-    return {"model": {"_name": name, **args}, "task": args}
+    return {"model": {"_name": args.get("arch", ""), **args}, "task": args}

@@ -69,7 +69,7 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
     tensors = tensors_only(model, where)
     backbone = audio_backbone(cfg, tensors)
     # What is averaged has its own prefix; the local part stays the student's unless the whole model is averaged.
-    ours, left = _audio_tensors(tensors, backbone["extractor"])
+    ours, left = audio_tensors(tensors, backbone["extractor"])
     head, left = _take(tensors, left, "final_proj.", "heads.audio.0.")
     unknown(left, where)
     whole = not (cfg.get("ema_transformer_only", True) or cfg.get("ema_layers_only"))
@@ -89,7 +89,7 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
         "beta": float(cfg.get("loss_beta", 0.0)),
         **_scale(cfg.get("loss_scale")),
         "spans": spans(cfg),
-        "channels": _channels(cfg),
+        "channels": channels(cfg),
         "channels_first": bool(cfg.get("mask_channel_before", False)),
         "guard": _guard(cfg),
     }
@@ -143,7 +143,8 @@ def audio_backbone(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dic
     }
 
 
-def _audio_tensors(tensors: Mapping[str, Tensor], mode: str) -> tuple[dict[str, Tensor], set[str]]:
+def audio_tensors(tensors: Mapping[str, Tensor], mode: str) -> tuple[dict[str, Tensor], set[str]]:
+    """Our names of a whole waveform encoder, and the foreign ones that are none of it; mode: of the extractor."""
     encoder, odd = tables.AUDIO_ENCODER.to_ours(part(tensors, "encoder."))
     local, left = tables.audio_local(mode).to_ours({k: v for k, v in tensors.items() if not k.startswith("encoder.")})
     return {**local, **encoder}, left | {f"encoder.{k}" for k in odd}
@@ -157,103 +158,29 @@ def _audio_teacher(
     if ema is None:
         return {k: v for k, v in student.items() if whole or not k.startswith(local)}, {}
     ema = tensors_only(ema, f"{where}: _ema")
-    teacher, left = _audio_tensors(ema, mode) if whole else tables.AUDIO_ENCODER.to_ours(ema)
+    teacher, left = audio_tensors(ema, mode) if whole else tables.AUDIO_ENCODER.to_ours(ema)
     head, left = _take(ema, left, "final_proj.", "teacher_heads.audio.0.")
     unknown({f"_ema.{k}" for k in left}, where)
     return teacher, head
-
-
-def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
-    """A fine-tuned speech recogniser (`wav2vec_ctc`): the encoder's config lies in `w2v_args`."""
-    tensors = tensors_only(data["model"], where, besides=("w2v_encoder.w2v_model._ema",))
-    inner = part(tensors, "w2v_encoder.w2v_model.")
-    cfg = data["cfg"]["model"]
-    pretraining = cfg["w2v_args"]
-    task = (pretraining.get("task") or {}) if "model" in pretraining else {}
-    own = pretraining.get("model", pretraining)
-    backbone = audio_backbone(own, inner)
-    for ours, theirs in (
-        ("dropout", "dropout"),
-        ("attention_dropout", "attention_dropout"),
-        ("layerdrop", "layerdrop"),
-        ("activation_dropout", "activation_dropout"),
-        ("input_dropout", "dropout_input"),
-        ("feature_grad", "feature_grad_mult"),
-    ):
-        if theirs in cfg:  # fine-tuning overrides the pretraining's
-            backbone[ours] = float(cfg[theirs])
-    ours, left = _audio_tensors(inner, backbone["extractor"])
-    left = {k for k in left if not k.startswith("final_proj.")}
-    head, rest = _take(
-        tensors, {k for k in tensors if not k.startswith("w2v_encoder.w2v_model.")}, "w2v_encoder.proj.", "head.linear."
-    )
-    unknown(left | rest, where)
-    size = int(head["head.linear.weight"].shape[0])
-    from avssl_data2vec.letters import FAIRSEQ_LETTERS
-
-    loss = {
-        "name": "ctc",
-        "classes": size,
-        "final_dropout": float(cfg.get("final_dropout", 0.0)),
-        "spans": spans({**cfg, "mask_length": cfg.get("mask_length", 10)}),
-        "channels": _channels(cfg),
-    }
-    symbols = list(FAIRSEQ_LETTERS) if size == len(FAIRSEQ_LETTERS) else [f"<{i}>" for i in range(size)]
-    return Imported(
-        backbone={"name": "data2vec_audio", **backbone},
-        loss=loss,
-        tensors={**prefixed(ours, "backbone."), **head},
-        frontend={"normalise": bool((data["cfg"].get("task") or task).get("normalize", True))},
-        ignored={"w2v_encoder.w2v_model._ema": "the teacher of pretraining", "final_proj": "the head of pretraining"},
-        assets={"targets": {"kind": "characters", "classes": symbols}},
-        licence="MIT",
-        source=FAIRSEQ,
-    )
 
 
 def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pad: int, mask: int | None) -> Imported:
     """A pretraining checkpoint of the text model; names of older files are understood."""
     import torch
 
-    model = {_modern_text_name(k): v for k, v in data["model"].items()}
+    model = modern_text(data["model"])
     ema = model.pop("encoder._ema", None)
     tensors = tensors_only(model, where)
-    ours, odd = tables.TEXT_ENCODER.to_ours(part(tensors, "encoder.sentence_encoder."))
-    left = {f"encoder.sentence_encoder.{k}" for k in odd if k != "version"}
-    left |= {k for k in tensors if not k.startswith("encoder.sentence_encoder.")}
+    backbone, ours, left = text_encoder(tensors, cfg, pad, mask)
     heads = {k for k in left if k.startswith("classification_heads.")}
     head, left = _take(tensors, left - heads, "encoder.regression_head.", "heads.text.")
     unknown(left, where)
-    t = cfg["transformer"]
-    vocabulary = int(ours["embed.tokens.weight"].shape[0])
     teacher, odd = (ours, set()) if ema is None else tables.TEXT_ENCODER.to_ours(tensors_only(ema, f"{where}: _ema"))
     unknown({f"_ema.{k}" for k in odd if k != "version"}, where)
-    learned = "embed.positions.weight" in ours
-    positions = "learned" if learned else "none" if t.get("no_token_positional_embeddings") else "sinusoidal"
-    rows = ours["embed.positions.weight"].shape[0] - pad - 1 if learned else int(t["max_source_positions"])
     copied = ["embed.positions.*", "embed.norm.*"] if cfg.get("ema_transformer_layers_only") else []
-    if copied and learned:  # the official rule walks the position table's parameters to name the tokens'
-        copied.append("embed.tokens.*")
+    if copied and backbone["positions"] == "learned":
+        copied.append("embed.tokens.*")  # the official rule walks the position table's parameters to name the tokens'
     scale = cfg.get("loss_scale")
-    backbone = {
-        "dim": int(t["encoder"]["embed_dim"]),
-        "depth": int(t["encoder"]["layers"]),
-        "heads": int(t["encoder"]["attention_heads"]),
-        "ffn": int(t["encoder"]["ffn_embed_dim"]),
-        "vocabulary": vocabulary,
-        "max_tokens": int(rows),
-        "pad": pad,
-        "mask": vocabulary - 1 if mask is None else mask,
-        "positions": positions,
-        "embedding_norm": "embed.norm.weight" in ours,
-        "scale_embedding": not t.get("no_scale_embedding", False),
-        "norm_first": bool(t["encoder"].get("normalize_before", False)),
-        "activation": _plain(t.get("activation_fn", "gelu")),
-        "dropout": float(t.get("dropout", 0.1)),
-        "attention_dropout": float(t.get("attention_dropout", 0.0)),
-        "activation_dropout": float(t.get("activation_dropout", 0.0)),
-        "layerdrop": float(t["encoder"].get("layerdrop", 0.0)),
-    }
     task = data.get("cfg", {}).get("task") or {}
     loss = {
         "name": "data2vec",
@@ -279,7 +206,7 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
     }
     ignored = {k: "a classification head beside the pretraining model" for k in sorted(heads)}
     return Imported(
-        backbone={"name": "data2vec_text", **backbone},
+        backbone=backbone,
         loss=loss,
         ignored=ignored,
         tensors={
@@ -288,10 +215,50 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
             **prefixed(teacher, "teacher."),
             "updates": torch.tensor(finished_updates(data)),
         },
-        frontend={"max_tokens": int(rows)},
+        frontend={"max_tokens": backbone["max_tokens"]},
         licence="MIT",
         source=FAIRSEQ,
     )
+
+
+def modern_text(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A text model's entries under the names of newer files."""
+    return {_modern_text_name(k): v for k, v in model.items()}
+
+
+def text_encoder(
+    tensors: Mapping[str, Tensor], cfg: Mapping[str, Any], pad: int, mask: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
+    """Table and tensors of the token encoder, and the names that are none of it."""
+    ours, odd = tables.TEXT_ENCODER.to_ours(part(tensors, "encoder.sentence_encoder."))
+    left = {f"encoder.sentence_encoder.{k}" for k in odd if k != "version"}
+    left |= {k for k in tensors if not k.startswith("encoder.sentence_encoder.")}
+    t = cfg["transformer"]
+    vocabulary = int(ours["embed.tokens.weight"].shape[0])
+    learned = "embed.positions.weight" in ours
+    positions = "learned" if learned else "none" if t.get("no_token_positional_embeddings") else "sinusoidal"
+    rows = ours["embed.positions.weight"].shape[0] - pad - 1 if learned else int(t["max_source_positions"])
+    backbone = {
+        "name": "data2vec_text",
+        "dim": int(t["encoder"]["embed_dim"]),
+        "depth": int(t["encoder"]["layers"]),
+        "heads": int(t["encoder"]["attention_heads"]),
+        "ffn": int(t["encoder"]["ffn_embed_dim"]),
+        "vocabulary": vocabulary,
+        "max_tokens": int(rows),
+        "pad": pad,
+        "mask": vocabulary - 1 if mask is None else mask,
+        "positions": positions,
+        "embedding_norm": "embed.norm.weight" in ours,
+        "scale_embedding": not t.get("no_scale_embedding", False),
+        "norm_first": bool(t["encoder"].get("normalize_before", False)),
+        "activation": _plain(t.get("activation_fn", "gelu")),
+        "dropout": float(t.get("dropout", 0.1)),
+        "attention_dropout": float(t.get("attention_dropout", 0.0)),
+        "activation_dropout": float(t.get("activation_dropout", 0.0)),
+        "layerdrop": float(t["encoder"].get("layerdrop", 0.0)),
+    }
+    return backbone, ours, left
 
 
 def _modern_text_name(key: str) -> str:
@@ -314,7 +281,8 @@ def spans(cfg: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _channels(cfg: Mapping[str, Any]) -> dict[str, Any]:
+def channels(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Our table of channel masks from the official options."""
     return {
         "probability": float(cfg.get("mask_channel_prob", 0.0)),
         "length": int(cfg.get("mask_channel_length", 64)),

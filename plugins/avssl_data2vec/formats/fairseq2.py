@@ -28,7 +28,7 @@ def read(
     ema = model.pop("_ema", None)
     tensors = tensors_only(model, where)
     key = _choose(tensors, modality, where)
-    m = cfg["modalities"]["image" if key == "IMAGE" else key.lower()]
+    m = cfg["modalities"][key.lower()]
     for option, off in _UNSUPPORTED.items():
         check(
             m.get(option, off) in (off, None),
@@ -36,9 +36,8 @@ def read(
             fix=f"only {off!r} is",
             error=CheckpointError,
         )
-    backbone = _backbone(cfg, m, tensors, key, pad, mask)
+    backbone, ours, left = encoder(cfg, tensors, key, pad, mask)
     names = names_of(backbone)
-    ours, left = names.to_ours(flat(tensors, key))
     decoder, left = (
         tables.decoder2(_projections(m, key)).to_ours({k: v for k, v in flat(tensors, key).items() if k in left})[0],
         {k for k in left if not k.startswith("decoder.")},
@@ -100,6 +99,15 @@ def read(
         licence="MIT",
         source=fairseq1.FAIRSEQ,
     )
+
+
+def encoder(
+    cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str, pad: int, mask: int | None
+) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
+    """Table and tensors of one modality's encoder, and the names that are none of it."""
+    backbone = _backbone(cfg, cfg["modalities"][key.lower()], tensors, key, pad, mask)
+    ours, left = names_of(backbone).to_ours(flat(tensors, key))
+    return backbone, ours, left
 
 
 def _choose(tensors: Mapping[str, Tensor], modality: str, where: str) -> str:

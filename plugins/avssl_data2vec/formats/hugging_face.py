@@ -16,6 +16,7 @@ from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown, whole
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
+_OTHER_HEAD = "a head of another task"
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_accurate",
@@ -95,17 +96,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _weights(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
-        index = path / "model.safetensors.index.json"
-        files = (
-            [path / n for n in sorted(set(_json(index)["weight_map"].values()))]
-            if index.is_file()
-            else [
-                next(
-                    (path / n for n in ("model.safetensors", "pytorch_model.bin") if (path / n).is_file()),
-                    path / "model.safetensors",
-                )
-            ]
-        )
+        files = _files(path)
     else:
         files = [path]
     out: dict[str, Tensor] = {}
@@ -115,15 +106,37 @@ def _weights(path: Path) -> dict[str, Tensor]:
     return out
 
 
+def _files(folder: Path) -> list[Path]:
+    """The weight files of a folder: safetensors before pickles, one before shards."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name]
+        if (index := folder / f"{name}.index.json").is_file():
+            return [folder / n for n in sorted(set(_json(index)["weight_map"].values()))]
+    return [folder / "model.safetensors"]  # which is then said to be missing
+
+
+def _split(weights: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The encoder's tensors and those of a head beside it; a bare encoder has no prefix."""
+    base = part(weights, prefix)
+    return (base, {k: v for k, v in weights.items() if not k.startswith(prefix)}) if base else (dict(weights), {})
+
+
+def _only(c: Mapping[str, Any], folder: Path, **known: Any) -> None:
+    """Raises CheckpointError for an option that changes the numbers in a way that our encoders do not follow."""
+    for key, value in known.items():
+        check(
+            (c.get(key) or value) == value,
+            f"{folder}: {key} = {c.get(key)!r} is not supported",
+            fix=f"only {value!r} is",
+            error=CheckpointError,
+        )
+
+
 def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
-    base = part(weights, "data2vec_audio.") or dict(weights)
-    check(
-        not c.get("add_adapter"),
-        f"{folder} has an adapter",
-        fix="only models without adapter are supported",
-        error=CheckpointError,
-    )
-    ours, left = tables.HF_AUDIO.to_ours({k: v for k, v in base.items() if not k.startswith("lm_head.")})
+    base, head = _split(weights, "data2vec_audio.")
+    _only(c, folder, add_adapter=False, feat_extract_activation="gelu")
+    ours, left = tables.HF_AUDIO.to_ours(base)
     unknown(left, str(folder))
     layers = list(zip(c["conv_dim"], c["conv_kernel"], c["conv_stride"], strict=True))
     depth = int(c["num_conv_pos_embeddings"])  # despite its name the number of convolutions
@@ -151,9 +164,24 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) ->
         import torch
 
         ours["mask_token"] = torch.zeros(int(c["hidden_size"]))
-    if "lm_head.weight" in weights:
-        return _recogniser(backbone, ours, c, weights, folder)
-    return _encoder(backbone, ours, {"normalise": True})
+    if "lm_head.weight" in head:
+        return _recogniser(backbone, ours, c, head, folder)
+    if set(head) == {f"{name}.{w}" for name in ("projector", "classifier") for w in ("weight", "bias")}:
+        return _tagger(backbone, ours, c, head)
+    return _encoder(backbone, ours, {"normalise": True}, dict.fromkeys(sorted(head), _OTHER_HEAD))
+
+
+def _tagger(
+    backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[str, Any], head: Mapping[str, Tensor]
+) -> Imported:
+    """A classifier of clips. Nothing stands between projector, mean and classifier: together they are one linear layer."""
+    weight = head["classifier.weight"] @ head["projector.weight"]
+    bias = head["classifier.weight"] @ head["projector.bias"] + head["classifier.bias"]
+    loss = {"name": "data2vec_audio_classify", "classes": len(bias), "pooling": "average_before"}
+    return _finetuned(
+        backbone, loss, {**prefixed(ours, "backbone."), "head.linear.weight": weight, "head.linear.bias": bias}, c,
+        {"normalise": True},
+    )  # fmt: skip
 
 
 def _recogniser(
@@ -178,26 +206,54 @@ def _recogniser(
             "min_spans": 0,
         },
     }
-    head = {f"head.linear.{w}": weights[f"lm_head.{w}"] for w in ("weight", "bias")}
+    head = prefixed(part(weights, "lm_head."), "head.linear.")
+    tensors = {**prefixed(ours, "backbone."), **head}
+    return _finetuned(
+        backbone, loss, tensors, c, {"normalise": True}, targets={"kind": "characters", "classes": symbols}
+    )
+
+
+def _finetuned(
+    backbone: dict[str, Any],
+    loss: dict[str, Any],
+    tensors: dict[str, Tensor],
+    c: Mapping[str, Any],
+    frontend: dict[str, Any],
+    ignored: Mapping[str, str] | None = None,
+    targets: dict[str, Any] | None = None,
+) -> Imported:
+    """A model with the head of a task; the labels are those of the configuration unless `targets` says them."""
+    if targets is None and loss.get("regression"):
+        targets = {"kind": "float", "classes": []}
+    elif targets is None and (names := c.get("id2label")):
+        names = [str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0]))]
+        several = c.get("problem_type") == "multi_label_classification"
+        targets = {"kind": "multi_hot" if several else "index", "classes": names}
     return Imported(
         backbone=backbone,
         loss=loss,
-        tensors={**prefixed(ours, "backbone."), **head},
-        frontend={"normalise": True},
-        assets={"targets": {"kind": "characters", "classes": symbols}},
+        tensors=tensors,
+        frontend=frontend,
+        ignored=ignored or {},
+        assets={} if targets is None else {"targets": targets},
         licence="Apache-2.0",
         source=_SOURCE,
     )
 
 
 def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
-    base = part(weights, "data2vec_text.") or dict(weights)
-    ignored = {k: "zeros: the model has one segment" for k in base if k == "embeddings.token_type_embeddings.weight"}
+    base, head = _split(weights, "data2vec_text.")
+    _only(c, folder, is_decoder=False, position_embedding_type="absolute")
+    ignored = {
+        k: "every token is of segment 0: added to its embedding"
+        for k in base
+        if k == "embeddings.token_type_embeddings.weight"
+    }
     extra = base.get("embeddings.token_type_embeddings.weight")
     ignored |= {
-        k: "a head of another task, or a constant"
+        k: _OTHER_HEAD if k.startswith("pooler.") else "a constant"
         for k in base
-        if k.startswith(("pooler.", "lm_head.", "classifier.")) or k.endswith("position_ids")
+        if k.startswith("pooler.") or k.endswith("position_ids")
     }
     ours, left = tables.HF_TEXT.to_ours({k: v for k, v in base.items() if k not in ignored})
     unknown(left, str(folder))
@@ -225,21 +281,33 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> 
     frontend: dict[str, Any] = {"max_tokens": backbone["max_tokens"]}
     if (folder / "tokenizer.json").is_file():
         frontend["tokenizer"] = str(folder / "tokenizer.json")
-    return _encoder(backbone, ours, frontend, ignored)
+    sentence, other = tables.HF_SENTENCE.to_ours(head)
+    if len(sentence) == 4:
+        classes = len(sentence["linear.bias"])
+        dropout = c.get("classifier_dropout")
+        loss = {
+            "name": "data2vec_text_classify",
+            **({"regression": True} if classes == 1 else {"classes": classes}),
+            "dropout": backbone["dropout"] if dropout is None else dropout,
+        }
+        unknown(other, str(folder))
+        return _finetuned(
+            backbone, loss, {**prefixed(ours, "backbone."), **prefixed(sentence, "head.")}, c, frontend, ignored
+        )
+    return _encoder(backbone, ours, frontend, ignored | dict.fromkeys(sorted(head), _OTHER_HEAD))
 
 
 def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
     import torch
 
-    base = part(weights, "data2vec_vision.") or dict(weights)
+    base, head = _split(weights, "data2vec_vision.")
+    _only(c, folder, hidden_act="gelu")
     ignored = {k: "computed from the grid" for k in base if k.endswith("relative_position_index")}
     pooler = {
         f"head.norm.{w}": base[f"pooler.layernorm.{w}"] for w in ("weight", "bias") if f"pooler.layernorm.{w}" in base
     }
-    classifier = {
-        f"head.linear.{w}": weights[f"classifier.{w}"] for w in ("weight", "bias") if f"classifier.{w}" in weights
-    }
-    known = {k: v for k, v in base.items() if k not in ignored and not k.startswith(("pooler.", "classifier."))}
+    classifier = prefixed(part(head, "classifier."), "head.linear.") if len(head) == 2 else {}
+    known = {k: v for k, v in base.items() if k not in ignored and not k.startswith("pooler.")}
     ours, left = tables.HF_VISION.to_ours(known)
     unknown(left, str(folder))
     dim = int(c["hidden_size"])
@@ -266,18 +334,18 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
         "pooled_norm": not pooler,
     }
     frontend = {"size": c["image_size"]}
-    if classifier and pooler:
-        loss = {"name": "data2vec_image_classify", "classes": int(classifier["head.linear.weight"].shape[0])}
-        return Imported(
-            backbone=backbone,
-            loss=loss,
-            frontend=frontend,
-            ignored=ignored,
-            licence="Apache-2.0",
-            tensors={**prefixed(ours, "backbone."), **pooler, **classifier},
-            source=_SOURCE,
-        )
+    if classifier:
+        loss = {
+            "name": "data2vec_image_classify",
+            "classes": int(classifier["head.linear.weight"].shape[0]),
+            "class_token": not pooler,
+            "norm": bool(pooler),
+            "norm_eps": c["layer_norm_eps"],
+        }
+        tensors = {**prefixed(ours, "backbone."), **pooler, **classifier}
+        return _finetuned(backbone, loss, tensors, c, frontend, ignored)
     ignored |= {k: "the norm of the pooled patches, without a classifier" for k in base if k.startswith("pooler.")}
+    ignored |= dict.fromkeys(sorted(head), _OTHER_HEAD)
     return _encoder(backbone, ours, frontend, ignored)
 
 

@@ -57,6 +57,8 @@ TEXT_ENCODER = Names((  # below `encoder.sentence_encoder.`, and the teacher
     *_BLOCK,
 ))  # fmt: skip
 
+SENTENCE = Names((Rule("dense.{w}", "dense.{w}"), Rule("linear.{w}", "out_proj.{w}")))  # below a head's name
+
 # -- data2vec_vision -------------------------------------------------------------------------------------------------
 VISION = Names((
     Rule("class_token", "cls_token"),
@@ -106,6 +108,7 @@ HF_TEXT = Names((
     Rule("layers.{i}.fc2.{w}", _BERT + "output.dense.{w}"),
     Rule("layers.{i}.norm2.{w}", _BERT + "output.LayerNorm.{w}"),
 ))  # fmt: skip
+HF_SENTENCE = Names((Rule("dense.{w}", "classifier.dense.{w}"), Rule("linear.{w}", "classifier.out_proj.{w}")))
 HF_VISION = Names((
     Rule("class_token", "embeddings.cls_token"),
     Rule("mask_token", "embeddings.mask_token"),

@@ -9,6 +9,7 @@ from typing import Any
 from avssl.errors import CheckpointError, check
 from avssl.files import write_text
 from avssl.model import save_tensors
+from avssl_data2vec.classify import PatchHead, SentenceHead
 from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.training_state import backbone_is, own_tensors, prefixed
 
@@ -113,32 +114,39 @@ def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     )
     tensors = tables.HF_TEXT.to_theirs(own_tensors(model))
     tensors["embeddings.token_type_embeddings.weight"] = torch.zeros(1, c.dim)
-    return (
-        {
-            "model_type": "data2vec-text",
-            "architectures": ["Data2VecTextModel"],
-            "hidden_size": c.dim,
-            "num_hidden_layers": c.depth,
-            "num_attention_heads": c.heads,
-            "intermediate_size": c.ffn,
-            "hidden_act": _ACTIVATIONS[c.activation],
-            "hidden_dropout_prob": c.dropout,
-            "attention_probs_dropout_prob": c.attention_dropout,
-            "vocab_size": c.vocabulary,
-            "type_vocab_size": 1,
-            "max_position_embeddings": c.max_tokens + c.pad + 1,
-            "pad_token_id": c.pad,
-            "bos_token_id": 0,
-            "eos_token_id": 2,
-            "layer_norm_eps": c.norm_eps,
-        },
-        tensors,
-        {},
-    )
+    config: dict[str, Any] = {
+        "model_type": "data2vec-text",
+        "architectures": ["Data2VecTextModel"],
+        "hidden_size": c.dim,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.heads,
+        "intermediate_size": c.ffn,
+        "hidden_act": _ACTIVATIONS[c.activation],
+        "hidden_dropout_prob": c.dropout,
+        "attention_probs_dropout_prob": c.attention_dropout,
+        "vocab_size": c.vocabulary,
+        "type_vocab_size": 1,
+        "max_position_embeddings": c.max_tokens + c.pad + 1,
+        "pad_token_id": c.pad,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "layer_norm_eps": c.norm_eps,
+    }
+    if not isinstance(model.head, SentenceHead):
+        return config, tensors, {}
+    config |= {"architectures": ["Data2VecTextForSequenceClassification"], "classifier_dropout": model.head.dropout.p}
+    head = tables.HF_SENTENCE.to_theirs(model.head.state_dict())
+    return config | _labels(model), {**prefixed(tensors, "data2vec_text."), **head}, {}
 
 
 def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     c = model.backbone.config
+    check(
+        c.qkv_bias,
+        "the Hugging Face class has biases in its attention, the model has none",
+        fix="export as data2vec_vision",
+        error=CheckpointError,
+    )
     tensors = tables.HF_VISION.to_theirs(own_tensors(model))
     config: dict[str, Any] = {
         "model_type": "data2vec-vision",
@@ -162,13 +170,19 @@ def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
         "layer_scale_init_value": c.layer_scale,
         "drop_path_rate": c.drop_path,
     }
-    if model.head is None or not hasattr(model.head, "norm") or c.pooled_norm:
+    if not isinstance(model.head, PatchHead) or (model.head.norm is not None and c.pooled_norm):
         return config, tensors, {}
     head = {f"classifier.{k}": v for k, v in model.head.linear.state_dict().items()}
-    head |= {f"data2vec_vision.pooler.layernorm.{k}": v for k, v in model.head.norm.state_dict().items()}
-    moved = {k: v for k, v in tensors.items() if not k.startswith("layernorm.")}
-    config |= {"architectures": ["Data2VecVisionForImageClassification"], "use_mean_pooling": True}
-    if model.codec is not None:
-        config["id2label"] = dict(enumerate(model.codec.classes))
-        config["label2id"] = {label: i for i, label in enumerate(model.codec.classes)}
-    return config, {**prefixed(moved, "data2vec_vision."), **head}, {}
+    config["architectures"] = ["Data2VecVisionForImageClassification"]
+    if model.head.norm is not None:
+        head |= {f"data2vec_vision.pooler.layernorm.{k}": v for k, v in model.head.norm.state_dict().items()}
+        tensors = {k: v for k, v in tensors.items() if not k.startswith("layernorm.")}
+        config["use_mean_pooling"] = True
+    return config | _labels(model), {**prefixed(tensors, "data2vec_vision."), **head}, {}
+
+
+def _labels(model: Any) -> dict[str, Any]:
+    """The names of the classes, where they are known; their number otherwise."""
+    known = () if model.codec is None else model.codec.classes  # a regression has none
+    names = known or range(model.head.linear.out_features)
+    return {"id2label": {i: str(n) for i, n in enumerate(names)}, "label2id": {str(n): i for i, n in enumerate(names)}}

@@ -40,9 +40,10 @@ def write(model: Any, path: Path) -> list[Path]:
     student = _names(own_tensors(model), c)
     if model.head is not None:
         if not c.pooled_norm:  # the classifier has no norm before the pooling
+            student |= {f"head.{k}": v for k, v in model.head.linear.state_dict().items()}
+        if model.head.norm is not None:
             student = {k: v for k, v in student.items() if not k.startswith("norm.")}
-        student |= {f"head.{k}": v for k, v in model.head.linear.state_dict().items()}
-        student |= {f"fc_norm.{k}": v for k, v in model.head.norm.state_dict().items()}
+            student |= {f"fc_norm.{k}": v for k, v in model.head.norm.state_dict().items()}
         return save_torch(
             path,
             {
@@ -58,7 +59,7 @@ def write(model: Any, path: Path) -> list[Path]:
     data: dict[str, Any] = {"model": {**student, **head}, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args}
     table = dict(model.recipe["loss"])
     if table.pop("name") == "data2vec":
-        args |= _loss_args(structure(Data2VecConfig, table, "loss"), c.depth)
+        args |= _loss_args(structure(Data2VecConfig, table, "loss"), c.depth, c.dim)
     if teacher := part(state, "teacher."):
         own = {f"lm_head.{k}": v for k, v in part(state, "teacher_heads.vision.0.").items()}
         data["model_ema"] = {**_names(teacher, c), **(own or head)}
@@ -75,7 +76,9 @@ def _names(tensors: Mapping[str, Tensor], c: Any) -> dict[str, Tensor]:
     return out
 
 
-def _loss_args(o: Data2VecConfig, depth: int) -> dict[str, Any]:
+def _loss_args(o: Data2VecConfig, depth: int, dim: int) -> dict[str, Any]:
+    own = dim**-0.5 if o.scale is None else o.scale
+    scale = own * (dim if o.reduction == "sum" else 1)  # their loss is a mean over dimensions too
     layers = list(o.targets.indices) or list(range(depth - o.targets.top_k, depth))
     return {
         "target_layers": layers,
@@ -87,8 +90,8 @@ def _loss_args(o: Data2VecConfig, depth: int) -> dict[str, Any]:
         "post_target_instance_norm": "instance" in o.targets.mean,
         "l2_loss": o.beta == 0 and not o.absolute,
         "l1_beta": o.beta,
-        "loss_scale": -1 if o.scale == 1.0 else o.scale,
-        "var_w0": o.variance_weight,
+        "loss_scale": -1 if scale == 1.0 else scale,
+        "var_w0": o.variance_weight * own / scale,
         "var_margin0": o.variance_margin,
         "ema_decay_init": o.teacher.start,
         "ema_decay": o.teacher.end,

@@ -232,17 +232,16 @@ def _classifier(
         "norm.bias": torch.zeros(dim),
     }
     classes = int(tensors["head.weight"].shape[0])
-    mean = "fc_norm.weight" in tensors
-    check(
-        mean,
-        f"{where}: the classifier reads the class token",
-        fix="only mean-pooled classifiers are supported",
-        error=CheckpointError,
-    )
+    class_token = "fc_norm.weight" not in tensors
     return Imported(
         backbone={"name": "data2vec_vision", **backbone},
-        loss={"name": "data2vec_image_classify", "classes": classes},
-        tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names}},
+        loss={
+            "name": "data2vec_image_classify",
+            "classes": classes,
+            "class_token": class_token,
+            "norm": not class_token,
+        },
+        tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names if k in tensors}},
         frontend={"size": backbone["image_size"]},
         ignored={_INDEX: "computed from the grid"},
         licence=LICENCE,
