@@ -12,8 +12,8 @@ for all folds (by the mean of inner splits 1, 3 and 5), so the choice is not str
 
 Log-mel frames are computed once. Augmentation therefore works on frames: the circular shift by whole frames, the gain
 as an offset in dB, mixup and masks as in the recipes. A teacher (the CNN of the same fold, first seed) answers
-beforehand, for MIXTURES mixed waveforms of the training clips that teacher and student both hear. One thread per process; the CNN
-trains in bfloat16 (autocast, float32 weights) and is tested in float32.
+beforehand, in bfloat16, for MIXTURES mixtures of the training clips that teacher and student both hear. One thread per process; the
+CNN trains in bfloat16 (autocast, float32 weights) and is tested in float32.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from avssl_tiny.frontend import SoundFrontend
 from avssl_tiny.loss import Classify, supervised
 
 FOLDS, SECONDS, RATE, BATCH = (1, 2, 3, 4, 5), 5.0, 16000, 32
-MIXTURES = 4000
+MIXTURES = 12000
 FRAMES = {40: (2048, 2048), 79: (2048, 1024), 157: (1024, 512)}  # number of frames: (n_fft, hop)
 AUGMENTED = {"shift": 1.0, "gain_db": 6.0, "mixup": 0.2}
 MASKED = {**AUGMENTED, "time_masks": 2, "frequency_masks": 2}
@@ -76,25 +76,28 @@ class Variant:
     lr: float = 3e-3
     weight_decay: float = 0.01
     teacher: str = ""  # a variant: its model of the same fold, first seed
-    temperature: float = 3.0
-    weight: float = 0.7  # of the imitation
+    temperature: float = 2.0
+    weight: float = 1.0  # of the imitation
 
 
-TINY = Variant("tiny", mel(79, n_mels=32, floor=1e-4), {"pooler": "mean", "stack": 2}, lr=1e-2)  # 40 tokens
+BY_CLIP = Variant("tiny", mel(79, n_mels=32, floor=1e-4), {"pooler": "mean", "stack": 2}, lr=1e-2)  # 40 tokens
+TINY = replace(  # each band by the statistics of training, as the CNN's coefficients
+    BY_CLIP, sound={**BY_CLIP.sound, "standardise": "none"}, sizes={**BY_CLIP.sizes, "input_norm": True}, epochs=150
+)
 CNN = Variant("tiny_cnn", mfcc(floor=1e-4), epochs=40, lr=1e-3)
-WHOLE = replace(TINY, sound=mel(), sizes={"pooler": "mean"}, lr=3e-3)  # 64 bands, one frame a token
+WHOLE = replace(BY_CLIP, sound=mel(), sizes={"pooler": "mean"}, lr=3e-3)  # 64 bands, one frame a token
 CANDIDATES: dict[str, Variant] = {  # compared by --inner
     "tiny-6k": WHOLE,
     "tiny-6k, floor 1e-6": replace(WHOLE, sound=mel(floor=1e-6)),
     "tiny-6k, floor 1e-4": replace(WHOLE, sound=mel(floor=1e-4)),
-    "tiny-6k, 32 bands x 2": TINY,
-    "tiny-6k, 16 bands x 4": replace(TINY, sound=mel(157, n_mels=16, floor=1e-4), sizes={"pooler": "mean", "stack": 4}),
-    "tiny-6k, 32 bands x 2, 60 epochs": replace(TINY, epochs=60),
-    "tiny-6k, 32 bands x 2, taught": replace(
-        TINY, sound=mel(79, n_mels=32, floor=1e-4, mixup=1.0), teacher="cnn-4m, floor 1e-4, masks"
+    "tiny-6k, 32 bands x 2": BY_CLIP,
+    "tiny-6k, 32 bands x 2, by band": TINY,
+    "tiny-6k, 16 bands x 4": replace(
+        BY_CLIP, sound=mel(157, n_mels=16, floor=1e-4), sizes={"pooler": "mean", "stack": 4}
     ),
-    "tiny-6k, 32 bands x 2, taught alone": replace(
-        TINY, sound=mel(79, n_mels=32, floor=1e-4, mixup=1.0), teacher="cnn-4m, floor 1e-4, masks", weight=1.0
+    "tiny-6k, 32 bands x 2, 60 epochs": replace(BY_CLIP, epochs=60),
+    "tiny-6k, 32 bands x 2, by band, taught": replace(
+        TINY, sound={**TINY.sound, "mixup": 1.0}, teacher="cnn-4m, floor 1e-4"
     ),
     "cnn-4m": replace(CNN, sound=mfcc()),
     "cnn-4m, floor 1e-6": replace(CNN, sound=mfcc(floor=1e-6)),
@@ -323,8 +326,15 @@ def int8_scores(loss: Classify, view: View, train_rows: Tensor, test_rows: Tenso
 
     original, sound = plan_of(Model)
     plan, _ = folded(original, sound)
-    quantised = calibrate(plan, view(train_rows[:: max(1, len(train_rows) // 128)][:128]).split(32))
-    logits = forward_int8(quantised, view(test_rows))
+
+    def frames(rows: Tensor) -> Tensor:  # the statistics of training move to the front end
+        x = view(rows)
+        if original.shift is None or original.gain is None:
+            return x
+        return (x - torch.from_numpy(original.shift)) * torch.from_numpy(original.gain)
+
+    quantised = calibrate(plan, frames(train_rows[:: max(1, len(train_rows) // 128)][:128]).split(32))
+    logits = forward_int8(quantised, frames(test_rows))
     return {f"int8_{k}": v for k, v in scores(logits, labels).items()}
 
 
@@ -350,7 +360,7 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[
         run(variant.teacher, fold, first, args, memory)
         weights = out / f"{key_of(variant.teacher, fold, first)}.safetensors"
         if (config, weights) not in memory:
-            memory[config, weights] = lessons(config, train_rows, variant.teacher, weights, args)
+            memory[config, weights] = lessons(config, train_rows, variant.teacher, weights, args, memory)
         taught = memory[config, weights]
     start = time.process_time()
     loss = train(variant, config, clips, train_rows, seed, taught)
@@ -378,33 +388,39 @@ def run(name: str, fold: int, seed: int, args: argparse.Namespace, memory: dict[
     print(f"{name}, fold {fold}, seed {seed}: {record['accuracy']:.1%} in {seconds:.0f} s of CPU", flush=True)
 
 
-def lessons(config: SoundConfig, rows: Tensor, name: str, weights: Path, args: argparse.Namespace) -> Lessons:
-    """Pairs of the clips `rows`, each shifted and amplified, mixed as waveforms; config: the student's, with the mixup."""
+def lessons(
+    config: SoundConfig, rows: Tensor, name: str, weights: Path, args: argparse.Namespace, memory: dict[Any, Any]
+) -> Lessons:
+    """Pairs of the clips `rows`, each shifted and amplified; config: the student's, with the mixup.
+
+    Their powers are added, as two sounds' are that have nothing to do with each other: no waveform is mixed.
+    """
     variant = {**CANDIDATES, **VARIANTS}[name]
     theirs = sound_config(variant)
-    sound, labels, _, _ = waves(args.data, args.out)
-    teacher = build(variant, theirs, int(labels.max()) + 1).eval()
+    mine, yours = (clips_for(c, args, memory) for c in (config, theirs))
+    teacher = build(variant, theirs, int(mine.labels.max()) + 1).eval()
     teacher.load_state_dict(load_file(weights))
     rng = np.random.default_rng(MIXTURES)
-    one, other = (rng.choice(rows.numpy(), MIXTURES) for _ in range(2))
+    pair = torch.from_numpy(rng.choice(rows.numpy(), (2, MIXTURES)))
     share = rng.beta(config.mixup, config.mixup, MIXTURES)
-    share = np.maximum(share, 1 - share).astype(np.float32)
+    share = torch.from_numpy(np.maximum(share, 1 - share).astype(np.float32))
+    steps = yours.mels.shape[1]  # of the coarser frames, so that both hear one shift
+    shift = torch.from_numpy(rng.integers(0, steps, (2, MIXTURES)) / steps)
+    gain = torch.from_numpy(rng.uniform(-config.gain_db, config.gain_db, (2, MIXTURES)).astype(np.float32))
+    level = gain + 20 * torch.stack([share, 1 - share]).clamp_min(1e-5).log10()  # dB
     mels, logits = [], []
 
-    def augmented(row: int) -> np.ndarray:
-        gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
-        return np.float32(gain) * np.roll(sound[row], rng.integers(sound.shape[1]))
+    def mixed(source: Tensor, part: Tensor) -> Tensor:
+        each = [shifted(source[pair[k, part]], shift[k, part]) + level[k, part, None, None] for k in (0, 1)]
+        return 10 * sum(10 ** (x / 10) for x in each).log10()
 
-    for part in np.array_split(np.arange(MIXTURES), MIXTURES // 50):
-        mixed = [share[i] * augmented(one[i]) + (1 - share[i]) * augmented(other[i]) for i in part]
-        wave = torch.from_numpy(np.stack(mixed))
-        mels.append(mels_of(config, wave))
-        logits.append(logits_of(teacher, View(mels_of(theirs, wave), theirs)(slice(None))))
-    return Lessons(
-        torch.cat(mels),
-        *(torch.from_numpy(x) for x in (labels[one], labels[other], share)),
-        torch.cat(logits),
-    )
+    for part in torch.arange(MIXTURES).split(64):
+        mels.append(mixed(mine.mels, part))
+        with torch.autocast("cpu", torch.bfloat16):
+            answer = logits_of(teacher, View(mixed(yours.mels, part), theirs)(slice(None)))
+        logits.append(answer.float())
+    labels = mine.labels
+    return Lessons(torch.cat(mels), labels[pair[0]], labels[pair[1]], share, torch.cat(logits))
 
 
 def table(folder: Path) -> str:

@@ -32,6 +32,11 @@ VARIANTS = {
     ),
     "four frames per token that do not divide the clip": ({"stack": 4, "layers": 1, "ff": 64}, {}, {}),
     "MFCC with the statistics of training": ({"features": 20, "input_norm": True}, MFCC, {}),
+    "the recipe of ESC-10": (
+        {"features": 32, "stack": 2, "pooler": "mean", "input_norm": True},
+        {"n_fft": 2048, "hop": 1024, "n_mels": 32, "floor": 1e-4, "standardise": "none"},
+        {},
+    ),
     "fixed and training statistics": (
         {"input_norm": True},
         {"standardise": "fixed", "mean": [-40.0], "std": [12.0], "hop": 200},

@@ -17,6 +17,8 @@ from avssl.data.clip import Clip, Row, Waveform
 from avssl.errors import CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
 from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model
+from avssl.recipe import load_recipe
+from avssl.schema import unstructure
 from avssl.training.pipeline import run_folds
 from avssl.training.setup import Machine
 from avssl_tiny.augment import augment_wave, spec_augment, stretch
@@ -309,6 +311,33 @@ def test_each_fold_of_a_student_has_the_teacher_that_did_not_see_it(saved, tmp_p
     for fold in (1, 2):
         recipe = tomllib.loads((tmp_path / "out" / f"fold-{fold}" / "recipe.toml").read_text())
         assert recipe["loss"]["teacher"] == str(tmp_path / f"fold-{fold}")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "measured"),
+    [
+        ("tiny/6k-esc10", "tiny-6k, augmented"),
+        ("tiny/6k-distill", "tiny-6k, taught by the CNN"),
+        ("tiny/cnn-esc10", "cnn-4m, augmented"),
+    ],
+)
+def test_the_recipes_are_what_the_benchmark_measures(recipe, measured):
+    from benchmarks.esc10_tiny import BATCH, VARIANTS, build, sound_config
+
+    variant, got = VARIANTS[measured], load_recipe(recipe)
+    assert unstructure(got.frontend) == unstructure(sound_config(variant))
+    loss = build(variant, got.frontend, 10)
+    assert loss.backbone.config == got.backbone.config
+    assert (got.train.epochs, got.optim.lr, got.optim.weight_decay, got.data.batch_size) == (
+        variant.epochs,
+        variant.lr,
+        variant.weight_decay,
+        BATCH,
+    )
+    if variant.teacher:
+        assert (got.loss.config.temperature, got.loss.config.weight) == (variant.temperature, variant.weight)
+    else:
+        assert got.loss.config.label_smoothing == loss.config.label_smoothing
 
 
 def test_the_format_goes_out_and_comes_back(saved, tmp_path):
