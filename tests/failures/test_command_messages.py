@@ -387,3 +387,20 @@ def test_names_that_are_no_utf8_in_every_output(avssl: Avssl, toy_classifier: Pa
         ] == [raw]
     code, _, _ = avssl("predict", tmp_path, "--model", toy_classifier, "--out", tmp_path / "p.json")
     assert code == 0 and json.loads((tmp_path / "p.json").read_text())["failed"][0]["path"] == raw
+
+
+def test_a_warning_is_one_line(avssl: Avssl, monkeypatch: pytest.MonkeyPatch) -> None:
+    import warnings
+
+    from avssl.cli import listing
+
+    def warned(kind: str) -> list[str]:
+        warnings.warn("half of the codes\n  are unused", UserWarning, stacklevel=1)
+        return []
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # restored after the test
+    monkeypatch.setattr(listing, "print_table", lambda *rows: warned("table"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        _, _, err = avssl("losses")
+    assert err == "warning: half of the codes are unused\n"

@@ -426,3 +426,43 @@ def test_model_directories(finished: Path, tmp_path: Path) -> None:
     fix = "--set backbone.name=tiny, or start from another model"
     with says(CheckpointError, f"{finished} holds a tiny backbone, the recipe builds tiny_cnn ({fix})"):
         read_initial(finished).into_backbone(None, "tiny_cnn")  # type: ignore[arg-type]
+
+
+def test_what_a_start_from_another_model_changes_is_said(finished: Path, sounds: Path, tmp_path: Path) -> None:
+    def notes(out: Path, *changes: str, init: Path) -> list[str]:
+        words = pretrain_arguments(sounds, out, *changes, updates=1)
+        ended = avssl(tmp_path / "logs", *words, "--init", str(init))
+        assert ended.code == 0, ended.stderr
+        return [line for line in ended.stderr.splitlines() if line.startswith("note: ")]
+
+    assert notes(tmp_path / "same", init=finished) == []
+    text = f"note: the recipe differs from {finished}: backbone.activation 'gelu' -> 'relu'"
+    assert notes(tmp_path / "relu", "backbone.activation=relu", init=finished) == [text]
+    objective = ("loss.name=data2vec", "loss.targets={top_k=1}")
+    first = tmp_path / "first"
+    assert notes(first, *objective, init=finished) == []
+    text = f"note: of other shapes in {first}, and so not loaded: heads.audio.0.bias, heads.audio.0.weight"
+    assert notes(tmp_path / "deeper", *objective, "loss.head_layers=2", init=first) == [text]
+
+
+def test_a_head_of_other_classes_starts_afresh_and_says_so(sounds: Path, tmp_path: Path) -> None:
+    names = sorted(p.name for p in sounds.iterdir())
+    tables = {"a": ("low", "high"), "b": ("near", "far")}
+    for stem, classes in tables.items():
+        lines = [f"{sounds / name},{classes[i % 2]}" for i, name in enumerate(names)]
+        (tmp_path / f"{stem}.csv").write_text("\n".join(["audio,label", *lines]))
+    sizes = ("dim=16", "layers=1", "heads=2", "ff=32")
+    changes = (*(f"backbone.{s}" for s in sizes), "train.updates=1", "data.batch_size=8", "frontend.seconds=0.6")
+
+    def notes(data: str, out: Path, *more: str) -> list[str]:
+        words = ["finetune", "tiny/6k-esc10", "--data", str(tmp_path / f"{data}.csv"), "--out", str(out), *more]
+        words += [word for change in changes for word in ("--set", change)]
+        ended = avssl(tmp_path / "logs", *words, "--workers", "0", "--device", "cpu")
+        assert ended.code == 0, ended.stderr
+        return [line for line in ended.stderr.splitlines() if line.startswith("note: ")]
+
+    first = tmp_path / "first"
+    assert notes("a", first) == []
+    assert notes("a", tmp_path / "again", "--from", str(first)) == []
+    text = f"note: {first} knows other classes: the head starts afresh"
+    assert notes("b", tmp_path / "other", "--from", str(first)) == [text]

@@ -234,6 +234,12 @@ def test_a_program_is_not_loaded(tmp_path: Path) -> None:
     )
 
 
+def test_a_folder_is_no_checkpoint_file(tmp_path: Path) -> None:
+    text = f"{tmp_path}: a folder, not a checkpoint file (give the file; a run directory needs no --format)"
+    with says(CheckpointError, text):
+        load_torch(tmp_path)
+
+
 def test_a_tar_is_not_unpacked(tmp_path: Path) -> None:
     path = tmp_path / "old.pt"
     with tarfile.open(path, "w") as archive:
