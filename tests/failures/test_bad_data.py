@@ -139,11 +139,11 @@ def hang() -> None:
 def test_crashing_and_hanging_items_are_blamed(workers: int) -> None:
     tasks = [list(range(i, i + 5)) for i in range(0, 40, 5)]
     work = Work({7: segfault, 8: segfault, 21: hang, 39: lambda: os._exit(3)})
-    with WorkerPool(work, workers, timeout=1.0) as pool:
+    with WorkerPool(work, workers, timeout=3.0) as pool:
         results = [x for task in pool.map(tasks) for x in task]
     expected: list[Any] = [2 * i for i in range(40)]
     expected[7] = expected[8] = ("crashed", "the decoder killed its process (SIGSEGV)")
-    expected[21] = ("hung", "the decoder did not finish within 1 s")
+    expected[21] = ("hung", "the decoder did not finish within 3 s")
     expected[39] = ("crashed", "the decoder killed its process (exit 3)")
     assert results == expected
 
