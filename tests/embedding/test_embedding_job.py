@@ -85,6 +85,7 @@ def finished(process: subprocess.Popen) -> tuple[int, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_any_instant_the_same_command_goes_on(start, undisturbed, tmp_path):
     out, rng, kills = tmp_path / "x.parquet", random.Random(0), 0
     parts = tmp_path / ".x.parquet.parts"

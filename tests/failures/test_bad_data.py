@@ -102,10 +102,20 @@ def test_a_half_written_line_is_mended(tmp_path: Path) -> None:
     assert listed(tmp_path) == {"a": "bad", "b": "hung"} and len(BadFiles(path)) == 2
 
 
-def test_names_that_are_no_utf8(tmp_path: Path) -> None:
-    name = os.fsdecode(b"\xff\xfe.wav")
+@pytest.mark.parametrize("name", [os.fsdecode(b"\xff\xfe.wav"), "half of a pair \ud800"], ids=ascii)
+def test_names_that_are_no_utf8(name: str, tmp_path: Path) -> None:
     BadFiles(tmp_path / "bad_files.csv").add([BadItem(name, name, "bad", "line\nbreak")])
-    assert list(BadFiles(tmp_path / "bad_files.csv").by_id) == [name]
+    (found,) = BadFiles(tmp_path / "bad_files.csv").by_id
+    assert found == (name if "\udcff" in name else "half of a pair \\ud800")
+
+
+def test_an_item_of_the_list_is_one_line() -> None:
+    path = "/a\nb/\ud800.wav"
+    assert (
+        BadItem("x", path, "bad", "/a\\nb/\\ud800.wav: is empty (0 bytes)").line
+        == "/a\\nb/\\ud800.wav: is empty (0 bytes)"
+    )
+    assert BadItem("x", path, "hung", "did not finish").line == "/a\\nb/\\ud800.wav: did not finish"
 
 
 # -- decoders that crash or hang --------------------------------------------------------------------------------------
