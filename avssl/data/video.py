@@ -262,7 +262,7 @@ def to_rgb(path: str, frame: Any, size: int | None, stream: Any, limits: Limits,
 
 def upright(pixels: np.ndarray, frame: Any) -> np.ndarray:
     """Apply the display matrix (quarter turns and mirrors) that phones write."""
-    matrix = next((s for s in frame.side_data if s.type.name == "DISPLAYMATRIX"), None)
+    matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
     a, b, _, c, d = np.frombuffer(bytes(matrix), dtype=np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y

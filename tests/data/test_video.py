@@ -121,24 +121,20 @@ def test_a_display_matrix_turns_the_picture_upright(degrees):
     a, b, c, d = {0: (1, 0, 0, 1), 90: (0, -1, 1, 0), 180: (-1, 0, 0, -1), 270: (0, 1, -1, 0)}[degrees]
 
     class Side:
-        type = type("Kind", (), {"name": "DISPLAYMATRIX"})
-
         def __bytes__(self) -> bytes:
             return np.array([a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30], np.int32).tobytes()
 
-    frame = type("Frame", (), {"side_data": [Side()]})
+    frame = type("Frame", (), {"side_data": {"DISPLAYMATRIX": Side()}})
     shown = video.upright(picture(0, 64, 48), frame)
     assert np.array_equal(shown, np.rot90(picture(0, 64, 48), degrees // 90))
 
 
 def test_a_mirrored_display_matrix_mirrors():
     class Side:
-        type = type("Kind", (), {"name": "DISPLAYMATRIX"})
-
         def __bytes__(self) -> bytes:
             return np.array([-1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30], np.int32).tobytes()
 
-    shown = video.upright(picture(0), type("Frame", (), {"side_data": [Side()]}))
+    shown = video.upright(picture(0), type("Frame", (), {"side_data": {"DISPLAYMATRIX": Side()}}))
     assert np.array_equal(shown, picture(0)[:, ::-1])
 
 

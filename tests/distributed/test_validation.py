@@ -97,12 +97,12 @@ def test_a_contrast_is_as_wide_as_in_training(looks: dict[int, Any]) -> None:
 
 
 def test_a_slow_look_outlives_the_time_out(plugin: Path, manifest: Path, tmp_path: Path) -> None:
-    """Each item takes a quarter of the time-out, all of them several times as long."""
+    """Each item takes a sixth of the time-out, all of them more than twice as long."""
     began = time.monotonic()
     recipes = [str(recipe(tmp_path, "a contrast of four"))]
-    found = group(2, look, str(plugin), recipes, str(manifest), 0.4, 2.0)
+    found = group(2, look, str(plugin), recipes, str(manifest), 1.0, 6.0)
     assert found[0] == found[1] and isinstance(found[0], list), found
-    assert time.monotonic() - began > 2 * 2.0
+    assert time.monotonic() - began > 2 * 6.0
 
 
 def test_a_look_at_nothing(plugin: Path, manifest: Path, tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_a_look_at_nothing(plugin: Path, manifest: Path, tmp_path: Path) -> None
 
 # -- what one process does for all ------------------------------------------------------------------------------------
 def test_the_others_wait_for_the_first() -> None:
-    """Three times as long as the time-out of a collective operation."""
-    assert group(2, wait_for_the_first, 6.0) == ["2.0", "2.0"]
+    """Longer than twice the time-out of a collective operation."""
+    assert group(2, wait_for_the_first, 10.0) == ["2.0", "2.0"]
 
 
 LOST = " (that one's message says why; --resume goes on from the last checkpoint)"
@@ -140,5 +140,5 @@ def test_a_first_process_that_dies_ends_the_others() -> None:
 
 
 def test_a_first_process_that_shows_no_life_is_given_up() -> None:
-    _, second = group(2, wait_for_the_first, 6.0, "mute")
-    assert second == "PeerLost: process 1 of 2 lost process 0: no sign of life for 2 s" + LOST
+    _, second = group(2, wait_for_the_first, 15.0, "mute")
+    assert second == "PeerLost: process 1 of 2 lost process 0: no sign of life for 4 s" + LOST

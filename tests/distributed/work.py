@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import random
 import signal
 import socket
 import sys
@@ -31,11 +32,9 @@ CPU = torch.device("cpu")
 
 
 # -- processes ------------------------------------------------------------------------------------------------------
-def group(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 100.0) -> list[Any]:
+def group(ranks: int, function: Callable[..., Any], *args: Any, timeout: float = 300.0) -> list[Any]:
     """`function(*args)` in as many gloo processes; what each returns, or its exception as text, in rank order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     pipes = [FORKS.Pipe(duplex=False) for _ in range(ranks)]
     processes = [
         FORKS.Process(target=_member, args=(rank, ranks, port, pipes[rank][1], function, args)) for rank in range(ranks)
@@ -51,15 +50,24 @@ def group(ranks: int, function: Callable[..., Any], *args: Any, timeout: float =
             try:
                 out.append(receive.recv())
             except EOFError:
-                process.join(10)
+                process.join(60)
                 out.append(f"ended with {process.exitcode}")
         for process in processes:
-            process.join(20)
+            process.join(60)
             assert process.exitcode is not None, "a process does not end"
     finally:
         for process in processes:
             process.kill()
     return out
+
+
+def free_port() -> int:
+    """A port that nobody listens at, out of those that the system never gives to outgoing connections: one of these
+    could take it before the first process listens."""
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.SystemRandom().randrange(10_000, 32_000)))
+            return int(probe.getsockname()[1])
 
 
 def _member(rank: int, ranks: int, port: int, answer: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -276,7 +284,7 @@ def look(
 
 def wait_for_the_first(seconds: float, how: str = "") -> str:
     """The first process is at work longer than the time-out, or ends in the midst of it."""
-    os.environ["AVSSL_DIST_TIMEOUT"] = "2"
+    os.environ["AVSSL_DIST_TIMEOUT"] = "4"  # a loaded machine does not let a process wait for so long
     if how == "mute":
         distributed._heartbeat = contextlib.nullcontext  # type: ignore[assignment]
     with member_of_world(CPU) as world:

@@ -33,25 +33,42 @@ def slow(*args):
     compute(*args)
     time.sleep(float(sys.argv[4]))
 embedding_job._compute = slow
-done = embedding_job.embed(open_model(sys.argv[1]), toy.rows(Path(sys.argv[2])), sys.argv[3], block=2, batch_size=4)
+model = open_model(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+done = embedding_job.embed(model, toy.rows(Path(sys.argv[2])), sys.argv[3], block=2, batch_size=4)
 print(done.rows, done.computed)
 """
 
 
 @pytest.fixture(scope="module")
 def start(toy_plugin, toy_path, toy_manifest):
-    """Starts a process that embeds the toy clips in 15 blocks."""
+    """Starts a process that embeds the toy clips in 15 blocks; begun=False: it waits for a line before it does."""
 
-    def start(out, pause: float = 0.0):
-        return subprocess.Popen(
+    def start(out, pause: float = 0.0, begun: bool = True):
+        process = subprocess.Popen(
             [sys.executable, "-c", JOB, toy_path, toy_manifest, out, str(pause)],
             text=True,
             env=toy.environment(toy_plugin),
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        if begun:
+            begin(process)
+        return process
 
     return start
+
+
+def begin(*processes: subprocess.Popen) -> None:
+    """Let them go, once all of them have loaded everything."""
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n", process.communicate()
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +79,23 @@ def undisturbed(toy_model, toy_manifest, tmp_path_factory):
 
 
 def finished(process: subprocess.Popen) -> tuple[int, int]:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return tuple(map(int, out.split()))  # type: ignore[return-value]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_at_any_instant_the_same_command_goes_on(start, undisturbed, tmp_path):
     out, rng, kills = tmp_path / "x.parquet", random.Random(0), 0
     parts = tmp_path / ".x.parquet.parts"
     before = 0
     for _ in range(6):
-        process = start(out, pause=0.1)
+        process = start(out, pause=0.5)
         until = before + 1 + rng.randrange(2)
         while process.poll() is None and len(list(parts.glob("[0-9]*.parquet"))) < until:
             time.sleep(0.01)
-        time.sleep(rng.random() * 0.1)
+        time.sleep(rng.random() * 0.5)
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
             kills += 1
@@ -91,12 +109,12 @@ def test_killed_at_any_instant_the_same_command_goes_on(start, undisturbed, tmp_
 
 
 def test_a_signal_ends_the_job_between_batches_and_keeps_what_is_done(start, undisturbed, tmp_path):
-    process = start(tmp_path / "x.parquet", pause=0.2)
+    process = start(tmp_path / "x.parquet", pause=0.5)
     while len(list((tmp_path / ".x.parquet.parts").glob("[0-9]*.parquet"))) < 2:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=200)
     text = (
         f"avssl.errors.Stopped: SIGTERM arrived while embedding to {tmp_path / 'x.parquet'} (the same command goes on)"
     )
@@ -109,7 +127,8 @@ def test_a_signal_ends_the_job_between_batches_and_keeps_what_is_done(start, und
 
 def test_several_processes_share_one_job_and_one_of_them_may_die(start, undisturbed, tmp_path):
     out = tmp_path / "x.parquet"
-    first, second, third = (start(out, pause=0.15) for _ in range(3))
+    first, second, third = members = [start(out, pause=0.3, begun=False) for _ in range(3)]
+    begin(*members)
     while len(list((tmp_path / ".x.parquet.parts").glob("[0-9]*.parquet"))) < 4:
         assert first.poll() is None
         time.sleep(0.02)
@@ -286,7 +305,10 @@ def test_a_heartbeat_keeps_a_claim_alive(tmp_path):
     assert lease is not None
     old = time.time() - 100
     os.utime(lease.path, (old, old))
-    time.sleep(0.3)
+    for _ in range(200):
+        if lease.path.stat().st_mtime > old + 50:
+            break
+        time.sleep(0.05)
     assert lease.path.stat().st_mtime > old + 50
     lease.release()
 

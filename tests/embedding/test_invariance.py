@@ -99,7 +99,7 @@ def test_embeddings_depend_on_the_clip_alone(model, rows):
 
 def test_embeddings_repeat_bit_by_bit_with_any_workers(model, rows):
     once = embed_rows(model, rows, batch_size=4)
-    for workers in (0, 1):
+    for workers in (0, 1, 3):
         again = embed_rows(model, rows, batch_size=4, workers=workers)
         assert all(np.array_equal(once[s], again[s], equal_nan=True) for s in once.values)
 

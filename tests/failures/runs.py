@@ -126,7 +126,7 @@ class Running:
     def kill(self, number: int = signal.SIGKILL) -> None:
         os.kill(self.pid, number)
 
-    def end(self, timeout: float = 120.0) -> Ended:
+    def end(self, timeout: float = 300.0) -> Ended:
         """Wait for it. It is killed and the test fails when it takes longer than the timeout."""
         self.process.join(timeout)
         if self.process.exitcode is None:
@@ -186,7 +186,7 @@ def avssl(logs: Path, *arguments: str, **options: Any) -> Ended:
     return Running(logs, arguments, **options).end()
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 60.0) -> None:
+def wait_until(condition: Callable[[], Any], timeout: float = 200.0) -> None:
     """Poll; AssertionError when it stays false."""
     end = time.monotonic() + timeout
     while not condition():

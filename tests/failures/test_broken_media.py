@@ -6,6 +6,7 @@ import csv
 import os
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from messages import says
@@ -22,6 +23,7 @@ CASES = list(csv.DictReader(TABLE.open(newline="", encoding="utf-8"))) if TABLE.
 if not CASES:
     pytest.skip(f"no broken media at {FOLDER}; set AVSSL_SHARED_ROOT", allow_module_level=True)
 
+TRIMS = int(av.__version__.partition(".")[0]) >= 19  # its FFmpeg cuts the padding of AAC off the end
 NOT_FINITE = {"nan-float32.wav", "inf-float32.wav"}  # "yes" to a reader, but never to be trained on
 # samples (channels kept), rate and pictures (height, width) where the table fixes them
 SOUND = {
@@ -34,7 +36,7 @@ SOUND = {
     "wavex-ms-adpcm.wav": (1, 32384, 16000),
     "alaw.wav": (1, 32000, 8000),
     "rate-96000.wav": (1, 96000, 96000),
-    "mp4-named.wav": (2, 133120, 44100),
+    "mp4-named.wav": (2, 132300 if TRIMS else 133120, 44100),
     "audio-starts-late.mkv": (2, 134144, 44100),
     "audio-shorter-than-video.mp4": (2, 22528, 44100),
     "theora-empty-packets.ogv": (2, 64000, 16000),

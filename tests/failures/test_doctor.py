@@ -14,6 +14,7 @@ from PIL import Image
 from runs import avssl
 
 from avssl import doctor
+from avssl.words import counted
 
 
 def test_a_working_machine(tmp_path: Path) -> None:
@@ -28,8 +29,8 @@ def test_a_working_machine(tmp_path: Path) -> None:
     assert all(f["fix"] for f in result["findings"] if f["state"] == "bad")
     table = avssl(tmp_path, "doctor")
     assert table.stdout.splitlines()[0].split() == ["what", "found", "fix"]
-    bad = sum(f["state"] == "bad" for f in result["findings"])
-    assert table.last == (f"{bad} problems" if bad else "ready")
+    bad = sum(" BAD " in line for line in table.stdout.splitlines())  # memory may be short now, and was not before
+    assert table.last == (counted(bad, "problem") if bad else "ready")
 
 
 def test_a_missing_package_and_its_fix(monkeypatch: pytest.MonkeyPatch) -> None:

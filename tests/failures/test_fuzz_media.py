@@ -85,7 +85,8 @@ def _supervise(child: subprocess.Popen) -> str:
         for line in child.stdout:
             lines.put(line.decode().strip())
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     process, last, since = psutil.Process(child.pid), "start", time.monotonic()
     while child.poll() is None:
         try:
@@ -97,7 +98,7 @@ def _supervise(child: subprocess.Popen) -> str:
         except psutil.NoSuchProcess:
             break
     child.wait()
-    time.sleep(0.1)
+    reader.join(SECONDS)
     while not lines.empty():
         last = lines.get()
     return last
