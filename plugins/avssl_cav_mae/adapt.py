@@ -25,14 +25,20 @@ def detect(path: Path) -> bool:
 
 
 def read(
-    path: Path, *, audio_frames: int = 1024, mel_bins: int = 128, seed: int = VECTOR_SEED, **options: Any
+    path: Path,
+    *,
+    audio_frames: int = 1024,
+    mel_bins: int = 128,
+    shared_depth: int = 1,
+    seed: int = VECTOR_SEED,
+    **options: Any,
 ) -> Imported:
     """A full ImageNet-MAE checkpoint (with decoder) as a CAV-MAE pretraining model.
 
-    Options: audio_frames and mel_bins of the model to make; seed of the modality vectors, which MAE does not have;
+    Options: audio_frames, mel_bins and shared_depth of the model to make; seed of the modality vectors, which MAE does not have;
     heads, decoder_heads and norm_pixels as in the format `cav_mae`. Raises CheckpointError.
     """
-    official = adapted(load_state(path), audio_frames, mel_bins, seed, str(path))
+    official = adapted(load_state(path), audio_frames, mel_bins, seed, str(path), shared_depth)
     official = {k: v for k, v in official.items() if "cls_token" not in k}
     out = imported(official, str(path), mel_bins=mel_bins, **options)
     ignored = {**out.ignored, "cls_token": "CAV-MAE has no class token"}
@@ -45,10 +51,11 @@ def adapted(
     mel_bins: int = 128,
     seed: int = VECTOR_SEED,
     where: str = "checkpoint",
+    shared_depth: int = 1,
 ) -> dict[str, Tensor]:
     """The official mapping, in official keys without prefix, cls tokens included as the authors' script writes them.
 
-    All blocks but the last become both modalities' blocks, the last the shared one, its norms all three pairs. The
+    The last `shared_depth` blocks become the shared ones, their norms all three pairs, the others both modalities'. The
     audio projection is the sum (not the mean) over the colours, the audio prediction the first rows of the picture's.
     """
     depth = sum(bool(re.fullmatch(r"blocks\.\d+\.norm1\.weight", k)) for k in state)
@@ -58,6 +65,12 @@ def adapted(
         fix="download mae_pretrain_vit_base_full.pth",
         error=CheckpointError,
     )
+    check(
+        0 < shared_depth < depth,
+        f"shared_depth is {shared_depth}, {where} has {depth} blocks",
+        fix=f"give 1 to {depth - 1}",
+    )
+    own = depth - shared_depth
     rows, columns = mel_bins // PATCH, audio_frames // PATCH
     dim, decoder_dim = state["patch_embed.proj.weight"].shape[0], state["decoder_embed.weight"].shape[0]
     generator = torch.Generator().manual_seed(seed)
@@ -87,9 +100,9 @@ def adapted(
             out[key] = value
         elif found := re.fullmatch(r"blocks\.(\d+)\.(.+)\.(weight|bias)", key):
             number, module, leaf = int(found[1]), found[2], found[3]
-            if number < depth - 1:
+            if number < own:
                 out |= {f"blocks_{m}.{number}.{module}.{leaf}": value for m in "av"}
             else:
                 names = [module] if not module.startswith("norm") else [module, f"{module}_a", f"{module}_v"]
-                out |= {f"blocks_u.0.{name}.{leaf}": value for name in names}
+                out |= {f"blocks_u.{number - own}.{name}.{leaf}": value for name in names}
     return out

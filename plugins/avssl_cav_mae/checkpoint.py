@@ -100,7 +100,8 @@ def read(path: Path, **options: Any) -> Imported:
     norm_pixels (true), mode of a fine-tuned model (multimodal, audioonly, videoonly, missingaudioonly,
     missingvideoonly; default: audioonly for CAVMAEFTAudio, else multimodal), loss of a fine-tuned model (auto, bce,
     cross_entropy), labels (path of the authors' class csv), sync for a model of CAV-MAE Sync that has neither cls tokens
-    nor registers, keep_registers of a Sync model (false). Sizes come from the shapes. Raises CheckpointError.
+    nor registers, keep_registers of a Sync model (false), train_positions (the authors' tr_pos; default: true for a
+    fine-tuned model). Sizes come from the shapes. Raises CheckpointError.
     """
     return imported(load_state(path), str(path), **options)
 
@@ -137,6 +138,7 @@ def imported(
     labels: str = "",
     sync: bool = False,
     keep_registers: bool = False,
+    train_positions: bool | None = None,
 ) -> Imported:
     """An official state dict, without prefix, in our terms; see `read`."""
     deaf = [k for k in state if k.startswith(("patch_embed_v", "modality_v", "pos_embed_v", "blocks_v"))] == []
@@ -173,6 +175,8 @@ def imported(
         else:
             raise CheckpointError(f"{where} has the unknown key {key}", fix="is it a CAV-MAE checkpoint?")
     backbone = _backbone_table(state, tensors, where, heads, mel_bins, "backbone" in touched)
+    if train_positions is not None:
+        backbone["train_positions"] = train_positions
     frontend: dict[str, Any] = {
         "frames": backbone["audio_frames"],
         "image_size": backbone["image_size"],
