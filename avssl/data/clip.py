@@ -127,3 +127,8 @@ class Probe:
     frames: int | None = None
     fps: float | None = None
     codec: Mapping[str, str] = field(default_factory=dict)
+    ends: Mapping[str, float] = field(default_factory=dict)  # modality -> seconds, where they are known apart
+
+    def lasts(self, modality: str) -> float | None:
+        """Seconds until a modality ends: the sound of a film may be shorter than its pictures."""
+        return self.ends.get(modality, self.seconds)

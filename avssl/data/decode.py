@@ -114,17 +114,14 @@ def _probe_media(path: str, media: containers.Media) -> Probe:
     video, audio = media.video, media.audio
     if video is None and audio is None:
         raise bad(path, "has neither sound nor video" + (", only a cover picture" if media.picture else ""))
-    has = frozenset(name for name, stream in (("audio", audio), ("vision", video)) if stream is not None)
-    codec = {
-        name: stream.codec_context.name
-        for name, stream in (("audio", audio), ("vision", video))
-        if stream is not None and stream.codec_context is not None
-    }
+    streams = {name: stream for name, stream in (("audio", audio), ("vision", video)) if stream is not None}
+    codec = {name: s.codec_context.name for name, s in streams.items() if s.codec_context is not None}
+    ends = {name: end - media.origin for name, s in streams.items() if (end := containers.stream_end(s)) is not None}
     rate = video.average_rate or video.guessed_rate if video is not None else None
     context = video.codec_context if video is not None else None
     sound = audio.codec_context if audio is not None else None
     return Probe(
-        has,
+        frozenset(streams),
         media.seconds,
         sound.sample_rate if sound else None,
         sound.channels if sound else None,
@@ -133,6 +130,7 @@ def _probe_media(path: str, media: containers.Media) -> Probe:
         (video.frames or None) if video is not None else None,
         float(rate) if rate else None,
         codec,
+        ends,
     )
 
 

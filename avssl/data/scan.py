@@ -188,7 +188,7 @@ def _audio(row: Row, source: Source, depth: str, limits: Limits, facts: dict[str
         if "audio" not in found.modalities:
             raise Absent(f"{shown(_path(source))}: has no sound", fix="leave it out")
         facts.update(_known(rate=found.rate, channels=found.channels, codec=_codecs(facts, found)))
-        return _clipped(found.seconds or 0.0, row)
+        return _clipped(found.lasts("audio") or 0.0, row)
     start, total, loud, cancelled, peak = 0.0, 0, False, True, 0.0
     while True:
         wish = AudioRequest(start=start, seconds=min(WINDOW, limits.max_seconds))
@@ -242,7 +242,8 @@ def _vision(
             width=found.width, height=found.height, fps=found.fps and round(found.fps, 3), codec=_codecs(facts, found)
         )
     )
-    return None if still or isinstance(source, tuple) or found.seconds is None else _clipped(found.seconds, row)
+    seconds = found.lasts("vision")
+    return None if still or isinstance(source, tuple) or seconds is None else _clipped(seconds, row)
 
 
 def _every_frame(path: str, limits: Limits) -> None:

@@ -51,8 +51,8 @@ def looked_up(row: Row, modalities: Collection[str]) -> Row:
             return row
         if shared and modality not in found.modalities:
             del parts[modality]
-        elif found.seconds is not None:
-            seconds.append(found.seconds)
+        elif (lasts := found.lasts(modality)) is not None:
+            seconds.append(lasts)
     if row.duration is None and seconds:
         row = replace(row, duration=max(0.0, max(seconds) - (row.start or 0.0)))
     return row if len(parts) == len(row.parts) else replace(row, parts=parts)

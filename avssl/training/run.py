@@ -26,7 +26,7 @@ from avssl.registry import registry
 from avssl.training import checkpoint
 from avssl.training.determinism import determinism
 from avssl.training.directory import make_directory
-from avssl.training.distributed import World, member_of_world
+from avssl.training.distributed import LOST, PeerLost, World, member_of_world
 from avssl.training.lock import RunLock
 from avssl.training.loop import Run, memory
 from avssl.training.meter import read_journal
@@ -208,6 +208,8 @@ def _plan(
             _refuse_other_data(data, out)
         elif world.first:
             _freeze(recipe, data, out, machine, init)
+    if not world.first and not manifest.is_file():  # what was wrong with the data is the first one's to say
+        raise PeerLost(f"process {world.rank} of {world.ranks} lost process 0: it froze no data", fix=LOST)
     rows = read_rows(str(manifest), modalities=None)
     plan, lacking = plan_data(recipe, rows, _classes_of(init, recipe, rows))
     if world.first and lacking:

@@ -164,6 +164,20 @@ def test_a_full_disk_is_everyones(sounds: Path, tmp_path: Path) -> None:
         )
 
 
+def test_data_that_cannot_be_used_are_one_process_s_to_explain(sounds: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "sounds", tmp_path / "run"
+    shutil.copytree(sounds, data)
+    for path in data.glob("*.wav"):
+        path.write_bytes(b"RIFF")
+    codes, said = together(2, tmp_path, pretrain_arguments(data, out, *EXACT, "data.max_bad=1.0"))
+    assert codes == [3, 1], said
+    assert [text.strip().splitlines()[-1] for text in said] == [
+        f"error: none of the 24 items can be used (see {out / 'bad_files.csv'})",
+        "error: process 1 of 2 lost process 0: it froze no data "
+        "(that one's message says why; --resume goes on from the last checkpoint)",
+    ]
+
+
 def test_bad_items_of_every_process_are_listed(sounds: Path, tmp_path: Path) -> None:
     data = tmp_path / "sounds"
     shutil.copytree(sounds, data)

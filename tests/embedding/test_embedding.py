@@ -271,3 +271,18 @@ def test_metadata_of_options_survives_json():
 
     options = EmbedOptions(streams=("audio",), window=2.0, normalize=True)
     assert structure(EmbedOptions, json.loads(json.dumps(unstructure(options)))) == options
+
+
+def test_a_film_whose_pictures_outlast_its_sound_is_embedded_by_its_sound(toy_model, tmp_path):
+    """The views of a sound end with it, not with the film: a window of nothing would cost the whole item."""
+    from media_files import tone, write_video
+
+    from avssl.data.manifest import read_rows
+    from avssl.data.scan import examine
+
+    write_video(tmp_path / "a.mp4", 50, 5, sound=tone(1.0))
+    bad, (row,) = BadFiles(), read_rows(tmp_path)
+    vectors = embed_rows(toy_model, [row], EmbedOptions(streams=("audio",)), bad=bad)
+    assert vectors.ids == ["a"] and not bad.items
+    sound = examine(replace(row, parts={"audio": row.parts["audio"]}), "headers").row
+    assert sound is not None and sound.duration == pytest.approx(1.0, abs=0.1)

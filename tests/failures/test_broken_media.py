@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from messages import says
 
+from avssl.data.bad import BadFiles
 from avssl.data.clip import Absent, FramesRequest, Limits, Row
 from avssl.data.decode import decode_audio, decode_frames
 from avssl.data.manifest import read_rows
@@ -190,3 +191,67 @@ def test_limits_hold_before_memory_is_taken():
         DataError, f"{video}: 9 pictures of 320x214 take more than 100000 bytes (ask for fewer or smaller frames)"
     ):
         decode_frames(str(FOLDER / "video-without-audio.mp4"), FramesRequest(count=9), limits=Limits(max_bytes=100_000))
+
+
+# -- the whole folder, as a user gives it ------------------------------------------------------------------------------
+EMPTY = {"zero-samples.wav"}  # a valid file, and nothing to learn from
+
+
+def expected(path: str, modality: str) -> str:
+    """ "good", "bad", "absent" or "either" of a file for a modality that its suffix promises."""
+    (case,) = [c for c in CASES if c["path"] == Path(path).name]
+    word = case["audio_decodable" if modality == "audio" else "video_decodable"]
+    if modality == "audio" and case["path"] in NOT_FINITE | EMPTY:
+        word = "no"
+    return {"yes": "good", "part": "good", "image": "good", "no": "bad", "absent": "absent", "picture": "absent"}.get(
+        word, "either"
+    )
+
+
+def listed(path: Path) -> dict[str, str]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {line["id"]: line["what"] for line in csv.DictReader(file)}
+
+
+def test_the_whole_folder_is_embedded(toy_model, tmp_path):
+    """A clip that has a damaged part is left out and listed; one that lacks a part is embedded without it."""
+    from avssl.embedding.files import read_index
+    from avssl.embedding.job import embed
+
+    rows = read_rows(FOLDER)
+    embed(toy_model, rows, tmp_path / "x.npz", limits=Limits(max_seconds=60.0))
+    index, bad = read_index(tmp_path / "x.npz"), listed(tmp_path / "bad_files.csv")
+    assert sorted([*index.ids, *bad]) == sorted(r.id for r in rows)
+    for row in rows:
+        words = {m: expected(str(s), m) for m, s in row.parts.items()}
+        if "either" in words.values():
+            continue
+        assert (row.id in bad) == ("bad" in words.values() or set(words.values()) == {"absent"}), (row.id, words)
+        if row.id in index.ids:
+            for modality, word in words.items():
+                assert index.present[modality][index.ids.index(row.id)] == (word == "good"), (row.id, modality)
+        else:
+            assert bad[row.id] == ("bad" if "bad" in words.values() else "missing"), row.id
+
+
+@pytest.mark.slow
+def test_the_whole_folder_is_trained_on(tmp_path):
+    """Every file is tried; what its table calls undecodable is listed as bad, what has no sound as missing, all else used."""
+    from runs import avssl, pretrain_arguments
+
+    out = tmp_path / "run"
+    arguments = pretrain_arguments(FOLDER, out, "data.batch_size=4", "data.max_bad=1.0", "monitor.every=0", updates=60)
+    ended = avssl(tmp_path / "logs", *arguments)
+    assert ended.code == 0, ended.stderr
+    bad = BadFiles(out / "bad_files.csv").by_id
+    for row in read_rows(FOLDER, modalities={"audio"}):
+        path = str(row.parts["audio"])
+        word, found = expected(path, "audio"), bad.get(row.id)
+        if Path(path).name == "zero-frames.mkv":
+            word = "bad"  # FFmpeg does not open a file that ends after its headers
+        if word == "either" or Path(path).name in NOT_FINITE:  # ten samples that a crop may not meet
+            continue
+        if word == "good":  # a crop of a film may lie after its sound
+            assert found is None or found.reason.startswith(f"{path}: has no sound at "), found
+        else:
+            assert found is not None and found.what == {"absent": "missing"}.get(word, word), (row.id, found)
