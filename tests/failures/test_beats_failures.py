@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from avssl.errors import AvsslError, CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
 from avssl.model import from_imported, open_model, read_initial
 from avssl.model_import import write_imported
+from avssl.recipe import load_recipe
+from avssl.training.pipeline import run_pipeline
 from avssl.training.run import finetune
 from avssl.training.setup import Machine
 from avssl_beats.backbone import Beats
@@ -239,6 +242,23 @@ def test_an_official_tokenizer_and_encoder_continue_on_new_data(tmp_path: Path):
     taught = TokenizerDistillation(Beats(SMALL), TokenizerConfig(teacher=str(encoder), codes=12, code_dim=8))
     taught.prepare(mel())
     assert taught(mel()).total().isfinite()
+
+
+def test_one_command_continues_the_authors_iteration_on_new_data(tmp_path: Path):
+    tokenizer, encoder = official(tmp_path / "t.pt", "tokenizer"), official(tmp_path / "e.pt")
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 16000), 16000)
+    rows = [Row(id=str(i), parts={"audio": str(tmp_path / "a.wav")}) for i in range(2)]
+    sizes = read_initial(encoder).tables["backbone"]
+    sets = [f"backbone.{k}={json.dumps(v)}" for k, v in sizes.items() if k != "name"]
+    sets += ["train.updates=1", "optim.lr=1e-12", "data.batch_size=2", "schedule.name=constant", "schedule.warmup=0"]
+    sets += [f"tokenizer.loss.teacher={encoder}", "tokenizer.loss.codes=12", "tokenizer.loss.code_dim=8"]
+    recipe = load_recipe("beats/continue", sets)
+    report = run_pipeline(recipe, rows, tmp_path / "run", machine=Machine(workers=0), init=tokenizer)
+    assert list(report["stages"]) == ["tokenizer", "encoder"]
+    want = read_initial(tokenizer).tensors["tokenizer.down.0.weight"]  # --init started the first stage
+    got = read_initial(tmp_path / "run" / "stages" / "tokenizer").tensors["tokenizer.down.0.weight"]
+    torch.testing.assert_close(got, want)
+    assert (tmp_path / "run" / "stages" / "encoder" / "weights.safetensors").is_file()
 
 
 def test_a_codebook_of_another_size_starts_afresh(tmp_path: Path):
