@@ -65,7 +65,7 @@ def of_classification(
     truth = metrics.one_hot(targets, scores.shape[1])
     made: dict[str, list[np.ndarray]] = {"map": [], "auc": [], "d_prime": [], "f1": []}
     if targets.ndim == 1:
-        made["accuracy"] = []
+        made |= {"accuracy": [], "mcc": []}
     if targets.ndim == 1 and scores.shape[1] > 5:
         made["top5"] = []
     single = targets.ndim == 1
@@ -80,13 +80,15 @@ def of_classification(
         both, real, said = weights @ (truth * guess), weights @ truth, weights @ guess
         with np.errstate(invalid="ignore"):
             made["f1"].append(_nanmean((2 * both / (real + said)).T))
+        if "mcc" in made:
+            made["mcc"].append(metrics.matthews(both, real, said))
         for name, k in (("accuracy", 1), ("top5", 5)):
             if name in made:
                 made[name].append(weights @ metrics.hits(scores, targets, k) / weights.sum(1))
     out = {}
     for name, values in made.items():
         (estimate,), resampled = values[0], np.concatenate(values[1:])
-        limits = (-np.inf, np.inf) if name == "d_prime" else (0.0, 1.0)
+        limits = {"d_prime": (-np.inf, np.inf), "mcc": (-1.0, 1.0)}.get(name, (0.0, 1.0))
         out[name] = centred(resampled, estimate, level, *limits)
     return out
 

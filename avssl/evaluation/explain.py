@@ -26,6 +26,7 @@ _METRICS = (
     (r"mrr$", "mean over the queries of 1 / rank of the best right answer; {ties}"),
     (r"accuracy$", "share of items whose highest score is the right class"),
     (r"top5$", "share of items whose class is among the five highest scores"),
+    (r"mcc$", "Matthews correlation of the guessed and the right classes: 1 = all right, 0 = no better than constant"),
     (r"map$", "unweighted mean over the classes of average precision (no interpolation); {empty}"),
     (r"auc$", "unweighted mean over the classes of the area under the ROC curve, ties half; {empty}"),
     (r"d_prime$", "sqrt(2) x the inverse normal distribution function of the mean AUC"),

@@ -105,12 +105,22 @@ def confusion(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return confusion_matrix(index(targets), np.asarray(scores).argmax(1), labels=np.arange(np.shape(scores)[1]))
 
 
+def matthews(both: np.ndarray, real: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """(...) Matthews correlation of several classes (Gorodkin, 2004), 0 where truth or guess has one class only.
+
+    both, real, said: (..., C) items of a class that are recognised, that there are, that are guessed to be of it.
+    """
+    total, right = real.sum(-1), both.sum(-1)
+    spread = (total**2 - (said**2).sum(-1)) * (total**2 - (real**2).sum(-1))
+    return (right * total - (real * said).sum(-1)) / np.sqrt(np.where(spread > 0, spread, np.inf))
+
+
 def classification(
     scores: np.ndarray, targets: np.ndarray, *, empty: Empty = "skip", threshold: float = 0.5
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Every metric of a classifier: ({name: value}, {name: (C,) per class}).
 
-    targets (N,): single label, adds accuracy (and top5 beyond five classes); (N, C): multi-label. `f1` of multi-label
+    targets (N,): single label, adds accuracy, Matthews correlation (and top5 beyond five classes); (N, C): multi-label. `f1` of multi-label
     targets reads scores as probabilities.
     """
     targets = np.asarray(targets)
@@ -122,7 +132,9 @@ def classification(
     auc = macro(per["auc"])
     values = {"map": macro(per["ap"]), "auc": auc, "d_prime": d_prime(auc), "f1": macro(per["f1"])}
     if targets.ndim == 1:
-        single = {"accuracy": accuracy(scores, targets)}
+        table = confusion(scores, targets).astype(np.float64)
+        mcc = matthews(table.diagonal(), table.sum(1), table.sum(0))
+        single = {"accuracy": accuracy(scores, targets), "mcc": float(mcc)}
         if np.shape(scores)[1] > 5:
             single["top5"] = accuracy(scores, targets, 5)
         values = {**single, **values}
@@ -187,7 +199,7 @@ def chance(targets: np.ndarray, classes: int) -> Mapping[str, float]:
     out = {"map": float(share.mean()), "auc": 0.5, "d_prime": 0.0}
     if np.ndim(targets) == 1:
         best = np.sort(share)[::-1]
-        out |= {"accuracy": float(best[0]), "top5": float(best[:5].sum()), "f1": 1.0 / len(share)}
+        out |= {"accuracy": float(best[0]), "top5": float(best[:5].sum()), "f1": 1.0 / len(share), "mcc": 0.0}
     else:
         out["f1"] = float((2 * share / (1 + share)).mean())
     return out

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NUMBERS = ("pearson", "spearman", "mse", "mae", "r2")
 SEVERAL = ("map", "auc", "d_prime", "f1")  # of items with any number of labels
-ONE = ("accuracy", "top5", *SEVERAL)
+ONE = ("accuracy", "mcc", "top5", *SEVERAL)
 
 
 def retrieval(model: Model, config: RetrievalConfig) -> Iterable[str]:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from avssl import BackboneEntry, EvaluationEntry, FormatEntry, LossEntry, RecipeEntry, hookimpl, recipes_in
+from avssl import (
+    BackboneEntry,
+    EvaluationEntry,
+    FormatEntry,
+    LayoutEntry,
+    LossEntry,
+    RecipeEntry,
+    hookimpl,
+    recipes_in,
+)
 
 _SUPPORTS = frozenset({"hide", "keep", "layers:blocks", "layers:ffn"})
 _C = "avssl_data2vec.config"
@@ -188,6 +197,18 @@ def avssl_formats() -> list[FormatEntry]:
             detect=f"{package}.hugging_face:detect",
             summary="Hugging Face Data2VecAudio, -Text and -Vision folders",
         ),
+    ]
+
+
+@hookimpl
+def avssl_layouts() -> list[LayoutEntry]:
+    return [
+        LayoutEntry(
+            name="glue",
+            detect="avssl_data2vec.glue:detect",
+            read="avssl_data2vec.glue:read",
+            summary="GLUE: the train.tsv, dev.tsv and test.tsv of a task",
+        )
     ]
 
 

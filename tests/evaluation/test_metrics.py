@@ -212,3 +212,18 @@ def test_chance_of_f1_with_several_labels_is_that_of_always_naming_all():
     y = (np.random.default_rng(0).random((5000, 3)) < [0.1, 0.5, 0.9]).astype(int)
     assert metrics.chance(y, 3)["f1"] == pytest.approx(metrics.macro(metrics.f1(np.ones(y.shape), y)))
     assert "accuracy" not in metrics.chance(y, 3) and "top5" not in metrics.chance(y, 3)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_matthews_correlation_is_scikit_learns(classes: int):
+    from sklearn.metrics import matthews_corrcoef
+
+    rng = np.random.default_rng(classes)
+    scores, targets = rng.standard_normal((60, classes)), rng.integers(0, classes, 60)
+    scores[np.arange(60), targets] += 1
+    values, _ = metrics.classification(scores, targets)
+    assert values["mcc"] == pytest.approx(matthews_corrcoef(targets, scores.argmax(1)))
+    low, high = bootstrap.of_classification(scores, targets, resamples=200, level=0.9, seed=0)["mcc"]
+    assert low < values["mcc"] < high
+    constant = np.eye(classes)[np.zeros(60, dtype=int)]
+    assert metrics.classification(constant, targets)[0]["mcc"] == 0.0

@@ -86,14 +86,15 @@ class TextFrontend(Frontend):
         return Request({"text": None})
 
     def item(self, clips: Sequence[Clip], rng: np.random.Generator | None) -> Batch:
-        """A text that is too long is cut: at a random place in training, at its beginning otherwise."""
+        """A text that is too long is cut: at a random place in training, at its end otherwise and where pairs are read."""
         clip, c = clips[0], self.config
+        rng = None if c.pairs else rng
         text = clip.parts["text"]
         check(bool(text.strip()), f"{clip.id} has no text", fix="leave it out", error=DataError)
         first, tab, second = text.partition("\t")
         ids = self.tokens.ids(self._part(first if c.pairs and tab else text, rng))
         if c.pairs and tab:  # RoBERTa's two ends between the sentences of a pair
-            ids = [*ids, self.tokens.eos, self.tokens.eos, *self.tokens.ids(second)]
+            ids = [*ids, self.tokens.eos, self.tokens.eos, *self.tokens.ids(self._part(second, None))]
         room = c.max_tokens - 2
         start = int(rng.integers(len(ids) - room + 1)) if rng is not None and len(ids) > room and not c.lines else 0
         x = torch.tensor([self.tokens.bos, *ids[start : start + room], self.tokens.eos])
