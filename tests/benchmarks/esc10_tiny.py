@@ -53,6 +53,7 @@ from avssl_tiny.loss import Classify, supervised
 
 FOLDS, SECONDS, RATE, BATCH = (1, 2, 3, 4, 5), 5.0, 16000, 32
 MIXTURES = 12000
+NEPER = math.log(10) / 10  # logarithm of a power per decibel
 FRAMES = {40: (2048, 2048), 79: (2048, 1024), 157: (1024, 512)}  # number of frames: (n_fft, hop)
 AUGMENTED = {"shift": 1.0, "gain_db": 6.0, "mixup": 0.2}
 MASKED = {**AUGMENTED, "time_masks": 2, "frequency_masks": 2}
@@ -398,7 +399,7 @@ def lessons(
     variant = {**CANDIDATES, **VARIANTS}[name]
     theirs = sound_config(variant)
     mine, yours = (clips_for(c, args, memory) for c in (config, theirs))
-    teacher = build(variant, theirs, int(mine.labels.max()) + 1).eval()
+    teacher = build(variant, theirs, int(mine.labels.max()) + 1).eval().to(memory_format=torch.channels_last)
     teacher.load_state_dict(load_file(weights))
     rng = np.random.default_rng(MIXTURES)
     pair = torch.from_numpy(rng.choice(rows.numpy(), (2, MIXTURES)))
@@ -412,7 +413,7 @@ def lessons(
 
     def mixed(source: Tensor, part: Tensor) -> Tensor:
         each = [shifted(source[pair[k, part]], shift[k, part]) + level[k, part, None, None] for k in (0, 1)]
-        return 10 * sum(10 ** (x / 10) for x in each).log10()
+        return torch.logaddexp(each[0] * NEPER, each[1] * NEPER) / NEPER
 
     for part in torch.arange(MIXTURES).split(64):
         mels.append(mixed(mine.mels, part))
