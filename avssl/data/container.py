@@ -75,7 +75,7 @@ def media(path: str) -> Iterator[Media]:
     with opened(path):
         pass
     # tags that are no UTF-8 must not make a file unreadable; PyAV 19 sees to that by itself
-    tags: Any = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    tags: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     try:
         # "file:" keeps a colon in a name from being read as a protocol
         container = av.open(

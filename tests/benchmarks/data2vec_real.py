@@ -128,7 +128,7 @@ def classes(name: str, options: argparse.Namespace) -> None:
 
 
 def letters(name: str, options: argparse.Namespace) -> None:
-    """Words of spoken digits as letters by CTC, from scratch and from the network that the audio part pretrained."""
+    """Words of spoken digits as letters by CTC, from scratch and from a network that was pretrained on their sounds."""
     manifest = options.out / "words.csv"
     folder = (options.data / "av-digits").resolve()
     if not manifest.is_file():
@@ -137,16 +137,20 @@ def letters(name: str, options: argparse.Namespace) -> None:
                 (folder / r["audio"], WORDS[int(r["label"])], r["speaker"], r["split"]) for r in csv.DictReader(file)
             ]
         write(manifest, ("audio", "label", "speaker", "split"), rows)
+    part = LETTERS[name]
     columns: dict[str, dict[str, list[float]]] = {}
     for seed in options.seeds:
+        model = options.out / f"audio-pretrained-{part.updates}-{seed}"
+        changes = [*EIGHT_KHZ, f"train.updates={part.updates}", f"train.seed={seed}"]
+        pretrain("data2vec/audio_tiny", manifest, model, overrides=changes, resume=True, machine=MACHINE)
         for start in ("scratch", "pretrained"):
             run = options.out / f"{name}-{start}-{seed}"
             finetune(
                 "data2vec/asr_tiny",
-                options.out / f"audio-pretrained-{seed}" if start == "pretrained" else None,
+                model if start == "pretrained" else None,
                 manifest,
                 run,
-                overrides=[*EIGHT_KHZ, *LETTERS[name], "optim.freeze_updates=0", f"train.seed={seed}"],
+                overrides=[*EIGHT_KHZ, *part.changes, "optim.freeze_updates=0", f"train.seed={seed}"],
                 resume=True,
                 machine=MACHINE,
             )
@@ -157,9 +161,17 @@ def letters(name: str, options: argparse.Namespace) -> None:
     show(name, columns)
 
 
+@dataclass(frozen=True)
+class Letters:
+    """updates: of pretraining; changes: of fine-tuning."""
+
+    updates: int
+    changes: tuple[str, ...]
+
+
 LETTERS = {
-    "ctc": ["data.per_class=27", "train.updates=600", "data.batch_size=16"],  # a tenth of the training split
-    "ctc-all": ["train.updates=500"],
+    "ctc": Letters(400, ("data.per_class=27", "train.updates=600", "data.batch_size=16")),  # a tenth of the labels
+    "ctc-all": Letters(1500, ("train.updates=1500",)),
 }
 
 
