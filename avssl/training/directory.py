@@ -7,10 +7,7 @@ from pathlib import Path
 from avssl.errors import UsageError, check
 
 LEFTOVERS = {"bad_files.csv", "run.lock"}  # of an attempt that ended before anything was decided
-FROZEN = {
-    "manifest.parquet",
-    "data.json",
-}  # both alone: of one that ended before its first step, e.g. at a wrong --init
+FROZEN = {"manifest.parquet", "data.json"}  # both alone: of one that ended before its first step
 
 
 def check_directory(out: Path, resume: bool) -> None:

@@ -163,7 +163,7 @@ def _train(
     if init is not None and init.targets and plan.codec and list(plan.codec.classes) != list(init.targets["classes"]):
         init = init.without_head()
         if world.first:
-            print(f"note: {init.path} knows other classes: the head starts afresh", file=sys.stderr)
+            print(f"note: {init.path} was fine-tuned on other classes: the head starts afresh", file=sys.stderr)
     run = build_run(recipe, plan, out, world, device, machine, init, validator(plan.validation))
     if world.first:
         from avssl.training.trackers import open_trackers

@@ -190,7 +190,11 @@ def build_run(
     if init is not None:
         misshapen = [k for k in init.into_rest(loss) if k in init.tensors]
         if misshapen and world.first:
-            print(f"note: of other shapes in {init.path}, and so not loaded: {', '.join(misshapen)}", file=sys.stderr)
+            more = f" and {len(misshapen) - 3} more" if len(misshapen) > 3 else ""
+            print(
+                f"note: not loaded, being of other shapes in {init.path}: {', '.join(misshapen[:3])}{more}",
+                file=sys.stderr,
+            )
     loss.to(device)
     frontend.to(device)
     batch = fitted_batch(recipe, len(plan.train), world)

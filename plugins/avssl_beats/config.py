@@ -57,9 +57,7 @@ class BeatsConfig:
             "deep_norm belongs to post-norm layers",
             fix="set backbone.deep_norm=false or backbone.pre_norm=false",
         )
-        exact = (
-            self.buckets // 4
-        )  # distances with a bucket of their own; a smaller max_distance is odd, but has numbers
+        exact = self.buckets // 4  # distances with their own bucket; max_distance below it is odd, but has numbers
         check(
             not self.relative_bias or (exact > 0 and self.max_distance > 0 and self.max_distance != exact),
             f"backbone.buckets {self.buckets} with max_distance {self.max_distance} leave no scale for far distances",

@@ -100,10 +100,9 @@ class GatedAttention(nn.Module):
         if bias is not None and self.gated:
             reset, update = torch.sigmoid(self.gate(q).unflatten(-1, (2, 4)).sum(-1)).chunk(2, -1)  # (B, H, N, 1)
             gate = (reset * (update * self.gate_scale - 1.0) + 2.0).to(q.dtype)
+        # Not where gradients or a graph are wanted: a traced loop would fix the batch size.
         eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-        if (
-            bias is not None and gate is not None and x.device.type == "cpu" and eager
-        ):  # a traced loop would fix the batch size
+        if bias is not None and gate is not None and x.device.type == "cpu" and eager:
             y = self._one_by_one(q, k, v, gate, bias, pad)
         else:
             bias = bias if bias is None or gate is None else gate * bias

@@ -164,7 +164,9 @@ def test_a_learned_mask_token_has_no_place_in_the_official_format():
 
 
 @pytest.mark.parametrize("labels", [("dog", "siren"), ("dog", "rain", "cat")])
-def test_the_head_of_an_official_classifier_goes_on_where_it_knows_the_classes(tmp_path: Path, labels: tuple):
+def test_the_head_of_an_official_classifier_goes_on_where_it_knows_the_classes(
+    tmp_path: Path, labels: tuple, capsys: pytest.CaptureFixture
+):
     def backwards(file: dict) -> None:
         file["label_dict"] = {0: "siren", 1: "rain", 2: "dog"}
 
@@ -181,6 +183,9 @@ def test_the_head_of_an_official_classifier_goes_on_where_it_knows_the_classes(t
     known = "cat" not in labels
     assert list(model.codec.classes) == (["siren", "rain", "dog"] if known else ["cat", "dog", "rain"])
     assert torch.allclose(model.head.linear.weight, old, atol=1e-6) == known
+    notes = capsys.readouterr().err
+    assert ("was fine-tuned on other classes: the head starts afresh" in notes) == (not known)
+    assert "backbone.gradient_decay 1.0 -> 0.3" in notes  # what the recipe changes of the model is said
 
 
 def test_after_sizes_that_do_not_fit_the_same_directory_can_be_used(tmp_path: Path):

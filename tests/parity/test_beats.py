@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -385,7 +386,8 @@ def test_masked_label_loss(case: Case, dtype: str):
     kept = valid & ~hidden.masked
     for out in case.outputs("patch_mask"):
         rule = COUNTS[out["masked_count"] if "masked_count" in out else out["kept_count"]]
-        mine = choose(noise, valid, 1 - out["kept_ratio"] if "kept_ratio" in out else ratio, rule)
+        kept_share = out.get("kept_ratio")  # as a fraction: 1 - (1 - 0.3) is more than 0.3, and a tie would go astray
+        mine = choose(noise, valid, ratio if kept_share is None else 1 - Fraction(str(kept_share)), rule)
         case.check(out["tensor"], valid & ~mine.masked if out["kept"] else mine.masked, rules)
     places = torch.eye(labels.numel(), dtype=torch.bool).view(-1, *labels.shape)
     nll = torch.stack([label_loss(logits, labels, place).sum for place in places]).view(labels.shape)
