@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,7 +29,7 @@ class Frontend(nn.Module):
     # modalities whose items `batch` brings to one shape, with the same numbers whatever they were padded with: loaders
     # may then put items of unequal lengths into one evaluation batch
     fixed: ClassVar[frozenset[str]] = frozenset()
-    pad_values: ClassVar[Mapping[str, float]] = {}  # what unequal items are padded with, per modality
+    pad_values: Mapping[str, float] = MappingProxyType({})  # what unequal items are padded with, per modality
 
     def __init__(self, config: Any) -> None:
         super().__init__()

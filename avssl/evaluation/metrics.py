@@ -120,8 +120,8 @@ def classification(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Every metric of a classifier: ({name: value}, {name: (C,) per class}).
 
-    targets (N,): single label, adds accuracy, Matthews correlation (and top5 beyond five classes); (N, C): multi-label. `f1` of multi-label
-    targets reads scores as probabilities.
+    targets (N,): single label, adds accuracy, Matthews correlation (and top5 beyond five classes); (N, C): multi-label.
+    `f1` of multi-label targets reads scores as probabilities.
     """
     targets = np.asarray(targets)
     per = {

@@ -16,84 +16,52 @@ from avssl import (
 _SUPPORTS = frozenset({"hide", "keep", "layers:blocks", "layers:ffn"})
 _C = "avssl_data2vec.config"
 _E = "avssl_data2vec.example"
+_F = "avssl_data2vec.frontends"
+
+
+def _backbone(name: str, cls: str, example: str, modality: str, summary: str) -> BackboneEntry:
+    """An encoder: the classes of its config and frontend bear its names."""
+    kind = modality.capitalize()
+    return BackboneEntry(
+        name=name,
+        cls=f"avssl_data2vec.{cls}",
+        config=f"{_C}:{cls.rpartition(':')[2].replace('Encoder', '')}Config",
+        example=f"{_E}:{example}",
+        modalities=frozenset({modality}),
+        supports=_SUPPORTS,
+        frontend=f"{_F}.{modality}:{kind}Frontend",
+        frontend_config=f"{_F}.configs:{kind}FrontendConfig",
+        summary=summary,
+    )
 
 
 @hookimpl
 def avssl_backbones() -> list[BackboneEntry]:
-    audio = {
-        "frontend": "avssl_data2vec.frontends.audio:AudioFrontend",
-        "frontend_config": "avssl_data2vec.frontends.configs:AudioFrontendConfig",
-    }
-    vision = {
-        "frontend": "avssl_data2vec.frontends.vision:VisionFrontend",
-        "frontend_config": "avssl_data2vec.frontends.configs:VisionFrontendConfig",
-    }
-    text = {
-        "frontend": "avssl_data2vec.frontends.text:TextFrontend",
-        "frontend_config": "avssl_data2vec.frontends.configs:TextFrontendConfig",
-    }
     return [
-        BackboneEntry(
-            name="data2vec_audio",
-            example=f"{_E}:audio",
-            cls="avssl_data2vec.audio:AudioEncoder",
-            config=f"{_C}:AudioConfig",
-            modalities={"audio"},
-            supports=_SUPPORTS,
-            **audio,
-            summary="Waveform encoder of data2vec 1 (wav2vec 2.0 style)",
-        ),
-        BackboneEntry(
-            name="data2vec_vision",
-            example=f"{_E}:vision",
-            cls="avssl_data2vec.vision:VisionEncoder",
-            config=f"{_C}:VisionConfig",
-            modalities={"vision"},
-            supports=_SUPPORTS,
-            **vision,
-            summary="Image encoder of data2vec 1 (BEiT style)",
-        ),
-        BackboneEntry(
-            name="data2vec_text",
-            example=f"{_E}:text",
-            cls="avssl_data2vec.text:TextEncoder",
-            config=f"{_C}:TextConfig",
-            modalities={"text"},
-            supports=_SUPPORTS,
-            **text,
-            summary="Token encoder of data2vec 1 (RoBERTa style)",
-        ),
-        BackboneEntry(
-            name="data2vec2_audio",
-            example=f"{_E}:audio2",
-            cls="avssl_data2vec.multi:AudioEncoder2",
-            config=f"{_C}:Audio2Config",
-            modalities={"audio"},
-            supports=_SUPPORTS,
-            **audio,
-            summary="Waveform encoder of data2vec 2.0",
-        ),
-        BackboneEntry(
-            name="data2vec2_vision",
-            example=f"{_E}:vision2",
-            cls="avssl_data2vec.multi:VisionEncoder2",
-            config=f"{_C}:Vision2Config",
-            modalities={"vision"},
-            supports=_SUPPORTS,
-            **vision,
-            summary="Image encoder of data2vec 2.0",
-        ),
-        BackboneEntry(
-            name="data2vec2_text",
-            example=f"{_E}:text2",
-            cls="avssl_data2vec.multi:TextEncoder2",
-            config=f"{_C}:Text2Config",
-            modalities={"text"},
-            supports=_SUPPORTS,
-            **text,
-            summary="Token encoder of data2vec 2.0",
-        ),
-    ]
+        _backbone("data2vec_audio", "audio:AudioEncoder", "audio", "audio",
+                  "Waveform encoder of data2vec 1 (wav2vec 2.0 style)"),
+        _backbone("data2vec_vision", "vision:VisionEncoder", "vision", "vision",
+                  "Image encoder of data2vec 1 (BEiT style)"),
+        _backbone("data2vec_text", "text:TextEncoder", "text", "text",
+                  "Token encoder of data2vec 1 (RoBERTa style)"),
+        _backbone("data2vec2_audio", "multi:AudioEncoder2", "audio2", "audio", "Waveform encoder of data2vec 2.0"),
+        _backbone("data2vec2_vision", "multi:VisionEncoder2", "vision2", "vision", "Image encoder of data2vec 2.0"),
+        _backbone("data2vec2_text", "multi:TextEncoder2", "text2", "text", "Token encoder of data2vec 2.0"),
+    ]  # fmt: skip
+
+
+def _head(name: str, cls: str, modality: str, summary: str) -> LossEntry:
+    """A loss of fine-tuning, for the encoders of one modality."""
+    return LossEntry(
+        name=name,
+        cls=f"avssl_data2vec.{cls}",
+        config=f"{_C}:{cls.rpartition(':')[2]}Config",
+        example=f"{_E}:{name.removeprefix('data2vec_')}",
+        supervised=True,
+        backbones=frozenset({f"data2vec_{modality}", f"data2vec2_{modality}"}),
+        modalities=frozenset({modality}),
+        summary=summary,
+    )
 
 
 @hookimpl
@@ -104,7 +72,7 @@ def avssl_losses() -> list[LossEntry]:
             example=f"{_E}:data2vec",
             cls="avssl_data2vec.loss:Data2Vec",
             config=f"{_C}:Data2VecConfig",
-            requires={"hide", "layers:blocks"},
+            requires=frozenset({"hide", "layers:blocks"}),
             summary="Regress a slow teacher's inner layers at hidden tokens, in any modality",
         ),
         LossEntry(
@@ -112,51 +80,18 @@ def avssl_losses() -> list[LossEntry]:
             example=f"{_E}:data2vec2",
             cls="avssl_data2vec.loss2:Data2Vec2",
             config=f"{_C}:Data2Vec2Config",
-            backbones={"data2vec2_audio", "data2vec2_vision", "data2vec2_text"},
-            requires={"keep"},
+            backbones=frozenset({"data2vec2_audio", "data2vec2_vision", "data2vec2_text"}),
+            requires=frozenset({"keep"}),
             summary="data2vec 2.0: many masks per item, one target, a convolutional decoder",
         ),
-        LossEntry(
-            name="ctc",
-            cls="avssl_data2vec.ctc:Ctc",
-            config=f"{_C}:CtcConfig",
-            example=f"{_E}:ctc",
-            supervised=True,
-            backbones={"data2vec_audio", "data2vec2_audio"},
-            modalities={"audio"},
-            summary="Fine-tuning: speech recognition, letters by CTC",
-        ),
-        LossEntry(
-            name="data2vec_audio_classify",
-            cls="avssl_data2vec.tagging:AudioClassify",
-            supervised=True,
-            example=f"{_E}:audio_classify",
-            config=f"{_C}:AudioClassifyConfig",
-            backbones={"data2vec_audio", "data2vec2_audio"},
-            modalities={"audio"},
-            summary="Fine-tuning: tags of sounds, pooled over the frames",
-        ),
-        LossEntry(
-            name="data2vec_text_classify",
-            cls="avssl_data2vec.classify:TextClassify",
-            supervised=True,
-            example=f"{_E}:text_classify",
-            config=f"{_C}:TextClassifyConfig",
-            backbones={"data2vec_text", "data2vec2_text"},
-            modalities={"text"},
-            summary="Fine-tuning: sentences and pairs, RoBERTa's head; classes or a number",
-        ),
-        LossEntry(
-            name="data2vec_image_classify",
-            cls="avssl_data2vec.classify:ImageClassify",
-            supervised=True,
-            example=f"{_E}:image_classify",
-            config=f"{_C}:ImageClassifyConfig",
-            backbones={"data2vec_vision", "data2vec2_vision"},
-            modalities={"vision"},
-            summary="Fine-tuning: images, BEiT's head on pooled patches",
-        ),
-    ]
+        _head("ctc", "ctc:Ctc", "audio", "Fine-tuning: speech recognition, letters by CTC"),
+        _head("data2vec_audio_classify", "tagging:AudioClassify", "audio",
+              "Fine-tuning: tags of sounds, pooled over the frames"),
+        _head("data2vec_text_classify", "classify:TextClassify", "text",
+              "Fine-tuning: sentences and pairs, RoBERTa's head; classes or a number"),
+        _head("data2vec_image_classify", "classify:ImageClassify", "vision",
+              "Fine-tuning: images, BEiT's head on pooled patches"),
+    ]  # fmt: skip
 
 
 @hookimpl
@@ -164,40 +99,32 @@ def avssl_evaluations() -> list[EvaluationEntry]:
     return [
         EvaluationEntry(
             name="speech", cls="avssl_data2vec.speech:speech", config="avssl_data2vec.speech_config:SpeechConfig",
-            modalities={"audio"}, summary="Word and character error rates of a model that writes letters",
+            modalities=frozenset({"audio"}), summary="Word and character error rates of a model that writes letters",
         ),
     ]  # fmt: skip
 
 
+def _format(name: str, reader: str, writer: str, summary: str) -> FormatEntry:
+    package = "avssl_data2vec.formats"
+    return FormatEntry(
+        name=name,
+        system="data2vec",
+        read=f"{package}.{reader}:read",
+        write=f"{package}.{writer}:write",
+        detect=f"{package}.{reader}:detect",
+        summary=summary,
+    )
+
+
 @hookimpl
 def avssl_formats() -> list[FormatEntry]:
-    package = "avssl_data2vec.formats"
     return [
-        FormatEntry(
-            name="data2vec_fairseq",
-            system="data2vec",
-            read=f"{package}.fairseq:read",
-            write=f"{package}.to_fairseq:write",
-            detect=f"{package}.fairseq:detect",
-            summary="fairseq .pt of data2vec 1 and 2.0, and of CTC fine-tuning",
-        ),
-        FormatEntry(
-            name="data2vec_vision",
-            system="data2vec",
-            read=f"{package}.vision1:read",
-            write=f"{package}.to_vision1:write",
-            detect=f"{package}.vision1:detect",
-            summary="checkpoint-N.pth of the data2vec_vision repository",
-        ),
-        FormatEntry(
-            name="data2vec_hf",
-            system="data2vec",
-            read=f"{package}.hugging_face:read",
-            write=f"{package}.to_hugging_face:write",
-            detect=f"{package}.hugging_face:detect",
-            summary="Hugging Face Data2VecAudio, -Text and -Vision folders",
-        ),
-    ]
+        _format("data2vec_fairseq", "fairseq", "to_fairseq",
+                "fairseq .pt of data2vec 1 and 2.0, pretrained or fine-tuned"),
+        _format("data2vec_vision", "vision1", "to_vision1", "checkpoint-N.pth of the data2vec_vision repository"),
+        _format("data2vec_hf", "hugging_face", "to_hugging_face",
+                "Hugging Face Data2VecAudio, -Text and -Vision folders"),
+    ]  # fmt: skip
 
 
 @hookimpl

@@ -22,13 +22,15 @@ def slopes(heads: int) -> list[float]:
 class Alibi(nn.Module):
     """Biases for tokens on a line or in a plane, with a learned scale of 0 or more (one, or per head, or per layer)."""
 
+    slopes: Tensor  # (heads, 1, 1)
+
     def __init__(self, heads: int, layers: int, config: AlibiConfig) -> None:
         super().__init__()
         self.config = config
         shape = (layers if config.per_layer else 1, 1, heads if config.per_head else 1, 1, 1)
         self.scale = nn.Parameter(torch.full(shape, config.scale), requires_grad=config.learned_scale)
         self.register_buffer("slopes", torch.tensor(slopes(heads))[:, None, None], persistent=False)
-        self.table = None
+        self.table: nn.Parameter | None = None
         if config.learned_positions is not None:
             place = torch.arange(config.learned_positions, dtype=torch.float32)[None, :, None]
             self.table = nn.Parameter(self._distances(place) * -self.slopes)  # (1, heads, P, P)
@@ -39,7 +41,7 @@ class Alibi(nn.Module):
         places: (N, 1) or (N, 2) float positions of all tokens; `prefix` tokens before them attend without bias.
         """
         if self.table is not None:
-            bias = self._learned(len(places))
+            bias = self._learned(self.table, len(places))
             if keep is not None:
                 bias = bias.expand(len(keep), -1, -1, -1)
                 bias = bias.gather(2, keep[:, None, :, None].expand(-1, bias.shape[1], -1, bias.shape[3]))
@@ -57,8 +59,8 @@ class Alibi(nn.Module):
         euclidean = self.config.distance == "euclidean" and places.shape[-1] > 1
         return (apart.square().sum(-1).sqrt() if euclidean else apart.abs().sum(-1))[:, None]
 
-    def _learned(self, count: int) -> Tensor:
-        table = self.table
+    @staticmethod
+    def _learned(table: Tensor, count: int) -> Tensor:
         if table.shape[-1] < count:
             edge = math.ceil((count - table.shape[-1]) / 2)
             table = F.pad(table, (edge,) * 4, mode="replicate")

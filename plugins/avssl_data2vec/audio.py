@@ -15,14 +15,14 @@ from avssl.errors import DataError, check
 from avssl.nn.attention import pad_bias
 from avssl_data2vec.config import AudioConfig
 from avssl_data2vec.modules import (
-    Block,
     ConvExtractor,
     ConvPositions,
     WeightNormPositions,
     bert_init,
+    blocks_of,
     pool,
     scaled_gradient,
-    skipped,
+    through,
 )
 
 
@@ -73,26 +73,13 @@ class AudioEncoder(Backbone):
             if c.positions_depth
             else WeightNormPositions(c.dim, c.positions_width, c.positions_groups)
         )
-        self.layers = nn.ModuleList(
-            Block(
-                c.dim,
-                c.heads,
-                c.ffn,
-                norm_first=c.norm_first,
-                eps=c.norm_eps,
-                activation=c.activation,
-                dropout=c.dropout,
-                attention_dropout=c.attention_dropout,
-                activation_dropout=c.activation_dropout,
-            )
-            for _ in range(c.depth)
-        )
+        self.layers = blocks_of(c)
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
         self.layers.apply(bert_init)
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return self.layers
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         return {"audio": Grid((int(self.extractor.frames(batch.need("audio").x.shape[1])),), ("time",))}
@@ -152,16 +139,7 @@ class AudioEncoder(Backbone):
         if not c.norm_first:
             x = self.norm(x)
         x = F.dropout(x, c.dropout, self.training) if c.dropout else x
-        bias = pad_bias(pad, x.dtype)
-        inner: list[Tensor] = []
-        for block in self.layers:
-            instead = skipped(x, block, c.layerdrop) if self.training else None
-            if instead is not None:
-                x = instead
-                continue
-            x, ffn = block(x, bias)
-            if layers is not None:
-                inner.append(ffn if layers == "ffn" else x)
+        x, inner = through(self.layers, x, pad_bias(pad, x.dtype), c.layerdrop, layers)
         if c.norm_first:
             x = self.norm(x)
         return Features(

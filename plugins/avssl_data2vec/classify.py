@@ -8,9 +8,10 @@ from torch.nn import functional as F
 
 from avssl.backbone import Backbone, Features
 from avssl.batch import Batch
-from avssl.errors import DataError, check
-from avssl.loss import Loss, LossOutput, Term
+from avssl.loss import LossOutput, Term
 from avssl_data2vec.config import ImageClassifyConfig, TextClassifyConfig
+from avssl_data2vec.heads import FineTuned, check_classes, targets_of
+from avssl_data2vec.vision import VisionEncoder
 
 
 class SentenceHead(nn.Module):
@@ -52,13 +53,7 @@ class PatchHead(nn.Module):
         return self.linear(x if self.norm is None else self.norm(x))
 
 
-def _targets(batch: Batch) -> Tensor:
-    if batch.targets is None:
-        raise DataError("a fine-tuning batch has no targets", fix="set data.target, and give labels")
-    return batch.targets.x
-
-
-class TextClassify(Loss[Backbone]):
+class TextClassify(FineTuned):
     """Cross-entropy, or squared error of one number."""
 
     config: TextClassifyConfig
@@ -66,19 +61,14 @@ class TextClassify(Loss[Backbone]):
     def __init__(self, backbone: Backbone, config: TextClassifyConfig) -> None:
         super().__init__(backbone, config)
         classes = 1 if config.regression else config.classes
-        check(
-            classes > 0, "loss.classes is 0 and no labels say how many there are", fix="set loss.classes or data.target"
-        )
+        check_classes(classes)
         self.head = SentenceHead(backbone.dim, classes, config.dropout)
-
-    def exports(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "head": self.head}
 
     def counts(self, batch: Batch, draw: None) -> dict[str, int]:
         return {"mse" if self.config.regression else "cross_entropy": len(batch)}
 
     def compute(self, batch: Batch, draw: None) -> LossOutput:
-        target = _targets(batch)
+        target = targets_of(batch)
         logits = self.head(self.backbone(batch, only=self.head.streams)).float()
         if self.config.regression:
             return LossOutput({"mse": Term(1.0, (logits[:, 0] - target).square().sum(), len(batch))})
@@ -87,31 +77,24 @@ class TextClassify(Loss[Backbone]):
         return LossOutput({"cross_entropy": Term(1.0, total, len(batch))}, {"accuracy": (right, len(batch))})
 
 
-class ImageClassify(Loss[Backbone]):
+class ImageClassify(FineTuned):
     """Cross-entropy with hard (B,) or mixed (B, C) targets and label smoothing."""
 
     config: ImageClassifyConfig
 
     def __init__(self, backbone: Backbone, config: ImageClassifyConfig) -> None:
         super().__init__(backbone, config)
-        check(
-            config.classes > 0,
-            "loss.classes is 0 and no labels say how many there are",
-            fix="set loss.classes or data.target",
-        )
+        check_classes(config.classes)
         self.head = PatchHead(backbone.dim, config)
-        if not config.class_token and not getattr(backbone.config, "pooled_norm", True):
+        if not config.class_token and isinstance(backbone, VisionEncoder) and not backbone.config.pooled_norm:
             for parameter in backbone.norm.parameters():  # pooled patches do not pass the last norm
                 parameter.requires_grad_(False)
-
-    def exports(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "head": self.head}
 
     def counts(self, batch: Batch, draw: None) -> dict[str, int]:
         return {"cross_entropy": len(batch)}
 
     def compute(self, batch: Batch, draw: None) -> LossOutput:
-        target = _targets(batch)
+        target = targets_of(batch)
         logits = self.head(self.backbone(batch, only=self.head.streams)).float()
         smoothing = self.config.label_smoothing if self.training else 0.0
         total = F.cross_entropy(logits, target, reduction="sum", label_smoothing=smoothing)

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from avssl.backbone import Backbone, Features
 from avssl.batch import Batch, Stream
-from avssl.errors import DataError, check
-from avssl.loss import Loss, LossOutput, Term
+from avssl.loss import LossOutput, Term
 from avssl_data2vec import masks
 from avssl_data2vec.config import CtcConfig, SpanConfig
 from avssl_data2vec.decode import distance, greedy
-from avssl_data2vec.modules import check_channels
+from avssl_data2vec.heads import FineTuned, check_classes, targets_of
+from avssl_data2vec.modules import check_channels, waveform_frames
 
 
 class LetterHead(nn.Module):
@@ -48,7 +48,7 @@ def draw_mask(backbone: Backbone, batch: Batch, spans: SpanConfig, channels: Spa
     """Frames and channels that a step of fine-tuning hides; probability 0 = none."""
     hidden = off = None
     if spans.probability > 0:
-        lengths = [int(n) for n in backbone.extractor.frames(batch.need("audio").lengths)]
+        lengths = waveform_frames(backbone, batch.need("audio"))
         size = backbone.grid(batch)["audio"].shape[0]
         hidden = torch.from_numpy(masks.spans(masks.generators(batch.seeds, 0), size, lengths, spans))
     if channels.probability > 0:
@@ -65,7 +65,7 @@ def masked_features(backbone: Backbone, batch: Batch, draw: SpeechMask, channels
     return backbone(batch, hide=hide, only={"audio"}, **extra)
 
 
-class Ctc(Loss[Backbone]):
+class Ctc(FineTuned):
     """CTC over letters; batch.targets.x is (B, N) symbol ids, padded, without blanks. Frames and channels are hidden in
     training as in pretraining. The sum over a batch is divided by the number of items (fairseq's `sentence_avg`)."""
 
@@ -73,16 +73,9 @@ class Ctc(Loss[Backbone]):
 
     def __init__(self, backbone: Backbone, config: CtcConfig) -> None:
         super().__init__(backbone, config)
-        check(
-            config.classes > 1,
-            f"loss.classes is {config.classes}: there is nothing to recognise",
-            fix="give labelled data with data.target=characters, or set loss.classes",
-        )
+        check_classes(config.classes, 2, "give labelled data with data.target=characters, or set loss.classes")
         check_channels(backbone, config.channels.probability)
         self.head = LetterHead(backbone.dim, config.classes, config.final_dropout)
-
-    def exports(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "head": self.head}
 
     def sample(self, batch: Batch) -> SpeechMask:
         if not self.training:
@@ -93,10 +86,7 @@ class Ctc(Loss[Backbone]):
         return {"ctc": len(batch)}
 
     def compute(self, batch: Batch, draw: SpeechMask) -> LossOutput:
-        if batch.targets is None:
-            raise DataError(
-                "a fine-tuning batch has no targets", fix="set data.target=characters, and give transcripts"
-            )
+        meant = targets_of(batch, "set data.target=characters, and give transcripts")
         features = masked_features(self.backbone, batch, draw, self.config.channels_first)
         logits = self.head(features)
         device = logits.device
@@ -107,9 +97,9 @@ class Ctc(Loss[Backbone]):
             if pad is None
             else (~pad[:, features.grid["audio"].prefix :]).sum(1)
         )
-        # (B,) targets are one symbol per item
-        meant = batch.targets if batch.targets.x.ndim == 2 else Stream(batch.targets.x[:, None])
-        target, lengths = meant.x, meant.lengths
+        pad_of = None if batch.targets is None else batch.targets.pad
+        symbols = Stream(meant, pad_of) if meant.ndim == 2 else Stream(meant[:, None])  # (B,) are one symbol per item
+        target, lengths = symbols.x, symbols.lengths
         total = F.ctc_loss(
             log_probs.transpose(0, 1),
             target,

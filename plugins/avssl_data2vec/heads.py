@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from avssl.backbone import Backbone
@@ -35,5 +33,3 @@ def targets_of(batch: Batch, fix: str = "set data.target, and give labels") -> T
     if batch.targets is None:
         raise DataError("a fine-tuning batch has no targets", fix=fix)
     return batch.targets.x
-
-

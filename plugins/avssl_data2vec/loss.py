@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from avssl_data2vec import masks
 from avssl_data2vec.config import Data2VecConfig
 from avssl_data2vec.modules import check_channels
 from avssl_data2vec.targets import average_targets, guard, mean_std
-from avssl_data2vec.teacher import decay_at, follow, make_teacher
+from avssl_data2vec.teacher import SharesLocal, decay_at, follow, make_teacher
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Data2Vec(Loss[Backbone]):
     in spans, one that lies in a plane in rectangles, text token by token.
     """
 
+    updates: Tensor  # () int64
+
     def __init__(self, backbone: Backbone, config: Data2VecConfig) -> None:
         super().__init__(backbone, config)
         known = set(backbone.modalities)
@@ -74,10 +76,7 @@ class Data2Vec(Loss[Backbone]):
             )
         check_channels(backbone, config.channels.probability)
         self.modalities = tuple(config.modalities) or tuple(sorted(known))
-        widths = backbone.widths()
-        self.heads = nn.ModuleDict(
-            {m: make_head(widths.get(m, backbone.dim), config.head_layers) for m in self.modalities}
-        )
+        self.heads = nn.ModuleDict({m: make_head(self._width(m), config.head_layers) for m in self.modalities})
         self.teacher = make_teacher(backbone, config.teacher)
         self.teacher_heads = deepcopy(self.heads).requires_grad_(False) if config.teacher.average_head else None
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
@@ -144,7 +143,7 @@ class Data2Vec(Loss[Backbone]):
             kind = torch.from_numpy(masks.corruption(rng, len(places), self.config.tokens))
             hide[row, places[kind == masks.MASKED]] = True
             random = places[kind == masks.RANDOM]
-            if swapped is not None and len(random):
+            if draw_ids is not None and swapped is not None and len(random):
                 swapped[row, random] = torch.from_numpy(draw_ids(rng, len(random)))
         return hide, swapped
 
@@ -152,11 +151,14 @@ class Data2Vec(Loss[Backbone]):
         out: dict[str, Tensor | int] = {}
         for name, mask in draw.hide.items():
             suffix = "" if len(draw.hide) == 1 else f".{name}"
-            dim = self.heads[name][-1].out_features
+            dim = self._width(name)
             out[f"regression{suffix}"] = mask.sum() * (dim if self.config.reduction == "mean" else 1)
             if self.config.variance_weight > 0:
                 out[f"variance{suffix}"] = dim
         return out
+
+    def _width(self, name: str) -> int:
+        return self.backbone.widths().get(name, self.backbone.dim)
 
     # -- the step ------------------------------------------------------------------------------------------------
     def compute(self, batch: Batch, draw: Hidden) -> LossOutput:
@@ -194,8 +196,8 @@ class Data2Vec(Loss[Backbone]):
             student = self.backbone(seen, hide=hide, only=only, **off)
             with torch.no_grad():
                 return self.teacher(batch, layers=kind, only=only), student
-        local = self.backbone.local(seen)
-        pad = self.backbone.local_pad(seen)
+        shared = cast(SharesLocal, self.backbone)  # the teacher was made from it
+        local, pad = shared.local(seen), shared.local_pad(seen)
         student = self.backbone(seen, hide=hide, only=only, local=local, pad=pad, **off)
         with torch.no_grad():
             return self.teacher(batch, layers=kind, only=only, local=local.detach(), pad=pad), student

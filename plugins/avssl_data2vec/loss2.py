@@ -43,6 +43,8 @@ class Data2Vec2(Loss[Multi2]):
     State: backbone, decoder, teacher (float32) and the number of finished updates.
     """
 
+    updates: Tensor  # () int64
+
     def __init__(self, backbone: Multi2, config: Data2Vec2Config) -> None:
         super().__init__(backbone, config)
         check(
@@ -185,9 +187,12 @@ class Data2Vec2(Loss[Multi2]):
         x = student.tokens[self.backbone.modality]
         x = F.dropout(x, c.input_dropout, self.training) if c.input_dropout else x
         x = with_noise(x[:, self.backbone.config.extra_tokens :], noise * self.config.noise_std, draw.restore)
+        if c.add_positions == "none":
+            return x
+        positions = self.backbone.get_buffer("sincos")
         if c.add_positions in ("masked", "both"):
-            x = x + self.backbone.sincos * draw.mask[..., None].to(x.dtype)
-        return x + self.backbone.sincos if c.add_positions in ("all", "both") else x
+            x = x + positions * draw.mask[..., None].to(x.dtype)
+        return x + positions if c.add_positions in ("all", "both") else x
 
     @torch.no_grad()
     def after_step(self, updates: int) -> None:

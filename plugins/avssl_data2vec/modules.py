@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from inspect import signature
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avssl.backbone import Layers
+from avssl.batch import Stream
 from avssl.errors import check
 from avssl.nn.attention import attention
 from avssl.nn.drop import DropPath
+from avssl_data2vec.config import AudioConfig, TextConfig
 from avssl_data2vec.convolution import conv_last
 
+NORM_EPS = 1e-5  # of torch's norms
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu, "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_accurate": lambda x: F.gelu(x, approximate="tanh"),
@@ -40,8 +45,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """x: (B, N, D); bias: broadcastable to (B, heads, N, N), -inf = never attend. Returns (B, N, D)."""
         b, n, d = x.shape
-        qkv_bias = self.qkv.bias
-        if self.q_bias is not None:
+        qkv_bias: Tensor | None = self.qkv.bias
+        if self.q_bias is not None and self.v_bias is not None:
             qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, qkv_bias)
         q, k, v = qkv.view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # each (B, heads, N, d)
@@ -96,6 +101,40 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
+def blocks_of(c: AudioConfig | TextConfig) -> nn.ModuleList:
+    """The transformer of data2vec 1 for sounds and text, as torch draws it."""
+    return nn.ModuleList(
+        Block(
+            c.dim,
+            c.heads,
+            c.ffn,
+            norm_first=c.norm_first,
+            eps=c.norm_eps,
+            activation=c.activation,
+            dropout=c.dropout,
+            attention_dropout=c.attention_dropout,
+            activation_dropout=c.activation_dropout,
+        )
+        for _ in range(c.depth)
+    )
+
+
+def through(
+    blocks: nn.ModuleList, x: Tensor, bias: Tensor | None, layerdrop: float, layers: Layers | None
+) -> tuple[Tensor, list[Tensor]]:
+    """x (B, N, D) after the blocks, and the inner states that `layers` asks for; a dropped block has none."""
+    inner: list[Tensor] = []
+    for block in blocks:
+        instead = skipped(x, block, layerdrop) if block.training else None
+        if instead is not None:
+            x = instead
+            continue
+        x, ffn = block(x, bias)
+        if layers is not None:
+            inner.append(ffn if layers == "ffn" else x)
+    return x, inner
+
+
 class ScaledBlock(nn.Module):
     """The pre-norm block of BEiT: layer scale, stochastic depth, an optional table of relative positions of its own.
 
@@ -142,6 +181,9 @@ class ScaledBlock(nn.Module):
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
 
+Count = TypeVar("Count", Tensor, int)
+
+
 class ConvExtractor(nn.Module):
     """The waveform convolutions of wav2vec 2.0 (arXiv:2006.11477, Sec. 2): (B, L) samples -> (B, T, C) frames.
 
@@ -169,7 +211,7 @@ class ConvExtractor(nn.Module):
     def dim(self) -> int:
         return self.layers[-1][0]
 
-    def frames(self, samples: Tensor | int) -> Tensor | int:
+    def frames(self, samples: Count) -> Count:
         """How many frames a number of samples gives (not positive when the clip is shorter than one window)."""
         for _, kernel, stride in self.layers:
             samples = (samples - kernel) // stride + 1
@@ -186,10 +228,10 @@ class ConvExtractor(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         x = wave[..., None]  # (B, L, 1); channels stay last: the norms need them there
-        for i, conv in enumerate(self.convs):
-            x = conv_last(x, conv.weight, conv.bias, conv.stride[0])
+        for i, (conv, (_, _, stride)) in enumerate(zip(self.convs, self.layers, strict=True)):
+            x = conv_last(x, *_weights(conv), stride)
             if self.mode == "layer_norm":
-                x = F.layer_norm(x, x.shape[-1:], self.norms[i].weight, self.norms[i].bias, self.norms[i].eps)
+                x = F.layer_norm(x, x.shape[-1:], *_weights(self.norms[i]), NORM_EPS)
             elif i == 0:
                 x = self.norms[0](x.transpose(1, 2).float()).transpose(1, 2).to(x.dtype)
             x = F.gelu(x)
@@ -283,16 +325,16 @@ class GradScale(torch.autograd.Function):
     """The identity, whose gradient is multiplied by a constant."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.scale, None
 
 
-def scaled_gradient(module: nn.Module, x: Tensor, scale: float) -> Tensor:
+def scaled_gradient(module: Callable[[Tensor], Tensor], x: Tensor, scale: float) -> Tensor:
     """module(x), whose gradient into the module is multiplied by `scale`; at 0 nothing is recorded."""
     if scale == 1.0:
         return module(x)
@@ -300,6 +342,19 @@ def scaled_gradient(module: nn.Module, x: Tensor, scale: float) -> Tensor:
         return GradScale.apply(module(x), scale)
     with torch.no_grad():
         return module(x)
+
+
+def _weights(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, where it has one."""
+    own = dict(module.named_parameters())
+    return own["weight"], own.get("bias")
+
+
+def waveform_frames(backbone: nn.Module, stream: Stream) -> list[int]:
+    """Frames of each waveform that are no padding; backbone: one with an `extractor`."""
+    extractor = backbone.get_submodule("extractor")
+    assert isinstance(extractor, ConvExtractor)
+    return [int(n) for n in extractor.frames(stream.lengths)]
 
 
 def check_channels(backbone: nn.Module, probability: float) -> None:

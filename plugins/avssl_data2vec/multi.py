@@ -197,15 +197,17 @@ class Multi2(Backbone):
             if instead is not None:
                 x = instead
                 continue
-            bias = pad if alibi is None else self.alibi.of_layer(alibi, i)
-            if alibi is not None and pad is not None:
-                bias = bias + pad
+            bias = pad
+            if self.alibi is not None and alibi is not None:
+                own = self.alibi.of_layer(alibi, i)
+                bias = own if pad is None else own + pad
             x, mlp = block(x, bias)
             if layers is not None and shared:
                 inner.append(mlp if layers == "ffn" else x)
         return x, inner
 
     def _relative(self, x: Tensor, pad: Tensor | None) -> Tensor:
+        assert self.positions is not None
         x = x if self.positions_norm is None else self.positions_norm(x)
         return self.positions(x, None if self.positions_over_padding else pad)
 
@@ -252,6 +254,7 @@ class VisionEncoder2(Multi2):
     modalities: ClassVar[frozenset[str]] = frozenset({"vision"})
     modality = "vision"
     local_parts = ("patch", "project")
+    sincos: Tensor | None  # (1, N, D)
 
     def __init__(self, config: Vision2Config) -> None:
         super().__init__(config)

@@ -32,12 +32,10 @@ def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
     no characters.
     """
     codec = model.codec
-    check(
-        model.head is not None and codec is not None and codec.kind == "characters",
-        f"{model.path} writes no characters",
-        fix="fine-tune with loss.name=ctc and data.target=characters",
-        error=CheckpointError,
-    )
+    if model.head is None or codec is None or codec.kind != "characters":
+        raise CheckpointError(
+            f"{model.path} writes no characters", fix="fine-tune with loss.name=ctc and data.target=characters"
+        )
     split, rows = evaluation_split(splits, config.split, config.limit)
     rows = labelled(rows)
     blank = int(model.recipe["loss"].get("blank", 0))
@@ -71,14 +69,15 @@ def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
     for name, (edits, lengths) in counts.items():
         interval = {}
         if config.bootstrap:
+            pairs = np.stack([edits, lengths])
+
+            def rate(picked: np.ndarray, pairs: np.ndarray = pairs) -> float:
+                edited, all_of_them = pairs[:, picked].sum(1)
+                return float(edited / max(1, all_of_them))
+
+            level, seed = config.confidence, config.seed
             interval = {
-                name: bootstrap.of_statistic(
-                    lambda picked, e=edits, n=lengths: float(e[picked].sum() / max(1, n[picked].sum())),
-                    len(ids),
-                    resamples=config.bootstrap,
-                    level=config.confidence,
-                    seed=config.seed,
-                )
+                name: bootstrap.of_statistic(rate, len(ids), resamples=config.bootstrap, level=level, seed=seed)
             }
         report.add("speech", {name: edits.sum() / max(1, lengths.sum())}, interval)
     report.n |= {"items": len(ids), "words": int(counts["wer"][1].sum()), "characters": int(counts["cer"][1].sum())}
@@ -104,6 +103,8 @@ def _language_model(splits: Splits, symbols: Sequence[str], config: SpeechConfig
 @torch.inference_mode()
 def _frames(model: Model, rows: Sequence[Row], config: SpeechConfig, bad: BadFiles):
     """(row numbers, (T, V) log probabilities of each without its padding), batch by batch."""
+    head = model.head
+    assert head is not None
     for indices, _, batch in evaluation_batches(
         rows,
         model.frontend,
@@ -116,7 +117,7 @@ def _frames(model: Model, rows: Sequence[Row], config: SpeechConfig, bad: BadFil
         prepared = model.frontend(batch.to(model.device))
         with model.autocast(config.precision):
             features = model.backbone(prepared, only={"audio"})
-            logits = model.head(features)
+            logits = head(features)
         log_probs = logits.float().log_softmax(-1).cpu().numpy()
         prefix, pad = features.grid["audio"].prefix, features.pad.get("audio")
         lengths = [log_probs.shape[1]] * len(log_probs) if pad is None else (~pad[:, prefix:]).sum(1).tolist()

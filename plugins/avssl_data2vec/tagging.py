@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from avssl.backbone import Backbone, Features
 from avssl.batch import Batch
-from avssl.errors import DataError, check
-from avssl.loss import Loss, LossOutput, Term
+from avssl.loss import LossOutput, Term
 from avssl_data2vec.config import AudioClassifyConfig
 from avssl_data2vec.ctc import SpeechMask, draw_mask, masked_features
+from avssl_data2vec.heads import FineTuned, check_classes, targets_of
 from avssl_data2vec.modules import check_channels
 
 
@@ -57,7 +57,7 @@ class TagHead(nn.Module):
         return pool_logits(logits, self.pooling, None if pad is None else ~pad[:, prefix:])
 
 
-class AudioClassify(Loss[Backbone]):
+class AudioClassify(FineTuned):
     """Binary cross-entropy, summed over the classes and divided by the number of labels in the batch, as the official
     criterion does. Frames and channels are hidden in training as in pretraining. Padding is left out of the pooling."""
 
@@ -65,16 +65,9 @@ class AudioClassify(Loss[Backbone]):
 
     def __init__(self, backbone: Backbone, config: AudioClassifyConfig) -> None:
         super().__init__(backbone, config)
-        check(
-            config.classes > 0,
-            "loss.classes is 0 and no labels say how many there are",
-            fix="set loss.classes or data.target",
-        )
+        check_classes(config.classes)
         check_channels(backbone, config.channels.probability)
         self.head = TagHead(backbone.dim, config.classes, config.pooling, config.final_dropout)
-
-    def exports(self) -> dict[str, nn.Module]:
-        return {"backbone": self.backbone, "head": self.head}
 
     def sample(self, batch: Batch) -> SpeechMask:
         if not self.training:
@@ -92,7 +85,5 @@ class AudioClassify(Loss[Backbone]):
 
     def _targets(self, batch: Batch) -> Tensor:
         """(B, C): vectors as they are, indices as vectors with a single 1."""
-        if batch.targets is None:
-            raise DataError("a fine-tuning batch has no targets", fix="set data.target=multi_hot, and give labels")
-        target = batch.targets.x
+        target = targets_of(batch, "set data.target=multi_hot, and give labels")
         return F.one_hot(target, self.config.classes).float() if target.ndim == 1 else target

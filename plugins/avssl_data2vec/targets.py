@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -43,13 +44,13 @@ def average_targets(layers: Sequence[Tensor], cfg: TargetConfig, prefix: int = 0
     """
     real = None if pad is None or cfg.count_padding else ~pad[:, prefix:]
     chosen = [layers[i] for i in cfg.indices] if cfg.indices else layers[-cfg.top_k :]
-    total = None
+    normal: list[Tensor] = []
     for layer in chosen:
         x = layer[:, prefix:].float()
         for kind in cfg.per_layer:
             x = normalise(x, kind, real)
-        total = x if total is None else total + x
-    mean = total / len(chosen)
+        normal.append(x)
+    mean = functools.reduce(torch.add, normal) / len(normal)
     for kind in cfg.mean:
         mean = normalise(mean, kind, real)
     return mean

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 from copy import deepcopy
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from avssl.batch import Batch
 from avssl.errors import UsageError
 from avssl_data2vec.config import TeacherConfig
 
@@ -24,13 +26,24 @@ def make_teacher(student: nn.Module, cfg: TeacherConfig) -> nn.Module:
     """A copy in float32 and evaluation mode; without its local part when the student's local features serve it."""
     teacher = deepcopy(student).requires_grad_(False).float().eval()
     if not cfg.own_local:
-        if not hasattr(teacher, "drop_local"):
+        drop = getattr(teacher, "drop_local", None)
+        if drop is None:
             raise UsageError(
                 f"{type(student).__name__} cannot share local features with a teacher",
                 fix="set loss.teacher.own_local=true",
             )
-        teacher.drop_local()
+        drop()
     return teacher
+
+
+class SharesLocal(Protocol):
+    """A backbone whose local features serve a teacher too."""
+
+    def local(self, batch: Batch) -> Tensor:
+        """(B, N, D), before positions and masks."""
+
+    def local_pad(self, batch: Batch) -> Tensor | None:
+        """(B, N) bool padding of what `local` gives."""
 
 
 @torch.no_grad()
@@ -44,7 +57,7 @@ def follow(teacher: nn.Module, student: nn.Module, decay: float, copied: tuple[s
         return
     ours: list[Tensor] = []
     theirs: list[Tensor] = []
-    own = dict(teacher.named_parameters())
+    own: dict[str, Tensor] = dict(teacher.named_parameters())
     for name, value in student.named_parameters():
         if name not in own:
             continue
@@ -56,6 +69,6 @@ def follow(teacher: nn.Module, student: nn.Module, decay: float, copied: tuple[s
     torch._foreach_mul_(ours, decay)
     torch._foreach_add_(ours, theirs, alpha=1 - decay)
     buffers = dict(teacher.named_buffers())
-    for name, value in student.named_buffers():
+    for name, buffer in student.named_buffers():
         if name in buffers:
-            buffers[name].copy_(value)
+            buffers[name].copy_(buffer)

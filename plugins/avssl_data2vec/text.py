@@ -15,7 +15,7 @@ from avssl.batch import Batch
 from avssl.errors import DataError, check
 from avssl.nn.attention import pad_bias
 from avssl_data2vec.config import Text2Config, TextConfig
-from avssl_data2vec.modules import Block, TokenEmbedding, bert_init, pool, skipped
+from avssl_data2vec.modules import TokenEmbedding, bert_init, blocks_of, pool, through
 
 
 def token_ids(batch: Batch, config: TextConfig | Text2Config) -> tuple[Tensor, Tensor | None]:
@@ -70,26 +70,13 @@ class TextEncoder(Backbone):
             eps=c.norm_eps,
             scale=c.scale_embedding,
         )
-        self.layers = nn.ModuleList(
-            Block(
-                c.dim,
-                c.heads,
-                c.ffn,
-                norm_first=c.norm_first,
-                eps=c.norm_eps,
-                activation=c.activation,
-                dropout=c.dropout,
-                attention_dropout=c.attention_dropout,
-                activation_dropout=c.activation_dropout,
-            )
-            for _ in range(c.depth)
-        )
+        self.layers = blocks_of(c)
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps) if c.norm_first else None
         self.apply(bert_init)
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return self.layers
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
         return {"text": Grid((batch.need("text").x.shape[1],), ("token",))}
@@ -119,16 +106,7 @@ class TextEncoder(Backbone):
             pad = None if pad is None else pad.gather(1, index)
         if pad is not None:
             x = x.masked_fill(pad[..., None], 0)
-        bias = pad_bias(pad, x.dtype)
-        inner: list[Tensor] = []
-        for block in self.layers:
-            instead = skipped(x, block, c.layerdrop) if self.training else None
-            if instead is not None:
-                x = instead
-                continue
-            x, ffn = block(x, bias)
-            if layers is not None:
-                inner.append(ffn if layers == "ffn" else x)
+        x, inner = through(self.layers, x, pad_bias(pad, x.dtype), c.layerdrop, layers)
         if self.norm is not None:
             x = self.norm(x)
         return Features(

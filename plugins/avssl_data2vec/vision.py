@@ -41,6 +41,8 @@ class RelativePositions(nn.Module):
         self.table = nn.Parameter(torch.zeros(rows, heads))
         self.register_buffer("index", relative_index(height, width), persistent=False)
 
+    index: Tensor  # (1+N, 1+N)
+
     def forward(self, keep: Tensor | None = None) -> Tensor:
         """(1, heads, 1+N, 1+N), or (B, heads, 1+K, 1+K) for kept patches (B, K)."""
         index = self.index
@@ -109,12 +111,12 @@ class VisionEncoder(Backbone):
                     nn.init.zeros_(module.bias)
         with torch.no_grad():
             for depth, block in enumerate(self.layers, start=1):
-                block.attn.proj.weight.div_(math.sqrt(2 * depth))
-                block.fc2.weight.div_(math.sqrt(2 * depth))
+                for name in ("attn.proj.weight", "fc2.weight"):
+                    block.get_parameter(name).div_(math.sqrt(2 * depth))
 
     @property
-    def blocks(self) -> nn.ModuleList:
-        return self.layers
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
 
     def adapt(self, tensors: dict[str, Tensor], source: VisionConfig) -> dict[str, Tensor]:
         """Resize tables of positions from another image size: bicubic in the plane, the class token keeps its rows."""

@@ -23,6 +23,14 @@ _OVERRIDDEN = (  # ours, and what fine-tuning sets anew in data2vec 1
 )
 
 
+_LEFT_OUT = {
+    "_ema": "the teacher of pretraining",
+    "final_proj.": "the head of pretraining",
+    "regression_head.": "the head of pretraining",
+    "decoder.": "the decoder of pretraining",
+}
+
+
 def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
     """A speech recogniser (`wav2vec_ctc`): the encoder's config lies in `w2v_args`."""
     cfg = data["cfg"]["model"]
@@ -34,7 +42,7 @@ def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
     loss = {"name": "ctc", "classes": size, "final_dropout": float(cfg.get("final_dropout", 0.0)), **_masks(cfg)}
     symbols = list(FAIRSEQ_LETTERS) if size == len(FAIRSEQ_LETTERS) else [f"<{i}>" for i in range(size)]
     targets = {"targets": {"kind": "characters", "classes": symbols}}
-    return _imported(backbone, loss, ours, head, _normalised(data, cfg["w2v_args"]), targets)
+    return _imported(data, backbone, loss, ours, head, _normalised(data, cfg["w2v_args"]), targets)
 
 
 def read_tags(data: Mapping[str, Any], where: str) -> Imported:
@@ -59,7 +67,7 @@ def read_tags(data: Mapping[str, Any], where: str) -> Imported:
         "final_dropout": float(cfg.get("final_dropout", 0.0)),
         **_masks(cfg),
     }
-    return _imported(backbone, loss, ours, head, _normalised(data, cfg["d2v_args"]))
+    return _imported(data, backbone, loss, ours, head, _normalised(data, cfg["d2v_args"]))
 
 
 def read_images(data: Mapping[str, Any], where: str) -> Imported:
@@ -84,7 +92,7 @@ def read_images(data: Mapping[str, Any], where: str) -> Imported:
         "norm": "head.norm.weight" in head,
         "label_smoothing": float(cfg.get("label_smoothing", 0.1)),
     }
-    return _imported(backbone, loss, ours, head, {"size": backbone["image_size"]})
+    return _imported(data, backbone, loss, ours, head, {"size": backbone["image_size"]})
 
 
 def read_sentences(data: Mapping[str, Any], where: str, *, pad: int, mask: int | None) -> Imported:
@@ -105,7 +113,7 @@ def read_sentences(data: Mapping[str, Any], where: str, *, pad: int, mask: int |
     )
     loss, head, left = sentence_head(rest, float(cfg.get("pooler_dropout", 0.0)), where)
     unknown(left, where)
-    return _imported(backbone, loss, ours, head, {"max_tokens": backbone["max_tokens"]})
+    return _imported(data, backbone, loss, ours, head, {"max_tokens": backbone["max_tokens"]})
 
 
 def sentence_head(
@@ -187,6 +195,7 @@ def _normalised(data: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict
 
 
 def _imported(
+    data: Mapping[str, Any],
     backbone: dict[str, Any],
     loss: dict[str, Any],
     ours: Mapping[str, Tensor],
@@ -199,7 +208,7 @@ def _imported(
         loss=loss,
         tensors={**prefixed(ours, "backbone."), **head},
         frontend=frontend,
-        ignored={"_ema": "the teacher of pretraining", "final_proj, decoder": "the head of pretraining"},
+        ignored={k: why for k, why in _LEFT_OUT.items() if any(f".{k}" in f".{name}" for name in data["model"])},
         assets=assets or {},
         licence="MIT",
         source=fairseq1.FAIRSEQ,

@@ -26,9 +26,9 @@ def multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     key = _KEYS[modality]
     objective = to_fairseq1.objective_of(model, "data2vec2", Data2Vec2Config)
     names = _multi_names(model)
-    out: dict[str, Any] = names.to_theirs(own_tensors(model))
-    out |= tables.decoder2(objective.decoder.projection_layers).to_theirs(part(state, "decoder."))
-    out = fairseq2.unflat(out, key)
+    encoder = names.to_theirs(own_tensors(model))
+    encoder |= tables.decoder2(objective.decoder.projection_layers).to_theirs(part(state, "decoder."))
+    out: dict[str, Any] = dict(fairseq2.unflat(encoder, key))
     if objective.shared_decoder is not None:
         names2 = tables.decoder2(objective.shared_decoder.projection_layers)
         second = names2.to_theirs(part(state, "shared_decoder."))

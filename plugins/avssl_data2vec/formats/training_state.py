@@ -33,7 +33,7 @@ def backbone_is(model: Any, *names: str) -> str:
     check(
         name in names,
         f"the format holds {' or '.join(names)}, the model is a {name}",
-        fix="see `avssl export --list`",
+        fix="see `avssl import --list` for the others",
         error=CheckpointError,
     )
     return name

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
+from torch import Tensor
 
 from avssl.batch import Batch, Stream
 from avssl.data.clip import Clip, Frames, FramesRequest, Request, Row
@@ -22,6 +23,8 @@ class VisionFrontend(Frontend):
 
     modalities = frozenset({"vision"})
     config: VisionFrontendConfig
+    mean: Tensor  # (3, 1, 1)
+    std: Tensor
 
     def __init__(self, config: VisionFrontendConfig) -> None:
         super().__init__(config)
@@ -111,7 +114,8 @@ class VisionFrontend(Frontend):
             )
         other = self._augmented(second, rng)
         cut = c.cutmix > 0 and (c.mixup == 0 or rng.random() < 0.5)
-        share = float(rng.beta(*[c.cutmix if cut else c.mixup] * 2))
+        alpha = c.cutmix if cut else c.mixup
+        share = float(rng.beta(alpha, alpha))
         if cut:
             high, wide, _ = pixels.shape
             h, w = int(high * math.sqrt(1 - share)), int(wide * math.sqrt(1 - share))
