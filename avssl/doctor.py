@@ -225,14 +225,15 @@ def room(folder: Path) -> Iterator[Finding]:
         f"{disk:.1f} GiB free" + ("" if writable else ", read-only"),
         "" if disk >= DISK and writable else "free some space, or give --out a directory on another disk",
     )
-    temporary = tempfile.gettempdir()
+    temporary = Path(tempfile.gettempdir())
     free = shutil.disk_usage(temporary).free / 2**30
-    yield Finding(
-        f"disk of {temporary}",
-        "ok" if free >= 0.2 else "bad",
-        f"{free:.1f} GiB free",
-        "" if free >= 0.2 else "set TMPDIR to a directory with more room",
-    )
+    if temporary.resolve() != folder.resolve():
+        yield Finding(
+            f"disk of {temporary}",
+            "ok" if free >= 0.2 else "bad",
+            f"{free:.1f} GiB free",
+            "" if free >= 0.2 else "set TMPDIR to a directory with more room",
+        )
     try:
         import resource
 
