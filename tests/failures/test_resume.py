@@ -93,7 +93,7 @@ def test_without_resume_a_directory_is_left_alone(finished: Path, sounds: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
     """SIGKILL at 24 random instants, in starting, training, saving and finishing, with 0, 2 and 4 workers in turn."""
     whole = tmp_path / "whole"

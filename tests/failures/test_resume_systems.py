@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runs import Running, assert_same, avssl, fragile, outcome
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CAV_MAE = ("backbone.dim=32", "backbone.depth=1", "frontend.frames=48", "backbone.audio_frames=48")
 DATA2VEC = ("backbone.dim=32", "backbone.depth=2", "loss.targets.top_k=2")
 DATA2VEC2 = (*DATA2VEC, "loss.mask.clones=2")
