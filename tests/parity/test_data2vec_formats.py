@@ -199,6 +199,23 @@ def test_a_fine_tuned_model_goes_out_and_in_with_its_head(encoder, name, options
     }
 
 
+@pytest.mark.parametrize(
+    "encoder,writer", [(example.audio, to_fairseq), (example.text, to_fairseq), (example.vision, to_vision1)]
+)
+def test_an_encoder_under_a_head_that_the_format_lacks_goes_out_alone(encoder, writer, tmp_path: Path):
+    from avssl.imports import build
+    from avssl.model import build_backbone, build_loss
+
+    tables = {**encoder(tmp_path), "loss": {"name": "classify", "classes": 3}}
+    loss = build_loss(tables, build_backbone(tables))
+    write_imported(
+        Imported(backbone=tables["backbone"], loss=tables["loss"], tensors=loss.state_dict()), tmp_path / "m"
+    )
+    writer.write(open_model(tmp_path / "m"), tmp_path / "out.pt")
+    again = build(import_checkpoint(tmp_path / "out.pt"))
+    same(again.backbone.state_dict(), loss.backbone.state_dict())
+
+
 def test_a_model_without_layer_scale_or_positions_is_opened_again(tmp_path: Path):
     from avssl.imports import build
     from avssl.model import build_backbone, build_loss

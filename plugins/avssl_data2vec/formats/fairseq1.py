@@ -11,7 +11,7 @@ from torch import Tensor
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown
+from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown
 
 FAIRSEQ = "github.com/facebookresearch/fairseq, examples/data2vec (MIT)"
 _NORMS = {"batch_norm_target_layer": "batch", "instance_norm_target_layer": "instance"}
@@ -71,6 +71,8 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
     # What is averaged has its own prefix; the local part stays the student's unless the whole model is averaged.
     ours, left = audio_tensors(tensors, backbone["extractor"])
     head, left = _take(tensors, left, "final_proj.", "heads.audio.0.")
+    if not head and ema is None:
+        head = fresh_head("audio", int(backbone["dim"]))
     unknown(left, where)
     whole = not (cfg.get("ema_transformer_only", True) or cfg.get("ema_layers_only"))
     teacher, own_head = _audio_teacher(ours, ema, backbone["extractor"], whole, where)
@@ -174,6 +176,8 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
     backbone, ours, left = text_encoder(tensors, cfg, pad, mask)
     heads = {k for k in left if k.startswith("classification_heads.")}
     head, left = _take(tensors, left - heads, "encoder.regression_head.", "heads.text.")
+    if not head and ema is None:
+        head = fresh_head("text", int(backbone["dim"]), int(cfg.get("head_layers", 1)))
     unknown(left, where)
     teacher, odd = (ours, set()) if ema is None else tables.TEXT_ENCODER.to_ours(tensors_only(ema, f"{where}: _ema"))
     unknown({f"_ema.{k}" for k in odd if k != "version"}, where)

@@ -13,7 +13,7 @@ from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_safetensors, load_torch
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown, whole
+from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown, whole
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
 _OTHER_HEAD = "a head of another task"
@@ -359,13 +359,8 @@ def _encoder(
     teacher a copy of the encoder and its head new (from a fixed seed), as at the start of pretraining."""
     import torch
 
-    from avssl_data2vec.loss import make_head
-
     modality = backbone["name"].removeprefix("data2vec_")
     objective = _OBJECTIVES[modality]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        head = make_head(int(backbone["dim"]), objective.get("head_layers", 1)).state_dict()
     depth = int(backbone["depth"])
     targets = {**objective["targets"], "top_k": min(objective["targets"]["top_k"], depth)}
     teacher = dict(ours)
@@ -379,7 +374,7 @@ def _encoder(
         tensors={
             **prefixed(ours, "backbone."),
             **prefixed(teacher, "teacher."),
-            **prefixed(head, f"heads.{modality}."),
+            **fresh_head(modality, int(backbone["dim"]), objective.get("head_layers", 1)),
             "updates": torch.tensor(0),
         },
         frontend=frontend,

@@ -100,6 +100,15 @@ def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
+def fresh_head(modality: str, dim: int, layers: int = 1) -> dict[str, Tensor]:
+    """The head of an encoder that comes alone: new, and always the same one."""
+    from avssl_data2vec.loss import make_head
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return prefixed(make_head(dim, layers).state_dict(), f"heads.{modality}.")
+
+
 def tensors_only(state: Mapping[str, object], where: str, besides: Iterable[str] = ()) -> dict[str, Tensor]:
     """The tensors of a state dict; anything else, besides the named entries, is a CheckpointError."""
     skip = set(besides)

@@ -9,9 +9,9 @@ from typing import Any
 from avssl.errors import CheckpointError, check
 from avssl.files import write_text
 from avssl.model import save_tensors
-from avssl_data2vec.classify import PatchHead, SentenceHead
+from avssl_data2vec.classify import SentenceHead
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.training_state import backbone_is, own_tensors, prefixed
+from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, prefixed
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -170,12 +170,13 @@ def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
         "layer_scale_init_value": c.layer_scale,
         "drop_path_rate": c.drop_path,
     }
-    if not isinstance(model.head, PatchHead) or (model.head.norm is not None and c.pooled_norm):
+    own = image_head(model)
+    if own is None:
         return config, tensors, {}
-    head = {f"classifier.{k}": v for k, v in model.head.linear.state_dict().items()}
+    head = {f"classifier.{k}": v for k, v in own.linear.state_dict().items()}
     config["architectures"] = ["Data2VecVisionForImageClassification"]
-    if model.head.norm is not None:
-        head |= {f"data2vec_vision.pooler.layernorm.{k}": v for k, v in model.head.norm.state_dict().items()}
+    if own.norm is not None:
+        head |= {f"data2vec_vision.pooler.layernorm.{k}": v for k, v in own.norm.state_dict().items()}
         tensors = {k: v for k, v in tensors.items() if not k.startswith("layernorm.")}
         config["use_mean_pooling"] = True
     return config | _labels(model), {**prefixed(tensors, "data2vec_vision."), **head}, {}

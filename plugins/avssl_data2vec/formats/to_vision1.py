@@ -11,7 +11,7 @@ from torch import Tensor
 from avssl.schema import structure
 from avssl_data2vec.config import Data2VecConfig
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.training_state import backbone_is, own_tensors, part, save_torch, training_state
+from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, part, save_torch, training_state
 from avssl_data2vec.vision import relative_index
 
 
@@ -38,12 +38,11 @@ def write(model: Any, path: Path) -> list[Path]:
         "drop_path_rate": c.drop_path,
     }
     student = _names(own_tensors(model), c)
-    if model.head is not None:
-        if not c.pooled_norm:  # the classifier has no norm before the pooling
-            student |= {f"head.{k}": v for k, v in model.head.linear.state_dict().items()}
-        if model.head.norm is not None:
+    if (own_head := image_head(model)) is not None:
+        student |= {f"head.{k}": v for k, v in own_head.linear.state_dict().items()}
+        if own_head.norm is not None:  # which takes the place of the norm before the pooling
             student = {k: v for k, v in student.items() if not k.startswith("norm.")}
-            student |= {f"fc_norm.{k}": v for k, v in model.head.norm.state_dict().items()}
+            student |= {f"fc_norm.{k}": v for k, v in own_head.norm.state_dict().items()}
         return save_torch(
             path,
             {

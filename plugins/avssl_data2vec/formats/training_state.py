@@ -39,6 +39,26 @@ def backbone_is(model: Any, *names: str) -> str:
     return name
 
 
+def image_head(model: Any) -> Any:
+    """The image classifier in one of the two published forms, or None for a model with no head of that kind.
+
+    Raises CheckpointError for a head that BEiT's files have no place for.
+    """
+    from avssl_data2vec.classify import PatchHead
+
+    head = model.head
+    if not isinstance(head, PatchHead):
+        return None
+    pooled = head.norm is not None and not head.class_token and not model.backbone.config.pooled_norm
+    check(
+        pooled or (head.class_token and head.norm is None),
+        "the format knows a norm between the pooled patches and the classifier, or a classifier of the class token alone",
+        fix="train it with backbone.pooled_norm=false, or with loss.class_token=true loss.norm=false",
+        error=CheckpointError,
+    )
+    return head
+
+
 def save_torch(path: Path, data: Mapping[str, Any]) -> list[Path]:
     """A torch.save file, complete or absent, with tensors of their own memory."""
 

@@ -16,7 +16,7 @@ from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.names import prefixed, tensors_only, unknown, whole
+from avssl_data2vec.formats.names import fresh_head, prefixed, tensors_only, unknown, whole
 from avssl_data2vec.vision import relative_index
 
 SOURCE = "github.com/facebookresearch/data2vec_vision (data2vec parts CC-BY-NC 4.0)"
@@ -63,9 +63,12 @@ def _read(path: Path, *, heads: int, updates: int, pooled_norm: bool | None) -> 
     backbone["pooled_norm"] = pooled_norm
     if classifier:
         return _classifier(ours, tensors, left, backbone, str(path))
-    head = {"heads.vision.0.weight": tensors["lm_head.weight"], "heads.vision.0.bias": tensors["lm_head.bias"]}
     unknown(left - {"lm_head.weight", "lm_head.bias"}, str(path))
     ema = data.get("model_ema") if isinstance(data, Mapping) else None
+    if "lm_head.weight" in tensors or ema:
+        head = {"heads.vision.0.weight": tensors["lm_head.weight"], "heads.vision.0.bias": tensors["lm_head.bias"]}
+    else:
+        head = fresh_head("vision", int(backbone["dim"]))
     teacher, teacher_head = ours, {k.removeprefix("heads."): v for k, v in head.items()}
     if ema:
         ema = tensors_only(ema, f"{path}: model_ema")
