@@ -441,7 +441,7 @@ def test_what_a_start_from_another_model_changes_is_said(finished: Path, sounds:
     objective = ("loss.name=data2vec", "loss.targets={top_k=1}")
     first = tmp_path / "first"
     assert notes(first, *objective, init=finished) == []
-    text = f"note: of other shapes in {first}, and so not loaded: heads.audio.0.bias, heads.audio.0.weight"
+    text = f"note: not loaded, being of other shapes in {first}: heads.audio.0.bias, heads.audio.0.weight"
     assert notes(tmp_path / "deeper", *objective, "loss.head_layers=2", init=first) == [text]
 
 
@@ -464,5 +464,5 @@ def test_a_head_of_other_classes_starts_afresh_and_says_so(sounds: Path, tmp_pat
     first = tmp_path / "first"
     assert notes("a", first) == []
     assert notes("a", tmp_path / "again", "--from", str(first)) == []
-    text = f"note: {first} knows other classes: the head starts afresh"
+    text = f"note: {first} was fine-tuned on other classes: the head starts afresh"
     assert notes("b", tmp_path / "other", "--from", str(first)) == [text]
