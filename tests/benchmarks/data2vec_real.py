@@ -171,7 +171,7 @@ class Letters:
 
 LETTERS = {
     "ctc": Letters(400, ("data.per_class=27", "train.updates=600", "data.batch_size=16")),  # a tenth of the labels
-    "ctc-all": Letters(1500, ("train.updates=1500",)),
+    "ctc-all": Letters(1500, ()),
 }
 
 
