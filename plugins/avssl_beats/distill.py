@@ -152,7 +152,10 @@ class TokenizerDistillation(Loss[Beats]):
 
     def compute(self, batch: Batch, draw: None) -> LossOutput:
         if self.teacher is None:
-            raise UsageError("loss.teacher is not set", fix="--set loss.teacher=RUN, a pretrained or fine-tuned model")
+            raise UsageError(
+                "loss.teacher is not set",
+                fix="--set loss.teacher=RUN, a pretrained or fine-tuned model; in a pipeline --set STAGE.loss.teacher=RUN",
+            )
         encoded, pad = self._encode(batch)
         valid = self._valid(batch)
         book = self.tokenizer.codebook
