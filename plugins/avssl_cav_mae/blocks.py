@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avssl.nn.activation import gelu
 from avssl.nn.attention import attention
 
 STREAMS = ("joint", "audio", "vision")
@@ -43,7 +44,7 @@ class Block(nn.Module):
         ffn: collects the MLP's output before its residual.
         """
         x = x[:, start:] + self._attend(self.norm1[stream](x), start)
-        inner = self.fc2(F.gelu(self.fc1(self.norm2[stream](x))))
+        inner = self.fc2(gelu(self.fc1(self.norm2[stream](x))))
         if ffn is not None:
             ffn.append(inner)
         return x + inner

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from avssl.nn.activation import gelu
 from avssl_data2vec.config import DecoderConfig
 
 
@@ -38,7 +39,7 @@ class Decoder(nn.Module):
         for conv in self.convs:
             y = conv(x.transpose(1, 2).unflatten(2, shape))
             y = y[(..., *(slice(0, n) for n in shape))].flatten(2).transpose(1, 2)  # an even kernel gives one too many
-            y = F.gelu(F.layer_norm(y, y.shape[-1:]))
+            y = gelu(F.layer_norm(y, y.shape[-1:]))
             x = x + y if self.config.residual and x.shape == y.shape else y
         return self.project(x)
 

@@ -14,15 +14,16 @@ from torch.nn import functional as F
 from avssl.backbone import Layers
 from avssl.batch import Stream
 from avssl.errors import check
+from avssl.nn.activation import gelu, gelu_tanh
 from avssl.nn.attention import attention
 from avssl.nn.drop import DropPath
 from avssl_data2vec.config import AudioConfig, TextConfig
-from avssl_data2vec.convolution import conv_last
+from avssl_data2vec.convolution import conv_last, conv_same, taps_last
 
 NORM_EPS = 1e-5  # of torch's norms
+PIECE = 250  # frames (5 s) of the waveform encoder at once, where no gradient is recorded
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu, "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_accurate": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": gelu, "gelu_fast": gelu_tanh, "gelu_accurate": gelu_tanh,
     "relu": F.relu, "swish": F.silu, "tanh": torch.tanh, "linear": lambda x: x,
 }  # fmt: skip
 
@@ -173,7 +174,7 @@ class ScaledBlock(nn.Module):
             bias = own if bias is None else bias + own
         y = self._drop(self.attn(self.norm1(x), bias))
         x = x + self.drop_path(y if self.gamma1 is None else self.gamma1 * y)
-        y = self._drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+        y = self._drop(self.fc2(gelu(self.fc1(self.norm2(x)))))
         branch = self.drop_path(y if self.gamma2 is None else self.gamma2 * y)
         return x + branch, branch
 
@@ -182,6 +183,7 @@ class ScaledBlock(nn.Module):
 
 
 Count = TypeVar("Count", Tensor, int)
+Weights = Sequence[tuple[Tensor, Tensor | None]]  # and the bias, of each convolution
 
 
 class ConvExtractor(nn.Module):
@@ -226,16 +228,32 @@ class ConvExtractor(nn.Module):
             hop *= stride
         return window
 
-    def forward(self, wave: Tensor) -> Tensor:
+    def forward(self, wave: Tensor) -> Tensor:  # (B, L) -> (B, T, C)
+        weights = [_weights(conv) for conv in self.convs]
+        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if recorded or self.mode != "layer_norm" or wave.device.type != "cpu":
+            return self._convolve(wave, weights)
+        return self._in_pieces(wave, [(taps_last(weight), bias) for weight, bias in weights])
+
+    def _in_pieces(self, wave: Tensor, weights: Weights) -> Tensor:
+        """The same frames from pieces of the waveform that stay in a processor's cache: a minute of sound makes 400 MB
+        in the first layer, and to write and read them three times costs as much as the convolution that made them."""
+        frames, hop = self.frames(wave.shape[1]), math.prod(stride for *_, stride in self.layers)
+        starts = range(0, frames, PIECE)
+        spans = [slice(first * hop, (min(first + PIECE, frames) - 1) * hop + self.window) for first in starts]
+        clips = wave.split(max(1, PIECE // frames))
+        return torch.cat([torch.cat([self._convolve(some[:, span], weights) for span in spans], 1) for some in clips])
+
+    def _convolve(self, wave: Tensor, weights: Weights) -> Tensor:
         x = wave[..., None]  # (B, L, 1); channels stay last: the norms need them there
-        for i, (conv, (_, _, stride)) in enumerate(zip(self.convs, self.layers, strict=True)):
-            x = conv_last(x, *_weights(conv), stride)
+        for i, ((weight, bias), (_, _, stride)) in enumerate(zip(weights, self.layers, strict=True)):
+            x = conv_last(x, weight, bias, stride)
             if self.mode == "layer_norm":
                 x = F.layer_norm(x, x.shape[-1:], *_weights(self.norms[i]), NORM_EPS)
             elif i == 0:
                 x = self.norms[0](x.transpose(1, 2).float()).transpose(1, 2).to(x.dtype)
-            x = F.gelu(x)
-        return x  # (B, T, C)
+            x = gelu(x)
+        return x
 
 
 class ConvPositions(nn.Module):
@@ -243,6 +261,7 @@ class ConvPositions(nn.Module):
 
     def __init__(self, dim: int, depth: int, width: int, groups: int) -> None:
         super().__init__()
+        self.groups = groups
         kernel = max(3, width // depth)
         self.convs = nn.ModuleList(
             nn.Conv1d(dim, dim, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
@@ -250,11 +269,10 @@ class ConvPositions(nn.Module):
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:  # (B, T, D) -> (B, T, D)
         """pad: (B, T) bool, frames that every layer sees as zeros, as it sees what lies before and after the clip."""
-        frames = x.shape[1]
         for conv in self.convs:
             x = x if pad is None else x.masked_fill(pad[..., None], 0)
-            y = conv(x.transpose(1, 2))[..., :frames]  # an even kernel gives one frame too many
-            x = F.gelu(F.layer_norm(y.transpose(1, 2), x.shape[-1:]))
+            y = conv_same(x, *_weights(conv), self.groups)
+            x = gelu(F.layer_norm(y, y.shape[-1:]))
         return x
 
 
@@ -263,7 +281,7 @@ class WeightNormPositions(nn.Module):
 
     def __init__(self, dim: int, width: int, groups: int) -> None:
         super().__init__()
-        self.groups, self.width = groups, width
+        self.groups = groups
         self.v = nn.Parameter(torch.randn(dim, dim // groups, width) * math.sqrt(4 / (width * dim)))
         self.g = nn.Parameter(self.v.detach().norm(dim=(0, 1), keepdim=True))
         self.bias = nn.Parameter(torch.zeros(dim))
@@ -271,8 +289,7 @@ class WeightNormPositions(nn.Module):
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:  # (B, T, D) -> (B, T, D); pad as above
         x = x if pad is None else x.masked_fill(pad[..., None], 0)
         weight = self.v * (self.g / self.v.norm(dim=(0, 1), keepdim=True))
-        y = F.conv1d(x.transpose(1, 2), weight, self.bias, padding=self.width // 2, groups=self.groups)
-        return F.gelu(y[..., : x.shape[1]].transpose(1, 2))
+        return gelu(conv_same(x, weight, self.bias, self.groups))
 
 
 class TokenEmbedding(nn.Module):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from avssl.backbone import Backbone, Features, Grid, Layers
 from avssl.batch import Batch
+from avssl.nn.activation import gelu
 from avssl.nn.attention import pad_bias
 from avssl.nn.drop import DropPath
 from avssl_data2vec.alibi import Alibi
@@ -59,7 +60,7 @@ class Block2(nn.Module):
         return self.norm2(x + self.drop_path(self._drop(mlp, self.mlp_dropout))), mlp
 
     def _mlp(self, x: Tensor) -> Tensor:
-        x = self._drop(F.gelu(self.fc1(x)), self.activation_dropout)
+        x = self._drop(gelu(self.fc1(x)), self.activation_dropout)
         return self._drop(self.fc2(x), self.activation_dropout)
 
     def _drop(self, x: Tensor, rate: float) -> Tensor:

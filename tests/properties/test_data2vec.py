@@ -18,9 +18,10 @@ from avssl.registry import check_fit, registry
 from avssl.testing import BATCH_TOLERANCE, check_plugin
 from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig, TeacherConfig
-from avssl_data2vec.convolution import conv_last
+from avssl_data2vec.convolution import conv_last, conv_same
 from avssl_data2vec.loss import Data2Vec, regression
 from avssl_data2vec.loss2 import Data2Vec2, pixels
+from avssl_data2vec.modules import ConvExtractor
 from avssl_data2vec.targets import average_targets, guard, normalise
 from avssl_data2vec.teacher import decay_at
 
@@ -427,6 +428,34 @@ def test_the_convolution_by_matrix_products_is_torchs(channels: int, kernel: int
     wanted = torch.autograd.grad(theirs, [x, weight, bias], up)
     for a, b in zip(torch.autograd.grad(ours, [x, weight, bias], up), wanted, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 249, 250, 251, 613])
+@pytest.mark.parametrize("clips", [1, 3])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_waveform_encoder_in_pieces_is_the_whole_one(frames: int, clips: int, bf16: bool):
+    torch.manual_seed(frames)
+    extractor = ConvExtractor([(8, 10, 5), (8, 3, 2), (8, 2, 2)], "layer_norm", bias=True)
+    wave = torch.randn(clips, extractor.window + (frames - 1) * 20 + 7)  # 7 samples that no frame sees
+    assert extractor.frames(wave.shape[1]) == frames
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        whole = extractor(wave)
+        with torch.no_grad():
+            pieces = extractor(wave)
+    assert pieces.dtype == whole.dtype
+    torch.testing.assert_close(pieces, whole.detach(), rtol=1e-5, atol=1e-2 if bf16 else 1e-5)
+
+
+@pytest.mark.parametrize("kernel", [3, 4, 19])
+def test_positions_from_convolutions_are_those_of_conv1d(kernel: int):
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 11, 12), (12, 4, kernel), (12,)))
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    theirs = torch.nn.functional.conv1d(x.transpose(1, 2), weight, bias, padding=kernel // 2, groups=3)
+    theirs = theirs[..., :11].transpose(1, 2)
+    ours = conv_same(x, weight, bias, 3)
+    torch.testing.assert_close(ours, theirs)
+    up = torch.randn_like(theirs)
+    torch.testing.assert_close(torch.autograd.grad(ours, leaves, up), torch.autograd.grad(theirs, leaves, up))
 
 
 @pytest.mark.parametrize("positions", ["shared_relative", "relative", "both", "none"])
