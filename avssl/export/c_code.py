@@ -91,18 +91,33 @@ def write_c(
 def memory(plan: EncoderPlan, sound: SoundPlan | None, frames: int, flash: int) -> Memory:
     n = plan.tokens(frames)
     matrices = sum(d.weight.size for d in plan.dense().values())
-    inputs = plan.stack * plan.features
+    inputs = plan.stack * plan.frame_features
     rows = 4 * (4 * plan.dim + plan.ff) + 4 * n  # rows on the stack, scores
+    if plan.stem:
+        rows += 4 * (stem_widest(plan) + plan.frame_features)
     frontend = 0 if sound is None or sound.kind == "raw" else 8 * sound.n_fft
     return Memory(
         weights_int8=matrices,
         flash=flash,
-        ram_int8=3 * n * plan.dim + rows + inputs + plan.ff + plan.dim,
-        ram_float32=4 * 3 * n * plan.dim + rows + 4 * inputs,
+        ram_int8=3 * n * plan.dim + rows + inputs + plan.ff + plan.dim + stem_maps(plan, frames),
+        ram_float32=4 * (3 * n * plan.dim + inputs + stem_maps(plan, frames)) + rows,
         frames_int8=frames * plan.features,
         frames_float32=4 * frames * plan.features,
         frontend_ram=frontend,
     )
+
+
+def stem_widest(plan: EncoderPlan) -> int:
+    """Channels of the stem's widest map."""
+    return max(len(layer.weight) for layer in plan.stem)
+
+
+def stem_maps(plan: EncoderPlan, frames: int) -> int:
+    """Numbers that the stem keeps: the maps between its layers, and what it gives."""
+    if not plan.stem:
+        return 0
+    _, *between, (last, _, _) = plan.maps(frames)
+    return sum(t * b * c for t, b, c in between) + last * plan.frame_features
 
 
 def compiler() -> str | None:
@@ -201,7 +216,9 @@ def _config(
     need = memory(plan, sound, frames, 0)
     values: dict[str, Any] = {
         "FEATURES": plan.features,
+        "FRAME_FEATURES": plan.frame_features,
         "STACK": plan.stack,
+        "STEM": len(plan.stem),
         "DIM": plan.dim,
         "HEADS": plan.heads,
         "LAYERS": len(plan.layers),
@@ -222,6 +239,12 @@ def _config(
         "RAM_INT8": need.ram_int8,
         "RAM_F32": need.ram_float32,
     }
+    if plan.stem:
+        values |= {
+            "STEM_BINS": plan.stem_bins,
+            "STEM_WIDEST": stem_widest(plan),
+            "STEM_MAPS": stem_maps(plan, frames),
+        }
     if sound is not None:
         values |= {
             "RATE": sound.rate,
@@ -287,6 +310,14 @@ def _weights(plan: EncoderPlan, quantised: Quantised) -> _Text:
         text += f",\n {number(scales[p + 'x'])}, {inverse(p + 'key')}, {inverse(p + 'value')}, {inverse(p + 'query')}"
         text += f", {number(factor)}, {number(scales[p + 'value'])}}},\n"
     text += "};\n"
+    if plan.stem:
+        text += "static const conv_shape stem_shapes[AVSSL_STEM] = {\n"
+        text += "".join(
+            f"{{{bands}, {channels}, {len(layer.weight)}}},\n"
+            for (_, bands, channels), layer in zip(plan.maps(1), plan.stem, strict=False)
+        )
+        text += "};\nstatic const dense_int8 stem_dense_int8[AVSSL_STEM] = {\n"
+        text += ",\n".join(dense_struct(f"stem{i}") for i in range(len(plan.stem))) + "\n};\n"
     singles = [n for n in ("project", "pooler", "head") if n in quantised.dense]
     text += "".join(f"static const dense_int8 {name}_int8 = {dense_struct(name)};\n" for name in singles)
     text += "static const struct { const int8_t *data; size_t size; } all_weights[] = {\n"
@@ -303,6 +334,9 @@ def _weights_f32(plan: EncoderPlan) -> str:
     for i in range(len(plan.layers)):
         text += "{" + ", ".join(f"{{layer{i}_{part}_w, layer{i}_{part}_b}}" for part in LAYER_PARTS) + "},\n"
     text += "};\n"
+    if plan.stem:
+        stem = ", ".join(f"{{stem{i}_w, stem{i}_b}}" for i in range(len(plan.stem)))
+        text += f"static const dense_f32 stem_dense_f32[AVSSL_STEM] = {{{stem}}};\n"
     singles = [n for n in ("project", "pooler", "head") if n in plan.dense()]
     return text + "".join(f"static const dense_f32 {n}_f32 = {{{n}_w, {n}_b}};\n" for n in singles)
 

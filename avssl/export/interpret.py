@@ -66,7 +66,7 @@ class Quantised:
 def input_point(name: str) -> str:
     if name == "project":
         return "input"
-    if name in ("pooler", "head"):
+    if name in ("pooler", "head") or name.startswith("stem"):
         return name
     layer, _, part = name.partition("_")
     return f"{layer}_" + {"query": "x", "key": "x", "value": "x", "output": "context", "up": "y", "down": "h"}[part]
@@ -119,11 +119,19 @@ class _Pass:
         total = F.linear(x, torch.from_numpy(q.weight).double(), torch.from_numpy(q.bias).double())  # exact integers
         return total.float() * torch.from_numpy(q.scale)
 
+    def stem(self, x: Tensor) -> Tensor:
+        """(B, T, F) -> (B, T', bins * C)."""
+        x = x[..., None]  # (B, T, F, 1)
+        for i in range(len(self.plan.stem)):
+            x = F.relu(self.dense(f"stem{i}", patches(self.point(f"stem{i}", x))))
+        return x.unflatten(2, (self.plan.stem_bins, -1)).mean(3).flatten(2)
+
     def run(self, frames: Tensor) -> Tensor:
         p = self.plan
         x = frames.float()
         if p.shift is not None and p.gain is not None:
             x = (x - torch.from_numpy(p.shift)) * torch.from_numpy(p.gain)
+        x = self.stem(x) if p.stem else x
         x = F.pad(x, (0, 0, 0, -x.shape[1] % p.stack)).unflatten(1, (-1, p.stack)).flatten(2)
         x = self.dense("project", self.point("input", x))  # (B, N, D)
         if p.token is not None:
@@ -163,6 +171,12 @@ class _Pass:
             weight = ((score - score.amax(-1, keepdim=True)).exp() * WEIGHT_TOP).round().double()
             context = (weight @ v).float() / weight.sum(-1, keepdim=True).float() * float(s[f"{name}_value"])
         return context.transpose(1, 2).flatten(2)
+
+
+def patches(x: Tensor) -> Tensor:
+    """(B, T, F, C) -> (B, ceil(T / 2), ceil(F / 2), 9 * C): what each 3x3 tap of a convolution of stride 2 sees."""
+    x = F.pad(x, (0, 0, 1, 1, 1, 1))
+    return x.unfold(1, 3, 2).unfold(2, 3, 2).permute(0, 1, 2, 4, 5, 3).flatten(3)
 
 
 def norm(x: Tensor, layer: Norm) -> Tensor:

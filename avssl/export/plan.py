@@ -54,7 +54,11 @@ class EncoderLayer:
 
 @dataclass(frozen=True)
 class EncoderPlan:
-    """[affine,] stack frames, project, [prepend,] add positions, norm, layers, pool, [tanh dense,] [norm,] head."""
+    """[affine,] [stem,] stack frames, project, [prepend,] add positions, norm, layers, pool, [tanh dense,] [norm,] head.
+
+    stem: 3x3 convolutions of stride 2 over time and frequency with zeros around, ReLU after each; the mean of each of
+    `stem_bins` equal bands of the last map, channels innermost, is a frame of what follows.
+    """
 
     features: int  # numbers per frame
     stack: int  # frames per token; the last token is filled with zeros
@@ -72,6 +76,8 @@ class EncoderPlan:
     pooler: Dense | None = None  # tanh follows
     head_norm: Norm | None = None
     head: Dense | None = None  # None: the pooled features are the output
+    stem: tuple[Dense, ...] = ()  # (out, 3 * 3 * in): time tap, frequency tap, channel
+    stem_bins: int = 1
 
     @property
     def dim(self) -> int:
@@ -85,13 +91,26 @@ class EncoderPlan:
     def outputs(self) -> int:
         return self.dim if self.head is None else self.head.weight.shape[0]
 
+    def maps(self, frames: int) -> list[tuple[int, int, int]]:
+        """(frames, bands, channels) of what enters the stem and of what each of its layers gives."""
+        out = [(frames, self.features, 1)]
+        for layer in self.stem:
+            frames, bands, _ = out[-1]
+            out.append((-(-frames // 2), -(-bands // 2), len(layer.weight)))
+        return out
+
+    @property
+    def frame_features(self) -> int:
+        """Numbers per frame after the stem."""
+        return self.stem_bins * len(self.stem[-1].weight) if self.stem else self.features
+
     def tokens(self, frames: int) -> int:
         """Tokens of a clip, the prepended one included."""
-        return -(-frames // self.stack) + (self.token is not None)
+        return -(-self.maps(frames)[-1][0] // self.stack) + (self.token is not None)
 
     def dense(self) -> dict[str, Dense]:
         """Every matrix by name, in the order in which the forward pass meets them."""
-        out = {"project": self.project}
+        out = {f"stem{i}": layer for i, layer in enumerate(self.stem)} | {"project": self.project}
         for i, layer in enumerate(self.layers):
             for name in ("query", "key", "value", "output", "up", "down"):
                 out[f"layer{i}_{name}"] = getattr(layer, name)
@@ -112,6 +131,7 @@ class EncoderPlan:
         """Multiply-accumulates of the textbook forward pass: every layer computes every token."""
         n = self.tokens(frames)
         total = (n - (self.token is not None)) * self.project.macs
+        total += sum(t * b * layer.macs for layer, (t, b, _) in zip(self.stem, self.maps(frames)[1:], strict=True))
         for layer in self.layers:
             total += n * sum(getattr(layer, k).macs for k in ("query", "key", "value", "output", "up", "down"))
             total += 2 * n * n * self.dim

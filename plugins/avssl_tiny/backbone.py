@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +15,8 @@ from avssl.errors import UsageError, check
 from avssl.nn.attention import attention, pad_bias
 
 from .config import TinyConfig
+from .cost import cost
+from .stem import ConvStem
 
 if TYPE_CHECKING:
     from avssl.export.plan import EncoderPlan
@@ -106,7 +107,7 @@ class Tiny(Backbone):
     """Frames -> tokens -> class token (or mean). `pooled["audio"]` is what the classifier reads.
 
     audio.x: (B, T, F); T need not be a multiple of `stack`: the last token is filled with zeros, the mean of
-    standardised frames. tokens["audio"]: (B, [1 +] ceil(T / stack), dim).
+    standardised frames. tokens["audio"]: (B, [1 +] ceil(T / frames_per_token), dim).
     """
 
     modalities = frozenset({"audio"})
@@ -117,7 +118,9 @@ class Tiny(Backbone):
         super().__init__(config)
         if config.input_norm:
             self.input_norm = nn.BatchNorm1d(config.features, affine=False, momentum=None)  # None: plain average
-        self.proj = nn.Linear(config.features * config.stack, config.dim)
+        if config.stem:
+            self.stem = ConvStem(config)
+        self.proj = nn.Linear(config.token_features, config.dim)
         if self.prefix:
             self.cls = nn.Parameter(torch.empty(config.dim))
         if config.positions == "learned":
@@ -152,7 +155,7 @@ class Tiny(Backbone):
         return cast("Sequence[Layer]", self.encoder.layer)
 
     def grid(self, batch: Batch) -> Mapping[str, Grid]:
-        tokens = -(-batch.need("audio").x.shape[1] // self.config.stack)
+        tokens = -(-batch.need("audio").x.shape[1] // self.config.frames_per_token)
         return {"audio": Grid((tokens,), ("time",), prefix=self.prefix)}
 
     def forward(
@@ -166,7 +169,7 @@ class Tiny(Backbone):
         """hide: masks over the tokens of the grid, the class token not among them; hidden tokens become zeros before
         positions are added. keep: indices of such tokens; the class token always stays."""
         stream = batch.need("audio")
-        x, pad = self._stacked(stream.x, stream.pad)
+        x, pad = self._stacked(stream.x, stream.pad, self._unseen(batch, hide, keep))
         x = self.proj(x)  # (B, N, D)
         if hide and "audio" in hide:
             x = x.masked_fill(hide["audio"][..., None], 0.0)
@@ -193,8 +196,22 @@ class Tiny(Backbone):
             layers={"audio": inner_states} if layers else {},
         )
 
-    def _stacked(self, x: Tensor, pad: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(B, T, F) -> (B, ceil(T / stack), stack * F); a token is padding when all of its frames are."""
+    def _unseen(
+        self, batch: Batch, hide: Mapping[str, Tensor] | None, keep: Mapping[str, Tensor] | None
+    ) -> Tensor | None:
+        """(B, T) bool: frames of tokens that are hidden or left out. A stem would show them to their neighbours."""
+        if not self.config.stem or not ((hide and "audio" in hide) or (keep and "audio" in keep)):
+            return None
+        x = batch.need("audio").x
+        unseen = torch.zeros(len(x), self.grid(batch)["audio"].shape[0], dtype=torch.bool, device=x.device)
+        if keep and "audio" in keep:
+            unseen = ~unseen.scatter(1, keep["audio"], True)
+        if hide and "audio" in hide:
+            unseen = unseen | hide["audio"]
+        return unseen.repeat_interleave(self.config.frames_per_token, 1)[:, : x.shape[1]]
+
+    def _stacked(self, x: Tensor, pad: Tensor | None, unseen: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """(B, T, F) -> (B, N, token_features); a token is padding when all of its frames are. unseen: (B, T) bool."""
         if x.shape[-1] != self.config.features:
             raise UsageError(
                 f"the backbone reads {self.config.features} features per frame, the frontend gives {x.shape[-1]}",
@@ -204,6 +221,8 @@ class Tiny(Backbone):
             x = self.input_norm(x.transpose(1, 2)).transpose(1, 2)
             if pad is not None:  # zeros again, as at the end of a clip on its own
                 x = x.masked_fill(pad[..., None], 0.0)
+        if self.config.stem:
+            x, pad = self.stem(x if unseen is None else x.masked_fill(unseen[..., None], 0.0), pad)
         k = self.config.stack
         if k == 1:
             return x, pad
@@ -257,11 +276,7 @@ class Tiny(Backbone):
 
     def macs(self, frames: int) -> int:
         """Multiply-accumulates of a clip of `frames` frames without the classifier (specification 3.1)."""
-        c = self.config
-        tokens = math.ceil(frames / c.stack)
-        n = tokens + self.prefix
-        layer = n * (4 * c.dim**2 + 2 * c.dim * c.ff) + 2 * n * n * c.dim
-        return tokens * c.stack * c.features * c.dim + c.layers * layer + (c.dim**2 if hasattr(self, "pooler") else 0)
+        return int(cost(self.config, 0, frames)["macs"])
 
     def edge_plan(self) -> EncoderPlan:
         """The network as plain arrays, for exporters that write their own forward pass."""

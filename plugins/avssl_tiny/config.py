@@ -18,6 +18,8 @@ class TinyConfig:
     heads: int = 2
     ff: int = 32
     stack: int = 1  # consecutive frames that make one token (4: "mel patches")
+    stem: tuple[int, ...] = ()  # channels of 3x3 convolutions of stride 2 before the tokens, e.g. 8 and 16
+    stem_bins: int = 4  # bands of frequency that the stem's last channels are averaged to
     positions: Literal["sine", "learned"] = "sine"
     max_tokens: int = 219  # learned positions: rows of the table, class token included
     position_base: float = 10000.0
@@ -39,8 +41,32 @@ class TinyConfig:
             f"backbone.dim {self.dim} is odd",
             fix="sine positions need an even width",
         )
-        for name in ("features", "dim", "layers", "heads", "ff", "stack"):
+        for name in ("features", "dim", "layers", "heads", "ff", "stack", "stem_bins"):
             check(getattr(self, name) > 0, f"backbone.{name} is {getattr(self, name)}", fix="give at least 1")
+        check(all(c > 0 for c in self.stem), f"backbone.stem is {list(self.stem)}", fix="e.g. [8, 16]")
+        bands = self.maps(1)[-1][1]
+        check(
+            not self.stem or bands % self.stem_bins == 0,
+            f"the stem leaves {bands} bands, which {self.stem_bins} bins do not divide",
+            fix=f"--set backbone.stem_bins={next(n for n in range(self.stem_bins, 0, -1) if bands % n == 0)}",
+        )
+
+    @property
+    def frames_per_token(self) -> int:
+        return self.stack * 2 ** len(self.stem)
+
+    @property
+    def token_features(self) -> int:
+        """Numbers that are projected to a token."""
+        return self.stack * (self.stem_bins * self.stem[-1] if self.stem else self.features)
+
+    def maps(self, frames: int) -> list[tuple[int, int, int]]:
+        """(frames, bands, channels) of what enters the stem and of what each of its layers gives."""
+        out = [(frames, self.features, 1)]
+        for channels in self.stem:
+            frames, bands, _ = out[-1]
+            out.append((-(-frames // 2), -(-bands // 2), channels))
+        return out
 
 
 PRESETS: dict[str, dict[str, object]] = {

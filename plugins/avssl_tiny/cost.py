@@ -20,12 +20,16 @@ def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
     """
     c = config
     prefix = 0 if c.pooler == "mean" else 1
-    tokens = -(-frames // c.stack)
+    tokens = -(-frames // c.frames_per_token)
     n = tokens + prefix
+    maps = c.maps(frames)
+    taps = [9 * i * o for (*_, i), (*_, o) in itertools.pairwise(maps)]
     pooler = c.dim**2 + c.dim if c.pooler == "tanh_dense_of_cls" else 0
     layer = 4 * (c.dim**2 + c.dim) + 4 * c.dim + 2 * c.dim * c.ff + c.ff + c.dim
     parameters = (
-        c.features * c.stack * c.dim
+        sum(taps)
+        + 2 * sum(c.stem)
+        + c.token_features * c.dim
         + c.dim
         + c.dim * prefix
         + 2 * c.dim
@@ -36,12 +40,16 @@ def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
         + (c.max_tokens * c.dim if c.positions == "learned" else 0)
     )
     macs = (
-        tokens * c.stack * c.features * c.dim
+        sum(t * b * weights for (t, b, _), weights in zip(maps[1:], taps, strict=True))
+        + tokens * c.token_features * c.dim
         + c.layers * (n * (4 * c.dim**2 + 2 * c.dim * c.ff) + 2 * n * n * c.dim)
         + (c.dim**2 if pooler else 0)
         + c.dim * classes
     )
-    inputs, buffers = c.stack * c.features, 4 * (4 * c.dim + c.ff + n)  # floats: rows in work, one row of scores
+    inputs, buffers = c.token_features, 4 * (4 * c.dim + c.ff + n)  # floats: rows in work, one row of scores
+    if c.stem:  # the maps between its layers, and what it gives
+        buffers += 4 * (max(c.stem) + c.token_features // c.stack)
+    between = sum(t * b * o for t, b, o in maps[1:-1]) + (maps[-1][0] * c.token_features // c.stack if c.stem else 0)
     return {
         "parameters": parameters,
         "macs": macs,
@@ -49,8 +57,8 @@ def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
         "scores": c.heads * n * n,
         "bytes_float32": 4 * parameters,
         "bytes_int8": parameters,
-        "ram_float32": 12 * n * c.dim + buffers + 4 * inputs,
-        "ram_int8": 3 * n * c.dim + buffers + inputs + c.ff + c.dim,
+        "ram_float32": 12 * n * c.dim + buffers + 4 * (inputs + between),
+        "ram_int8": 3 * n * c.dim + buffers + inputs + c.ff + c.dim + between,
     }
 
 

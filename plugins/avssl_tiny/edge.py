@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from avssl.errors import check
-from avssl.export.plan import EncoderLayer, EncoderPlan, SoundPlan, dense, norm
+from avssl.export.plan import Dense, EncoderLayer, EncoderPlan, SoundPlan, dense, norm
 
 from .features import FrameFeatures
+from .stem import NORM_EPS
 
 if TYPE_CHECKING:
     from .backbone import Tiny
+    from .stem import ConvStem
 
 
 def encoder_plan(backbone: Tiny) -> EncoderPlan:
@@ -44,6 +46,8 @@ def encoder_plan(backbone: Tiny) -> EncoderPlan:
     return EncoderPlan(
         features=c.features,
         stack=c.stack,
+        stem=stem_plan(backbone.stem) if c.stem else (),
+        stem_bins=c.stem_bins,
         heads=c.heads,
         activation=c.activation,
         project=dense(backbone.proj),
@@ -57,6 +61,18 @@ def encoder_plan(backbone: Tiny) -> EncoderPlan:
         gain=gain,
         pooler=dense(backbone.pooler.dense) if c.pooler == "tanh_dense_of_cls" else None,
     )
+
+
+def stem_plan(stem: ConvStem) -> tuple[Dense, ...]:
+    """The convolutions with the BatchNorm behind each folded in: weights (out, 3 * 3 * in), tap by tap."""
+    state, out = stem.state_dict(), []
+    for i in range(len(stem.norms)):
+        mean, variance = state[f"norms.{i}.running_mean"], state[f"norms.{i}.running_var"]
+        gain = state[f"norms.{i}.weight"] / (variance + NORM_EPS).sqrt()
+        weight = (state[f"convs.{i}.weight"] * gain[:, None, None, None]).permute(0, 2, 3, 1).flatten(1)
+        bias = state[f"norms.{i}.bias"] - mean * gain
+        out.append(Dense(weight.float().cpu().numpy(), bias.float().cpu().numpy()))
+    return tuple(out)
 
 
 def sound_plan(extract: FrameFeatures) -> SoundPlan:

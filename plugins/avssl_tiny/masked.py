@@ -31,7 +31,7 @@ class MaskedFrames(Loss[Tiny]):
     def __init__(self, backbone: Tiny, config: MaskedConfig) -> None:
         super().__init__(backbone, config)
         self.vector = nn.Parameter(torch.zeros(backbone.config.features))
-        self.decoder = nn.Linear(backbone.dim, backbone.config.features * backbone.config.stack)
+        self.decoder = nn.Linear(backbone.dim, backbone.config.features * backbone.config.frames_per_token)
 
     def sample(self, batch: Batch) -> Hidden:
         stream = batch.need("audio")
@@ -51,9 +51,12 @@ class MaskedFrames(Loss[Tiny]):
         seen = torch.where(mask[..., None], self.vector.to(frames.dtype), frames)
         features = self.backbone(batch.with_streams(audio=Stream(seen, stream.pad)))
         tokens = features.tokens["audio"][:, self.backbone.prefix :]
-        guess = self.decoder(tokens).unflatten(-1, (self.backbone.config.stack, -1)).flatten(1, 2)  # (B, >= T, F)
+        guess = self._frames(tokens)  # (B, >= T, F)
         error = (guess[:, : frames.shape[1]] - frames)[mask].abs()  # (M, F)
         return LossOutput({"frames": Term(1.0, error.sum(), error.numel())})
+
+    def _frames(self, tokens: Tensor) -> Tensor:
+        return self.decoder(tokens).unflatten(-1, (self.backbone.config.frames_per_token, -1)).flatten(1, 2)
 
     def reconstruct(self, batch: Batch, draw: Hidden) -> dict[str, dict[str, Tensor]]:
         stream = batch.need("audio")
@@ -62,7 +65,5 @@ class MaskedFrames(Loss[Tiny]):
         tokens = self.backbone(batch.with_streams(audio=Stream(seen, stream.pad))).tokens["audio"][
             :, self.backbone.prefix :
         ]
-        guess = (
-            self.decoder(tokens).unflatten(-1, (self.backbone.config.stack, -1)).flatten(1, 2)[:, : stream.x.shape[1]]
-        )
+        guess = self._frames(tokens)[:, : stream.x.shape[1]]
         return {"audio": {"original": stream.x, "masked": seen, "reconstructed": torch.where(mask, guess, stream.x)}}

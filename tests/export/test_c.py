@@ -37,6 +37,17 @@ VARIANTS = {
         {"n_fft": 2048, "hop": 1024, "n_mels": 32, "floor": 1e-4, "standardise": "none"},
         {},
     ),
+    "a convolutional stem": (
+        {"stem": [6, 9], "stem_bins": 4, "pooler": "mean", "input_norm": True},
+        {"hop": 300, "standardise": "none"},
+        {},
+    ),
+    "a stem of one layer, stacked, an odd number of bands": (
+        {"features": 27, "stem": [5], "stem_bins": 7, "stack": 3},
+        {"n_mels": 27},
+        {},
+    ),
+    "a stem of three layers": ({"features": 40, "stem": [4, 8, 6], "stem_bins": 1}, {"n_mels": 40}, {}),
     "fixed and training statistics": (
         {"input_norm": True},
         {"standardise": "fixed", "mean": [-40.0], "std": [12.0], "hop": 200},

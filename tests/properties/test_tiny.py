@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,15 @@ from avssl_tiny.backbone import Tiny
 from avssl_tiny.checkpoint import write
 from avssl_tiny.cnn import TinyCnn
 from avssl_tiny.config import MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
-from avssl_tiny.cost import cnn_parameters, cnn_rows
+from avssl_tiny.cost import cnn_parameters, cnn_rows, cost
 from avssl_tiny.distill import TaughtFrontend, divergence
 from avssl_tiny.features import FrameFeatures, dct_matrix, mel_bank, standardised
 from avssl_tiny.frontend import SoundFrontend
 from avssl_tiny.loss import supervised
 from avssl_tiny.masked import MaskedFrames
+
+STEM = {"stem": (3, 5), "stem_bins": 2}
+STEM_AND_STACK = {"stem": (4,), "stem_bins": 2, "stack": 3}
 
 
 def batch_of(x: torch.Tensor, pad: torch.Tensor | None = None, targets: torch.Tensor | None = None) -> Batch:
@@ -89,7 +93,8 @@ def test_padding_leaves_the_statistics_of_a_clip_alone():
 
 
 @pytest.mark.parametrize(
-    "sizes", [{}, {"stack": 3}, {"pooler": "mean"}, {"positions": "learned"}, {"post_norm": False}]
+    "sizes",
+    [{}, {"stack": 3}, {"pooler": "mean"}, {"positions": "learned"}, {"post_norm": False}, STEM, STEM_AND_STACK],
 )
 def test_padded_frames_change_nothing(sizes):
     model = Tiny(TinyConfig(features=8, **sizes)).eval()
@@ -104,7 +109,7 @@ def test_padded_frames_change_nothing(sizes):
     "kind,extra", [("mel", {}), ("mel", {"center": False}), ("mfcc", {"n_mels": 128}), ("raw", {})]
 )
 @pytest.mark.parametrize("standardise", ["clip", "coefficient", "none"])
-@pytest.mark.parametrize("network", ["tiny", "stacked", "cnn"])
+@pytest.mark.parametrize("network", ["tiny", "stacked", "stem", "cnn"])
 def test_a_sound_in_a_padded_batch_gives_what_it_gives_alone(network, kind, extra, standardise):
     """From the waveform on: own reflection at the end, own statistics, own borders of convolutions."""
     config = SoundConfig(kind=kind, seconds=None, standardise=standardise, **extra)
@@ -112,13 +117,45 @@ def test_a_sound_in_a_padded_batch_gives_what_it_gives_alone(network, kind, extr
     if network == "cnn":
         backbone = TinyCnn(TinyCnnConfig(features=config.features, widths=(4, 8, 8), dense=(16,)))
     else:
-        sizes = {"stack": 4, "pooler": "mean"} if network == "stacked" else {}
+        sizes = {"stacked": {"stack": 4, "pooler": "mean"}, "stem": {"stem": (4, 6), "stem_bins": 2}}.get(network, {})
         backbone = Tiny(TinyConfig(features=config.features, input_norm=True, **sizes))
     backbone.eval().input_norm.running_mean.fill_(0.3)
     items = [frontend.item([clip(noise(1, n, seed=n))], None) for n in (16000, 21920, 12800, 24001)]
     together = backbone(frontend.batch(Batch.cat(items, frontend.pad_values))).pooled["audio"]
     alone = torch.cat([backbone(frontend.batch(i)).pooled["audio"] for i in items])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [STEM, STEM_AND_STACK])
+def test_a_stem_shows_hidden_and_left_out_tokens_to_nobody(sizes):
+    model = Tiny(TinyConfig(features=8, **sizes)).eval()
+    per_token = model.config.frames_per_token
+    batch = batch_of(torch.randn(2, 6 * per_token - 1, 8))
+    assert model(batch).tokens["audio"].shape[1] == 1 + 6
+    hide = torch.zeros(2, 6, dtype=torch.bool)
+    hide[:, 2] = True
+    keep = torch.tensor([[0, 1, 3, 4]]).expand(2, -1)
+    changed = batch.need("audio").x.clone()
+    changed[:, 2 * per_token : 3 * per_token] += 5
+    for how in ({"hide": {"audio": hide}}, {"keep": {"audio": keep}}):
+        seen, other = (model(b, **how).tokens["audio"] for b in (batch, batch_of(changed)))
+        torch.testing.assert_close(seen, other, rtol=0, atol=0)
+    assert not torch.equal(model(batch).tokens["audio"], model(batch_of(changed)).tokens["audio"])
+
+
+def test_the_bins_of_a_stem_divide_its_bands():
+    with pytest.raises(UsageError, match=r"10 bands, which 4 bins do not divide \(--set backbone\.stem_bins=2\)"):
+        TinyConfig(features=40, stem=(8, 16))
+    with pytest.raises(UsageError, match=r"backbone\.stem is \[8, 0\]"):
+        TinyConfig(stem=(8, 0))
+
+
+def test_parameters_and_macs_of_a_stem_are_counted():
+    config = TinyConfig(stem=(3, 5), stem_bins=2, stack=2)
+    model, counted = Tiny(config), cost(config, 0, 83)
+    assert counted["parameters"] == sum(p.numel() for p in model.parameters())
+    without = cost(replace(config, stem=(), features=10, stack=2), 0, 21)["macs"]
+    assert model.macs(83) == without + 42 * 32 * 9 * 3 + 21 * 16 * 9 * 3 * 5
 
 
 def test_hidden_frames_reach_neither_tokens_nor_gradients():
@@ -217,8 +254,9 @@ def test_mixup_mixes_frames_and_the_loss_mixes_targets():
     torch.testing.assert_close(got, torch.nn.functional.cross_entropy(logits, soft, label_smoothing=0.1))
 
 
-def test_masked_frames_ask_only_for_what_was_hidden():
-    loss = MaskedFrames(Tiny(TinyConfig(features=8)), MaskedConfig(ratio=0.3, span=4)).eval()
+@pytest.mark.parametrize("sizes", [{}, STEM])
+def test_masked_frames_ask_only_for_what_was_hidden(sizes):
+    loss = MaskedFrames(Tiny(TinyConfig(features=8, **sizes)), MaskedConfig(ratio=0.3, span=4)).eval()
     batch = batch_of(torch.randn(3, 40, 8))
     draw = loss.sample(batch)
     assert torch.equal(draw.mask, loss.sample(batch).mask) and draw.mask.sum(1).min() >= 4

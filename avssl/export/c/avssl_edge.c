@@ -15,6 +15,12 @@ typedef struct {
     float inverse;        /* 1 / scale of the input */
 } dense_int8;
 
+#if AVSSL_STEM
+typedef struct {
+    int bands, channels, outputs; /* of the map it reads; its weights are [out][time tap][frequency tap][channel] */
+} conv_shape;
+#endif
+
 typedef struct {
     const float *weight, *bias;
     float eps;
@@ -41,7 +47,7 @@ typedef struct {
 #endif
 
 #define HEAD_WIDTH (AVSSL_DIM / AVSSL_HEADS)
-#define INPUTS (AVSSL_STACK * AVSSL_FEATURES)
+#define INPUTS (AVSSL_STACK * AVSSL_FRAME_FEATURES)
 
 static float scores[AVSSL_MAX_TOKENS];
 
@@ -94,6 +100,29 @@ static void exponentiate(int n)
     for (int j = 0; j < n; j++) scores[j] = expf(scores[j] - top);
 }
 
+#if AVSSL_STEM
+/* Where a 3x3 convolution of stride 2 reads for its output (t, b): the offset of a tap in the map, or -1 for the zeros
+ * around it. */
+static int tap(const conv_shape *shape, int frames, int t, int b, int i)
+{
+    const int frame = 2 * t + i / 3 - 1, band = 2 * b + i % 3 - 1;
+    if (frame < 0 || frame >= frames || band < 0 || band >= shape->bands) return -1;
+    return (frame * shape->bands + band) * shape->channels;
+}
+
+/* Adds a band of the last map to the mean of its bin. */
+static void collect(const float *point, int outputs, int band, int bands, float *row)
+{
+    float *bin = row + band / (bands / AVSSL_STEM_BINS) * outputs;
+    for (int o = 0; o < outputs; o++) bin[o] += point[o] / (float)(bands / AVSSL_STEM_BINS);
+}
+
+static void rectify(float *x, int n)
+{
+    for (int i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] : 0;
+}
+#endif
+
 static int tokens_of(int frames) { return (frames + AVSSL_STACK - 1) / AVSSL_STACK + AVSSL_PREFIX; }
 
 /* ---- float ----------------------------------------------------------------------------------------------------- */
@@ -109,6 +138,49 @@ static void apply_f32(const dense_f32 *d, int outputs, int inputs, const float *
         y[o] = sum;
     }
 }
+
+#if AVSSL_STEM
+static float maps32[AVSSL_STEM_MAPS];
+
+/* Frames -> the shorter ones that the encoder reads, at *to. Returns their number. */
+static int stem_f32(const float *map, int count, const float **to)
+{
+    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES], *next = maps32;
+    for (int l = 0; l < AVSSL_STEM; l++) {
+        const conv_shape *shape = &stem_shapes[l];
+        const dense_f32 *d = &stem_dense_f32[l];
+        const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
+        float *out = next;
+        for (int t = 0; t < (count + 1) / 2; t++) {
+            memset(row, 0, sizeof row);
+            for (int b = 0; b < bands; b++) {
+                memcpy(point, d->bias, sizeof *point * (size_t)shape->outputs);
+                for (int i = 0; i < 9; i++) {
+                    const int at = tap(shape, count, t, b, i);
+                    for (int o = 0; at >= 0 && o < shape->outputs; o++)
+                        for (int c = 0; c < shape->channels; c++)
+                            point[o] += d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
+                }
+                rectify(point, shape->outputs);
+                if (last) {
+                    collect(point, shape->outputs, b, bands, row);
+                } else {
+                    memcpy(next, point, sizeof *point * (size_t)shape->outputs);
+                    next += shape->outputs;
+                }
+            }
+            if (last) {
+                memcpy(next, row, sizeof row);
+                next += AVSSL_FRAME_FEATURES;
+            }
+        }
+        map = out;
+        count = (count + 1) / 2;
+    }
+    *to = map;
+    return count;
+}
+#endif
 
 /* Attention of one query; context over all n tokens. */
 static void attend_f32(const float *query, int n, float *context)
@@ -135,6 +207,9 @@ int avssl_forward_f32(const float *frames, int count, float *out)
 {
     float query[AVSSL_DIM], context[AVSSL_DIM], row[AVSSL_DIM], hidden[AVSSL_FF], input[INPUTS];
     if (count < 1 || count > AVSSL_MAX_FRAMES) return -1;
+#if AVSSL_STEM
+    count = stem_f32(frames, count, &frames);
+#endif
     const int n = tokens_of(count);
     for (int t = 0; t < n; t++) {
         float *x = x32 + t * AVSSL_DIM;
@@ -142,8 +217,8 @@ int avssl_forward_f32(const float *frames, int count, float *out)
             memcpy(x, first_token, sizeof first_token);
         } else {
             for (int i = 0; i < INPUTS; i++) { /* the last token is filled with zeros */
-                const int frame = (t - AVSSL_PREFIX) * AVSSL_STACK + i / AVSSL_FEATURES;
-                input[i] = frame < count ? frames[frame * AVSSL_FEATURES + i % AVSSL_FEATURES] : 0;
+                const int frame = (t - AVSSL_PREFIX) * AVSSL_STACK + i / AVSSL_FRAME_FEATURES;
+                input[i] = frame < count ? frames[frame * AVSSL_FRAME_FEATURES + i % AVSSL_FRAME_FEATURES] : 0;
             }
             apply_f32(&project_f32, AVSSL_DIM, INPUTS, input, x);
         }
@@ -215,6 +290,52 @@ static void apply_int8(const dense_int8 *d, int outputs, int inputs, const int8_
     }
 }
 
+#if AVSSL_STEM
+static int8_t maps8[AVSSL_STEM_MAPS];
+
+/* The same in int8: each map at the scale of the layer that reads it. */
+static int stem_int8(const int8_t *map, int count, const int8_t **to)
+{
+    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES];
+    int8_t *next = maps8;
+    for (int l = 0; l < AVSSL_STEM; l++) {
+        const conv_shape *shape = &stem_shapes[l];
+        const dense_int8 *d = &stem_dense_int8[l];
+        const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
+        int8_t *out = next;
+        for (int t = 0; t < (count + 1) / 2; t++) {
+            memset(row, 0, sizeof row);
+            for (int b = 0; b < bands; b++) {
+                int32_t sums[AVSSL_STEM_WIDEST];
+                memcpy(sums, d->bias, sizeof *sums * (size_t)shape->outputs);
+                for (int i = 0; i < 9; i++) {
+                    const int at = tap(shape, count, t, b, i);
+                    for (int o = 0; at >= 0 && o < shape->outputs; o++)
+                        for (int c = 0; c < shape->channels; c++)
+                            sums[o] += (int32_t)d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
+                }
+                for (int o = 0; o < shape->outputs; o++) point[o] = (float)sums[o] * d->scale[o];
+                rectify(point, shape->outputs);
+                if (last) {
+                    collect(point, shape->outputs, b, bands, row);
+                } else {
+                    quantise(point, shape->outputs, stem_dense_int8[l + 1].inverse, next);
+                    next += shape->outputs;
+                }
+            }
+            if (last) {
+                quantise(row, AVSSL_FRAME_FEATURES, project_int8.inverse, next);
+                next += AVSSL_FRAME_FEATURES;
+            }
+        }
+        map = out;
+        count = (count + 1) / 2;
+    }
+    *to = map;
+    return count;
+}
+#endif
+
 /* Attention weights as bytes relative to the largest of their row: a flat softmax over hundreds of tokens would round to
  * nothing as absolute probabilities. */
 static void attend_int8(const layer_int8 *layer, const int8_t *query, int n, float *context)
@@ -239,7 +360,11 @@ static void attend_int8(const layer_int8 *layer, const int8_t *query, int n, flo
 
 void avssl_quantise_frame(const float *frame, int8_t *out)
 {
+#if AVSSL_STEM
+    quantise(frame, AVSSL_FEATURES, stem_dense_int8[0].inverse, out);
+#else
     quantise(frame, AVSSL_FEATURES, project_int8.inverse, out);
+#endif
 }
 
 int avssl_forward_int8(const int8_t *frames, int count, float *out)
@@ -247,14 +372,17 @@ int avssl_forward_int8(const int8_t *frames, int count, float *out)
     float row[AVSSL_DIM], y[AVSSL_DIM], hidden[AVSSL_FF], pooled[AVSSL_DIM] = {0};
     int8_t narrow[AVSSL_DIM], wide[AVSSL_FF], input[INPUTS];
     if (count < 1 || count > AVSSL_MAX_FRAMES) return -1;
+#if AVSSL_STEM
+    count = stem_int8(frames, count, &frames);
+#endif
     const int n = tokens_of(count);
     for (int t = 0; t < n; t++) {
         if (t < AVSSL_PREFIX) {
             memcpy(row, first_token, sizeof first_token);
         } else {
             for (int i = 0; i < INPUTS; i++) {
-                const int frame = (t - AVSSL_PREFIX) * AVSSL_STACK + i / AVSSL_FEATURES;
-                input[i] = frame < count ? frames[frame * AVSSL_FEATURES + i % AVSSL_FEATURES] : 0;
+                const int frame = (t - AVSSL_PREFIX) * AVSSL_STACK + i / AVSSL_FRAME_FEATURES;
+                input[i] = frame < count ? frames[frame * AVSSL_FRAME_FEATURES + i % AVSSL_FRAME_FEATURES] : 0;
             }
             apply_int8(&project_int8, AVSSL_DIM, INPUTS, input, row);
         }
