@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import zlib
@@ -113,11 +114,14 @@ def stem_widest(plan: EncoderPlan) -> int:
 
 
 def stem_maps(plan: EncoderPlan, frames: int) -> int:
-    """Numbers that the stem keeps: the maps between its layers, and what it gives."""
-    if not plan.stem:
-        return 0
-    _, *between, (last, _, _) = plan.maps(frames)
-    return sum(t * b * c for t, b, c in between) + last * plan.frame_features
+    """Numbers that the stem keeps: three rows of each map between two layers, and what it gives."""
+    return stem_rings(plan)[-1] + plan.maps(frames)[-1][0] * plan.frame_features if plan.stem else 0
+
+
+def stem_rings(plan: EncoderPlan) -> list[int]:
+    """Where each layer keeps the rows of its map; the last layer's place is behind them all."""
+    sizes = [3 * bands * channels for _, bands, channels in plan.maps(1)[1:-1]]
+    return [0, *itertools.accumulate(sizes)]
 
 
 def compiler() -> str | None:
@@ -243,6 +247,7 @@ def _config(
         values |= {
             "STEM_BINS": plan.stem_bins,
             "STEM_WIDEST": stem_widest(plan),
+            "STEM_RINGS": stem_rings(plan)[-1],
             "STEM_MAPS": stem_maps(plan, frames),
         }
     if sound is not None:
@@ -313,8 +318,8 @@ def _weights(plan: EncoderPlan, quantised: Quantised) -> _Text:
     if plan.stem:
         text += "static const conv_shape stem_shapes[AVSSL_STEM] = {\n"
         text += "".join(
-            f"{{{bands}, {channels}, {len(layer.weight)}}},\n"
-            for (_, bands, channels), layer in zip(plan.maps(1), plan.stem, strict=False)
+            f"{{{bands}, {channels}, {len(layer.weight)}, {ring}}},\n"
+            for (_, bands, channels), layer, ring in zip(plan.maps(1)[:-1], plan.stem, stem_rings(plan), strict=True)
         )
         text += "};\nstatic const dense_int8 stem_dense_int8[AVSSL_STEM] = {\n"
         text += ",\n".join(dense_struct(f"stem{i}") for i in range(len(plan.stem))) + "\n};\n"

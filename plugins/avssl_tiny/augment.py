@@ -9,10 +9,11 @@ from torch import Tensor
 from avssl.batch import generators
 
 from .config import SoundConfig
+from .features import hz_to_mel, mel_to_hz
 
 
 def augment_wave(wave: np.ndarray, config: SoundConfig, rng: np.random.Generator) -> np.ndarray:
-    """wave (L,) float32 at `config.rate` -> (L,): stretch, pitch, circular shift, gain, noise, in this order."""
+    """wave (L,) float32 at `config.rate` -> (L,): stretch, pitch, circular shift, gain, equaliser, noise, in this order."""
     length = len(wave)
     if config.stretch:
         wave = _fit(stretch(wave, 1 + rng.uniform(-config.stretch, config.stretch)), length)
@@ -25,10 +26,21 @@ def augment_wave(wave: np.ndarray, config: SoundConfig, rng: np.random.Generator
         wave = np.roll(wave, int(rng.integers(-reach, reach + 1)))
     if config.gain_db:
         wave = wave * np.float32(10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20))
+    if config.equaliser_db:
+        wave = equalise(wave, rng.standard_normal(4) * config.equaliser_db, config)
     if config.noise_snr is not None and rng.random() < config.noise_probability:
         level = float(np.sqrt(np.mean(np.square(wave)))) * 10 ** (-rng.uniform(*config.noise_snr) / 20)
         wave = wave + rng.standard_normal(len(wave), dtype=np.float32) * np.float32(level)
     return wave.astype(np.float32, copy=False)
+
+
+def equalise(wave: np.ndarray, gains: np.ndarray, config: SoundConfig) -> np.ndarray:
+    """A smooth filter, as another microphone or room: gains in dB at equal steps of the mel scale, lines between them."""
+    mels = np.linspace(hz_to_mel(config.low, config), hz_to_mel(config.high or config.rate / 2, config), 64)
+    curve = np.interp(mels, np.linspace(mels[0], mels[-1], len(gains)), gains)
+    spectrum = np.fft.rfft(wave)
+    decibels = np.interp(np.fft.rfftfreq(len(wave), 1 / config.rate), mel_to_hz(mels, config), curve)
+    return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(wave))
 
 
 def stretch(wave: np.ndarray, tempo: float) -> np.ndarray:

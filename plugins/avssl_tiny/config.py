@@ -76,6 +76,7 @@ PRESETS: dict[str, dict[str, object]] = {
     "tiny-6k-one-layer": {"layers": 1, "ff": 64},
     "tiny-6k-three-layers": {"layers": 3, "ff": 16},
     "tiny-6k-learned-positions": {"positions": "learned"},
+    "tiny-6k-stem": {"stem": (8, 16), "stem_bins": 2, "ff": 24, "pooler": "mean"},
     "small-40k": {"dim": 48, "heads": 4, "ff": 96},
     "medium-250k": {"features": 128, "dim": 96, "layers": 3, "heads": 4, "ff": 192},
     "bert-tiny": {"features": 128, "dim": 128, "ff": 512},
@@ -138,6 +139,7 @@ class SoundConfig:
     # augmentations, in training only
     shift: float = 0.0  # circular shift in time, up to this share of the clip
     gain_db: float = 0.0  # +- dB
+    equaliser_db: float = 0.0  # standard deviation of four gains along the mel scale, lines between them
     noise_snr: tuple[float, float] | None = None  # Gaussian noise at a signal-to-noise ratio in this range, dB
     noise_probability: float = 0.5
     pitch: float = 0.0  # +- semitones (slow)

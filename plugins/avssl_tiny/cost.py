@@ -47,9 +47,10 @@ def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
         + c.dim * classes
     )
     inputs, buffers = c.token_features, 4 * (4 * c.dim + c.ff + n)  # floats: rows in work, one row of scores
-    if c.stem:  # the maps between its layers, and what it gives
+    between = 0  # numbers kept: three rows of each map between two layers of the stem, and what it gives
+    if c.stem:
+        between = sum(3 * b * o for _, b, o in maps[1:-1]) + maps[-1][0] * c.token_features // c.stack
         buffers += 4 * (max(c.stem) + c.token_features // c.stack)
-    between = sum(t * b * o for t, b, o in maps[1:-1]) + (maps[-1][0] * c.token_features // c.stack if c.stem else 0)
     return {
         "parameters": parameters,
         "macs": macs,

@@ -113,7 +113,7 @@ def standardised(x: Tensor, config: SoundConfig, pad: Tensor | None = None) -> T
 def mel_bank(config: SoundConfig) -> np.ndarray:
     """(n_mels, n_fft/2 + 1) float64 triangles on the Slaney or HTK mel scale, of unit area with norm "slaney"."""
     top = config.high or config.rate / 2
-    edges = _hz(np.linspace(_mel(config.low, config), _mel(top, config), config.n_mels + 2), config)
+    edges = mel_to_hz(np.linspace(hz_to_mel(config.low, config), hz_to_mel(top, config), config.n_mels + 2), config)
     bins = np.linspace(0, config.rate / 2, config.n_fft // 2 + 1)
     width = np.diff(edges)
     ramps = edges[:, None] - bins
@@ -125,13 +125,13 @@ def mel_bank(config: SoundConfig) -> np.ndarray:
 _LINEAR, _KNEE, _STEP = 200 / 3, 1000.0, math.log(6.4) / 27
 
 
-def _mel(hz: float, config: SoundConfig) -> float:
+def hz_to_mel(hz: float, config: SoundConfig) -> float:
     if config.mel_scale == "htk":
         return 2595 * math.log10(1 + hz / 700)
     return hz / _LINEAR if hz < _KNEE else _KNEE / _LINEAR + math.log(hz / _KNEE) / _STEP
 
 
-def _hz(mel: np.ndarray, config: SoundConfig) -> np.ndarray:
+def mel_to_hz(mel: np.ndarray, config: SoundConfig) -> np.ndarray:
     if config.mel_scale == "htk":
         return 700 * (10 ** (mel / 2595) - 1)
     knee = _KNEE / _LINEAR

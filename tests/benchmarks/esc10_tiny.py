@@ -11,9 +11,9 @@ are used once, after a fixed number of epochs; fold 1 alone had been looked at t
 for all folds (by the mean of inner splits 1, 3 and 5), so the choice is not strictly nested.
 
 Log-mel frames are computed once. Augmentation therefore works on frames: the circular shift by whole frames, the gain
-as an offset in dB, mixup and masks as in the recipes. A teacher (the CNN of the same fold, first seed) answers
-beforehand, in bfloat16, for MIXTURES mixtures of the training clips that teacher and student both hear. One thread per process; the
-CNN trains in bfloat16 (autocast, float32 weights) and is tested in float32.
+as an offset in dB, the equaliser as one for each band, mixup and masks as in the recipes. A teacher (the CNN of the same
+fold, first seed) answers beforehand, in bfloat16, for MIXTURES mixtures of the training clips that teacher and student
+both hear. One thread per process; the CNN trains in bfloat16 (autocast, float32 weights) and is tested in float32.
 """
 
 from __future__ import annotations
@@ -85,6 +85,13 @@ BY_CLIP = Variant("tiny", mel(79, n_mels=32, floor=1e-4), {"pooler": "mean", "st
 TINY = replace(  # each band by the statistics of training, as the CNN's coefficients
     BY_CLIP, sound={**BY_CLIP.sound, "standardise": "none"}, sizes={**BY_CLIP.sizes, "input_norm": True}, epochs=150
 )
+STEM = Variant(  # two convolutions before the tokens
+    "tiny",
+    mel(79, n_mels=64, floor=1e-4, standardise="none", equaliser_db=4.0),
+    {"stem": [8, 16], "stem_bins": 2, "ff": 24, "pooler": "mean", "input_norm": True},
+    lr=1e-2,
+    epochs=150,
+)
 CNN = Variant("tiny_cnn", mfcc(floor=1e-4), epochs=40, lr=1e-3)
 WHOLE = replace(BY_CLIP, sound=mel(), sizes={"pooler": "mean"}, lr=3e-3)  # 64 bands, one frame a token
 CANDIDATES: dict[str, Variant] = {  # compared by --inner
@@ -100,18 +107,31 @@ CANDIDATES: dict[str, Variant] = {  # compared by --inner
     "tiny-6k, 32 bands x 2, by band, taught": replace(
         TINY, sound={**TINY.sound, "mixup": 1.0}, teacher="cnn-4m, floor 1e-4"
     ),
+    "tiny-6k, stem": STEM,
+    "tiny-7k, stem": replace(STEM, sizes={**STEM.sizes, "ff": 32, "stem_bins": 4}, lr=5e-3),
+    "tiny-7k, stem, taught": replace(
+        STEM,
+        sound={**STEM.sound, "mixup": 1.0},
+        sizes={**STEM.sizes, "ff": 32, "stem_bins": 4},
+        lr=5e-3,
+        teacher="cnn-4m, equaliser",
+    ),
+    "cnn-4m, equaliser": replace(CNN, sound=mfcc(floor=1e-4, equaliser_db=4.0)),
     "cnn-4m": replace(CNN, sound=mfcc()),
     "cnn-4m, floor 1e-6": replace(CNN, sound=mfcc(floor=1e-6)),
     "cnn-4m, floor 1e-4": CNN,
     "cnn-4m, floor 1e-4, masks": replace(CNN, sound=mfcc(**MASKED, floor=1e-4)),
     "cnn-4m, floor 1e-4, 79 frames": replace(CNN, sound=mfcc(79, floor=1e-4)),
 }
-PLAIN = {"shift": 0.0, "gain_db": 0.0, "mixup": 0.0}
+PLAIN = {"shift": 0.0, "gain_db": 0.0, "equaliser_db": 0.0, "mixup": 0.0}
 TAUGHT = replace(TINY, sound={**TINY.sound, "mixup": 1.0}, teacher="cnn-4m, augmented")
 VARIANTS: dict[str, Variant] = {  # what the inner splits chose
     "cnn-4m, augmented": CNN,
+    "tiny-6k, stem, augmented": STEM,
     "tiny-6k, augmented": TINY,
+    "tiny-6k, stem, taught by the CNN": replace(STEM, sound={**STEM.sound, "mixup": 1.0}, teacher="cnn-4m, augmented"),
     "tiny-6k, taught by the CNN": TAUGHT,
+    "tiny-6k, stem, plain": replace(STEM, sound={**STEM.sound, **PLAIN}),
     "tiny-6k, plain": replace(TINY, sound={**TINY.sound, **PLAIN}),
     "cnn-4m, plain": replace(CNN, sound={**CNN.sound, **PLAIN}),
 }
@@ -180,14 +200,19 @@ class View:
         self.dct = SoundFrontend(config).extract.dct if config.kind == "mfcc" else None
 
     def __call__(self, rows: Tensor | slice, shift: Tensor | None = None, gain: Tensor | None = None) -> Tensor:
-        """shift: (n,) shares of the clip; gain: (n,) dB."""
+        """shift: (n,) shares of the clip; gain: (n, 1 or more) dB, at equal steps over the bands."""
         frames = self.mels[rows]
         if gain is not None:
-            frames = frames + gain[:, None, None]
+            frames = frames + by_band(gain, frames.shape[2])
         if shift is not None:
             frames = shifted(frames, shift)
         frames = frames.clamp_min(10 * math.log10(self.config.floor))
         return standardised(frames if self.dct is None else frames @ self.dct, self.config)
+
+
+def by_band(gain: Tensor, bands: int) -> Tensor:
+    """(n, k) gains at equal steps -> (n, 1, bands), with lines between them."""
+    return nn.functional.interpolate(gain[:, None], size=bands, mode="linear", align_corners=True)
 
 
 def shifted(frames: Tensor, share: Tensor) -> Tensor:
@@ -249,7 +274,9 @@ def fit(
 def draw(config: SoundConfig, count: int, rng: np.random.Generator) -> dict[str, Tensor]:
     """The augmentations that `View` applies."""
     shift = rng.uniform(-config.shift, config.shift, count)
-    gain = rng.uniform(-config.gain_db, config.gain_db, count)
+    gain = rng.uniform(-config.gain_db, config.gain_db, (count, 1))
+    if config.equaliser_db:
+        gain = gain + rng.standard_normal((count, 4)) * config.equaliser_db
     return {"shift": torch.from_numpy(shift), "gain": torch.from_numpy(gain).float()}
 
 
@@ -407,12 +434,16 @@ def lessons(
     share = torch.from_numpy(np.maximum(share, 1 - share).astype(np.float32))
     steps = yours.mels.shape[1]  # of the coarser frames, so that both hear one shift
     shift = torch.from_numpy(rng.integers(0, steps, (2, MIXTURES)) / steps)
-    gain = torch.from_numpy(rng.uniform(-config.gain_db, config.gain_db, (2, MIXTURES)).astype(np.float32))
-    level = gain + 20 * torch.stack([share, 1 - share]).clamp_min(1e-5).log10()  # dB
+    gain = [draw(config, MIXTURES, rng)["gain"] for _ in (0, 1)]
+    level = 20 * torch.stack([share, 1 - share]).clamp_min(1e-5).log10()  # dB
     mels, logits = [], []
 
     def mixed(source: Tensor, part: Tensor) -> Tensor:
-        each = [shifted(source[pair[k, part]], shift[k, part]) + level[k, part, None, None] for k in (0, 1)]
+        each = [
+            shifted(source[pair[k, part]], shift[k, part])
+            + by_band(gain[k][part] + level[k, part, None], source.shape[2])
+            for k in (0, 1)
+        ]
         return torch.logaddexp(each[0] * NEPER, each[1] * NEPER) / NEPER
 
     for part in torch.arange(MIXTURES).split(64):

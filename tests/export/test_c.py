@@ -150,6 +150,16 @@ def test_int8_weights_have_a_scale_for_each_output():
     assert (np.abs(real - plan.project.weight) <= q.weight_scale[:, None] * 0.501).all()
 
 
+@pytest.mark.parametrize("sizes", [{"stem": [8, 16], "stem_bins": 2}, {"stem": [4, 6, 8], "stem_bins": 4, "stack": 3}])
+def test_memory_of_a_stem_is_three_rows_of_its_maps(sizes):
+    model = tiny_model(sizes)
+    plan, sound, _frames = prepared(model, clips(2))
+    need, listed = c_code.memory(plan, sound, 79, 0), cost(model.backbone.config, 3, 79)
+    assert (need.ram_int8, need.ram_float32) == (listed["ram_int8"], listed["ram_float32"])
+    assert plan.macs(79) == listed["macs"] and plan.tokens(79) == listed["tokens"]
+    assert need.ram_int8 < 6000  # the first map alone would be 10,240 bytes
+
+
 def test_memory_is_what_the_compiler_reserves(tmp_path):
     model = tiny_model()
     plan, sound, _frames = prepared(model, clips(2))

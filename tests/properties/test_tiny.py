@@ -22,14 +22,14 @@ from avssl.recipe import load_recipe
 from avssl.schema import unstructure
 from avssl.training.pipeline import run_folds
 from avssl.training.setup import Machine
-from avssl_tiny.augment import augment_wave, spec_augment, stretch
+from avssl_tiny.augment import augment_wave, equalise, spec_augment, stretch
 from avssl_tiny.backbone import Tiny
 from avssl_tiny.checkpoint import write
 from avssl_tiny.cnn import TinyCnn
 from avssl_tiny.config import MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
 from avssl_tiny.cost import cnn_parameters, cnn_rows, cost
 from avssl_tiny.distill import TaughtFrontend, divergence
-from avssl_tiny.features import FrameFeatures, dct_matrix, mel_bank, standardised
+from avssl_tiny.features import FrameFeatures, dct_matrix, hz_to_mel, mel_bank, mel_to_hz, standardised
 from avssl_tiny.frontend import SoundFrontend
 from avssl_tiny.loss import supervised
 from avssl_tiny.masked import MaskedFrames
@@ -221,6 +221,22 @@ def test_a_shift_moves_the_clip_and_loses_nothing():
     assert any(np.array_equal(np.roll(wave, s), out) for s in range(1000))
 
 
+def test_an_equaliser_changes_each_frequency_by_its_gain_alone():
+    config = SoundConfig(equaliser_db=6.0)
+    gains = np.array([6.0, -6.0, 0.0, 12.0])
+    at = np.linspace(hz_to_mel(0.0, config), hz_to_mel(8000.0, config), 4)
+    time = np.arange(16000) / 16000
+    for mel, gain in zip(at[1:3], gains[1:3], strict=True):
+        tone = np.sin(2 * np.pi * round(float(mel_to_hz(np.array([mel]), config)[0])) * time).astype(np.float32)
+        got = equalise(tone, gains, config)
+        assert len(got) == len(tone)
+        assert abs(20 * np.log10(np.std(got) / np.std(tone)) - gain) < 0.3
+    rng = np.random.default_rng
+    wave = noise(16001)
+    assert not np.array_equal(augment_wave(wave, config, rng(1)), augment_wave(wave, config, rng(2)))
+    assert len(augment_wave(wave, config, rng(1))) == 16001 and augment_wave(wave, config, rng(1)).dtype == np.float32
+
+
 def test_stretching_keeps_the_pitch():
     tone = np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000).astype(np.float32)
     slow = stretch(tone, 0.8)
@@ -356,6 +372,7 @@ def test_each_fold_of_a_student_has_the_teacher_that_did_not_see_it(saved, tmp_p
     [
         ("tiny/6k-esc10", "tiny-6k, augmented"),
         ("tiny/6k-distill", "tiny-6k, taught by the CNN"),
+        ("tiny/6k-stem-esc10", "tiny-6k, stem, augmented"),
         ("tiny/cnn-esc10", "cnn-4m, augmented"),
     ],
 )

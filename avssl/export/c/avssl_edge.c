@@ -18,6 +18,7 @@ typedef struct {
 #if AVSSL_STEM
 typedef struct {
     int bands, channels, outputs; /* of the map it reads; its weights are [out][time tap][frequency tap][channel] */
+    int ring;                     /* where the last three rows of its own map are kept */
 } conv_shape;
 #endif
 
@@ -102,12 +103,13 @@ static void exponentiate(int n)
 
 #if AVSSL_STEM
 /* Where a 3x3 convolution of stride 2 reads for its output (t, b): the offset of a tap in the map, or -1 for the zeros
- * around it. */
-static int tap(const conv_shape *shape, int frames, int t, int b, int i)
+ * around it. The frames are all there; of the maps behind them, three rows. */
+static int tap(int layer, int rows, int t, int b, int i)
 {
-    const int frame = 2 * t + i / 3 - 1, band = 2 * b + i % 3 - 1;
-    if (frame < 0 || frame >= frames || band < 0 || band >= shape->bands) return -1;
-    return (frame * shape->bands + band) * shape->channels;
+    const conv_shape *shape = &stem_shapes[layer];
+    const int row = 2 * t + i / 3 - 1, band = 2 * b + i % 3 - 1;
+    if (row < 0 || row >= rows || band < 0 || band >= shape->bands) return -1;
+    return ((layer ? row % 3 : row) * shape->bands + band) * shape->channels;
 }
 
 /* Adds a band of the last map to the mean of its bin. */
@@ -140,45 +142,41 @@ static void apply_f32(const dense_f32 *d, int outputs, int inputs, const float *
 }
 
 #if AVSSL_STEM
-static float maps32[AVSSL_STEM_MAPS];
+static float maps32[AVSSL_STEM_MAPS]; /* three rows of each map between two layers, then what the stem gives */
 
 /* Frames -> the shorter ones that the encoder reads, at *to. Returns their number. */
-static int stem_f32(const float *map, int count, const float **to)
+static int stem_f32(const float *frames, int count, const float **to)
 {
-    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES], *next = maps32;
-    for (int l = 0; l < AVSSL_STEM; l++) {
-        const conv_shape *shape = &stem_shapes[l];
-        const dense_f32 *d = &stem_dense_f32[l];
-        const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
-        float *out = next;
-        for (int t = 0; t < (count + 1) / 2; t++) {
+    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES];
+    int rows[AVSSL_STEM + 1] = {count};
+    for (int l = 0; l < AVSSL_STEM; l++) rows[l + 1] = (rows[l] + 1) / 2;
+    for (int first = 0; first < rows[1]; first++)
+        for (int l = 0, t = first;; l++, t /= 2) {
+            const conv_shape *shape = &stem_shapes[l];
+            const dense_f32 *d = &stem_dense_f32[l];
+            const float *map = l ? maps32 + stem_shapes[l - 1].ring : frames;
+            const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
             memset(row, 0, sizeof row);
             for (int b = 0; b < bands; b++) {
                 memcpy(point, d->bias, sizeof *point * (size_t)shape->outputs);
                 for (int i = 0; i < 9; i++) {
-                    const int at = tap(shape, count, t, b, i);
+                    const int at = tap(l, rows[l], t, b, i);
                     for (int o = 0; at >= 0 && o < shape->outputs; o++)
                         for (int c = 0; c < shape->channels; c++)
                             point[o] += d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
                 }
                 rectify(point, shape->outputs);
-                if (last) {
+                if (last)
                     collect(point, shape->outputs, b, bands, row);
-                } else {
-                    memcpy(next, point, sizeof *point * (size_t)shape->outputs);
-                    next += shape->outputs;
-                }
+                else
+                    memcpy(maps32 + shape->ring + (t % 3 * bands + b) * shape->outputs, point,
+                           sizeof *point * (size_t)shape->outputs);
             }
-            if (last) {
-                memcpy(next, row, sizeof row);
-                next += AVSSL_FRAME_FEATURES;
-            }
+            if (last) memcpy(maps32 + AVSSL_STEM_RINGS + t * AVSSL_FRAME_FEATURES, row, sizeof row);
+            if (last || (t % 2 == 0 && t != rows[l + 1] - 1)) break; /* the next row below waits for another of this one */
         }
-        map = out;
-        count = (count + 1) / 2;
-    }
-    *to = map;
-    return count;
+    *to = maps32 + AVSSL_STEM_RINGS;
+    return rows[AVSSL_STEM];
 }
 #endif
 
@@ -291,48 +289,45 @@ static void apply_int8(const dense_int8 *d, int outputs, int inputs, const int8_
 }
 
 #if AVSSL_STEM
-static int8_t maps8[AVSSL_STEM_MAPS];
+static int8_t maps8[AVSSL_STEM_MAPS]; /* three rows of each map between two layers, then what the stem gives */
 
 /* The same in int8: each map at the scale of the layer that reads it. */
-static int stem_int8(const int8_t *map, int count, const int8_t **to)
+static int stem_int8(const int8_t *frames, int count, const int8_t **to)
 {
     float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES];
-    int8_t *next = maps8;
-    for (int l = 0; l < AVSSL_STEM; l++) {
-        const conv_shape *shape = &stem_shapes[l];
-        const dense_int8 *d = &stem_dense_int8[l];
-        const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
-        int8_t *out = next;
-        for (int t = 0; t < (count + 1) / 2; t++) {
+    int rows[AVSSL_STEM + 1] = {count};
+    for (int l = 0; l < AVSSL_STEM; l++) rows[l + 1] = (rows[l] + 1) / 2;
+    for (int first = 0; first < rows[1]; first++)
+        for (int l = 0, t = first;; l++, t /= 2) {
+            const conv_shape *shape = &stem_shapes[l];
+            const dense_int8 *d = &stem_dense_int8[l];
+            const int8_t *map = l ? maps8 + stem_shapes[l - 1].ring : frames;
+            const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
             memset(row, 0, sizeof row);
             for (int b = 0; b < bands; b++) {
                 int32_t sums[AVSSL_STEM_WIDEST];
                 memcpy(sums, d->bias, sizeof *sums * (size_t)shape->outputs);
                 for (int i = 0; i < 9; i++) {
-                    const int at = tap(shape, count, t, b, i);
+                    const int at = tap(l, rows[l], t, b, i);
                     for (int o = 0; at >= 0 && o < shape->outputs; o++)
                         for (int c = 0; c < shape->channels; c++)
                             sums[o] += (int32_t)d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
                 }
                 for (int o = 0; o < shape->outputs; o++) point[o] = (float)sums[o] * d->scale[o];
                 rectify(point, shape->outputs);
-                if (last) {
+                if (last)
                     collect(point, shape->outputs, b, bands, row);
-                } else {
-                    quantise(point, shape->outputs, stem_dense_int8[l + 1].inverse, next);
-                    next += shape->outputs;
-                }
+                else
+                    quantise(point, shape->outputs, stem_dense_int8[l + 1].inverse,
+                             maps8 + shape->ring + (t % 3 * bands + b) * shape->outputs);
             }
-            if (last) {
-                quantise(row, AVSSL_FRAME_FEATURES, project_int8.inverse, next);
-                next += AVSSL_FRAME_FEATURES;
-            }
+            if (last)
+                quantise(row, AVSSL_FRAME_FEATURES, project_int8.inverse,
+                         maps8 + AVSSL_STEM_RINGS + t * AVSSL_FRAME_FEATURES);
+            if (last || (t % 2 == 0 && t != rows[l + 1] - 1)) break; /* the next row below waits for another of this one */
         }
-        map = out;
-        count = (count + 1) / 2;
-    }
-    *to = map;
-    return count;
+    *to = maps8 + AVSSL_STEM_RINGS;
+    return rows[AVSSL_STEM];
 }
 #endif
 
