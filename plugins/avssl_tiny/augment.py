@@ -38,9 +38,9 @@ def equalise(wave: np.ndarray, gains: np.ndarray, config: SoundConfig) -> np.nda
     """A smooth filter, as another microphone or room: gains in dB at equal steps of the mel scale, lines between them."""
     mels = np.linspace(hz_to_mel(config.low, config), hz_to_mel(config.high or config.rate / 2, config), 64)
     curve = np.interp(mels, np.linspace(mels[0], mels[-1], len(gains)), gains)
-    spectrum = np.fft.rfft(wave)
     decibels = np.interp(np.fft.rfftfreq(len(wave), 1 / config.rate), mel_to_hz(mels, config), curve)
-    return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(wave))
+    factors = torch.from_numpy(10 ** (decibels / 20)).float()
+    return torch.fft.irfft(torch.fft.rfft(torch.from_numpy(wave)) * factors, len(wave)).numpy()
 
 
 def stretch(wave: np.ndarray, tempo: float) -> np.ndarray:
