@@ -86,25 +86,31 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_guides_has_options_that_exist(command: str) -> None:
-    """Parsed by the command line itself, which then does nothing; recipes must be registered."""
+@pytest.fixture(scope="module")
+def idle() -> Any:
+    """The command line itself, whose commands do nothing."""
     import typer
 
     from avssl import cli
-    from avssl.registry import registry
 
-    def idle(group: Any) -> None:
+    def rest(group: Any) -> None:
         for one in getattr(group, "commands", {}).values():
             one.callback = lambda **options: None
-            idle(one)
+            rest(one)
 
-    if not cli.app.registered_commands:
-        cli._register()
+    cli._command()
     group = typer.main.get_command(cli.app)
-    idle(group)
+    rest(group)
+    return group
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_guides_has_options_that_exist(command: str, idle: Any) -> None:
+    """Recipes must be registered."""
+    from avssl.registry import registry
+
     words = shlex.split(command)[1:]
-    group.main(words, prog_name="avssl", standalone_mode=False)
+    idle.main(words, prog_name="avssl", standalone_mode=False)
     if words[0] in ("pretrain", "finetune") and "/" in words[1] and not words[1].startswith("motion/"):
         assert registry().get("recipe", words[1])
 
