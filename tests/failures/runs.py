@@ -34,7 +34,11 @@ FORKS.set_forkserver_preload(
         "avssl_tiny.masked",
         "avssl.nn.mel",
         "toy",
+        "pyarrow.dataset",
         "pyarrow.parquet",
+        "sklearn.metrics",
+        "torchaudio.transforms",
+        "torchvision.transforms.v2",
     ]
 )
 SMALL = (
