@@ -7,7 +7,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Any
 
 import typer
 
@@ -48,7 +49,9 @@ def options(
         os.environ[DISABLE] = ",".join([*filter(None, os.environ.get(DISABLE, "").split(",")), *without])
 
 
-def _register() -> None:
+@cache
+def _command() -> Callable[..., Any]:
+    """Every command, registered once however often a process calls `main`."""
     from avssl.cli import (
         bench,
         classify,
@@ -101,6 +104,7 @@ def _register() -> None:
     app.add_typer(data.app, name="data", rich_help_panel="Use")
     app.add_typer(debug.debug_app, name="debug", rich_help_panel="Look")
     app.add_typer(listing.plugins_app, name="plugins", rich_help_panel="Look")
+    return typer.main.get_command(app)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -118,8 +122,7 @@ def main(arguments: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no reason to stop
     try:
-        _register()
-        code = app(arguments, prog_name="avssl", standalone_mode=False)
+        code = _command()(arguments, prog_name="avssl", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else Exit.OK)
     except AvsslError as error:
         if debug:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from runs import avssl as run
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/plugins.md").read_text(encoding="utf-8")
 
@@ -36,16 +34,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def avssl(home: Path, *words: object) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", "from avssl.cli import main; main()", *map(str, words)],
-        cwd=home,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(home), *sys.path]), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    ended = run(home / "logs", *map(str, words), folder=home)
+    assert ended.code == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
+    return ended.stdout
 
 
 def test_the_plugin_passes_the_conformance_suite(installed: Path) -> None:
@@ -86,25 +77,31 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_guides_has_options_that_exist(command: str) -> None:
-    """Parsed by the command line itself, which then does nothing; recipes must be registered."""
+@pytest.fixture(scope="module")
+def idle() -> Any:
+    """The command line itself, whose commands do nothing."""
     import typer
 
     from avssl import cli
-    from avssl.registry import registry
 
-    def idle(group: Any) -> None:
+    def rest(group: Any) -> None:
         for one in getattr(group, "commands", {}).values():
             one.callback = lambda **options: None
-            idle(one)
+            rest(one)
 
-    if not cli.app.registered_commands:
-        cli._register()
+    cli._command()
     group = typer.main.get_command(cli.app)
-    idle(group)
+    rest(group)
+    return group
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_guides_has_options_that_exist(command: str, idle: Any) -> None:
+    """Recipes must be registered."""
+    from avssl.registry import registry
+
     words = shlex.split(command)[1:]
-    group.main(words, prog_name="avssl", standalone_mode=False)
+    idle.main(words, prog_name="avssl", standalone_mode=False)
     if words[0] in ("pretrain", "finetune") and "/" in words[1] and not words[1].startswith("motion/"):
         assert registry().get("recipe", words[1])
 

@@ -10,65 +10,46 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import toy
 from messages import says
+from runs import Running, wait_until
 
 from avssl.embedding.encode import EmbedOptions, Encoder, embed_rows
 from avssl.embedding.files import read_index, read_meta
 from avssl.embedding.job import Job, embed
 from avssl.embedding.lease import claim, is_dead
 from avssl.errors import DataError, UsageError
-
-JOB = """
-import sys, time
-from pathlib import Path
-import toy
-from avssl.embedding import job as embedding_job
 from avssl.model import open_model
-compute = embedding_job._compute
-def slow(*args):
-    compute(*args)
-    time.sleep(float(sys.argv[4]))
-embedding_job._compute = slow
-model = open_model(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
-done = embedding_job.embed(model, toy.rows(Path(sys.argv[2])), sys.argv[3], block=2, batch_size=4)
-print(done.rows, done.computed)
-"""
 
 
-@pytest.fixture(scope="module")
-def start(toy_plugin, toy_path, toy_manifest):
-    """Starts a process that embeds the toy clips in 15 blocks; begun=False: it waits for a line before it does."""
+def _embed(model: Path, manifest: Path, out: Path, pause: float) -> None:
+    """In 15 blocks, with a pause after each."""
+    from avssl.embedding import job
 
-    def start(out, pause: float = 0.0, begun: bool = True):
-        process = subprocess.Popen(
-            [sys.executable, "-c", JOB, toy_path, toy_manifest, out, str(pause)],
-            text=True,
-            env=toy.environment(toy_plugin),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        if begun:
-            begin(process)
-        return process
+    compute = job._compute
+
+    def slow(*args):
+        compute(*args)
+        time.sleep(pause)
+
+    job._compute = slow
+    done = job.embed(open_model(model), toy.rows(manifest), out, block=2, batch_size=4)
+    print(done.rows, done.computed, flush=True)
+
+
+@pytest.fixture
+def start(toy_plugin, toy_path, toy_manifest, tmp_path):
+    """Starts a process that embeds the toy clips."""
+
+    def start(out: Path, pause: float = 0.0) -> Running:
+        logs = tmp_path / "logs" / str(time.monotonic_ns())
+        return Running(logs, _embed, toy_path, toy_manifest, out, pause, folder=toy_plugin)
 
     return start
-
-
-def begin(*processes: subprocess.Popen) -> None:
-    """Let them go, once all of them have loaded everything."""
-    for process in processes:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n", process.communicate()
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +59,10 @@ def undisturbed(toy_model, toy_manifest, tmp_path_factory):
     return out.read_bytes()
 
 
-def finished(process: subprocess.Popen) -> tuple[int, int]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return tuple(map(int, out.split()))  # type: ignore[return-value]
+def finished(running: Running) -> tuple[int, int]:
+    ended = running.end()
+    assert ended.code == 0, ended.stderr
+    return tuple(map(int, ended.stdout.split()))  # type: ignore[return-value]
 
 
 @pytest.mark.slow
@@ -91,15 +72,12 @@ def test_killed_at_any_instant_the_same_command_goes_on(start, undisturbed, tmp_
     parts = tmp_path / ".x.parquet.parts"
     before = 0
     for _ in range(6):
-        process = start(out, pause=0.5)
+        running = start(out, pause=0.5)
         until = before + 1 + rng.randrange(2)
-        while process.poll() is None and len(list(parts.glob("[0-9]*.parquet"))) < until:
-            time.sleep(0.01)
+        wait_until(lambda until=until: len(list(parts.glob("[0-9]*.parquet"))) >= until)
         time.sleep(rng.random() * 0.5)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
+        running.kill()
+        kills += running.end().code == -signal.SIGKILL
         before = len(list(parts.glob("[0-9]*.parquet")))
     assert kills >= 5 and 0 < before < 15 and not out.exists()
     rows, computed = finished(start(out))
@@ -109,16 +87,13 @@ def test_killed_at_any_instant_the_same_command_goes_on(start, undisturbed, tmp_
 
 
 def test_a_signal_ends_the_job_between_batches_and_keeps_what_is_done(start, undisturbed, tmp_path):
-    process = start(tmp_path / "x.parquet", pause=0.5)
-    while len(list((tmp_path / ".x.parquet.parts").glob("[0-9]*.parquet"))) < 2:
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=200)
+    running = start(tmp_path / "x.parquet", pause=0.5)
+    wait_until(lambda: len(list((tmp_path / ".x.parquet.parts").glob("[0-9]*.parquet"))) >= 2)
+    running.kill(signal.SIGTERM)
     text = (
         f"avssl.errors.Stopped: SIGTERM arrived while embedding to {tmp_path / 'x.parquet'} (the same command goes on)"
     )
-    assert err.strip().splitlines()[-1] == text
+    assert running.end().last == text
     assert not list(tmp_path.glob(".x.parquet.parts/*.lease")) and not (tmp_path / "x.parquet").exists()
     assert 2 <= len(list(tmp_path.glob(".x.parquet.parts/[0-9]*.parquet"))) < 15
     assert finished(start(tmp_path / "x.parquet"))[0] == 30
@@ -127,13 +102,10 @@ def test_a_signal_ends_the_job_between_batches_and_keeps_what_is_done(start, und
 
 def test_several_processes_share_one_job_and_one_of_them_may_die(start, undisturbed, tmp_path):
     out = tmp_path / "x.parquet"
-    first, second, third = members = [start(out, pause=0.3, begun=False) for _ in range(3)]
-    begin(*members)
-    while len(list((tmp_path / ".x.parquet.parts").glob("[0-9]*.parquet"))) < 4:
-        assert first.poll() is None
-        time.sleep(0.02)
-    third.send_signal(signal.SIGKILL)
-    third.communicate()
+    first, second, third = (start(out, pause=0.3) for _ in range(3))
+    wait_until(lambda: len(list((tmp_path / ".x.parquet.parts").glob("[0-9]*.parquet"))) >= 4)
+    third.kill()
+    third.end()
     shares = [finished(first), finished(second)]
     assert all(rows == 30 for rows, _ in shares)
     assert 11 <= sum(computed for _, computed in shares) <= 15 and min(computed for _, computed in shares) > 0

@@ -16,7 +16,13 @@ from avssl.registry import registry
 
 # backbones whose recipes are all large, made small
 SHRUNK = {
-    "data2vec/audio2_base": ("backbone.dim=48", "backbone.depth=2", "backbone.heads=4", "frontend.min_seconds=0.5"),
+    "data2vec/audio2_base": (
+        "backbone.dim=48",
+        "backbone.depth=2",
+        "backbone.heads=4",
+        "backbone.conv_layers=[[64,10,5],[64,3,2],[64,3,2],[64,3,2],[64,3,2],[64,2,2],[64,2,2]]",
+        "frontend.min_seconds=0.5",
+    ),
     "data2vec/text2_base": (
         "backbone.dim=48",
         "backbone.depth=2",

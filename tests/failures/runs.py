@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,11 @@ FORKS.set_forkserver_preload(
         "avssl_tiny.masked",
         "avssl.nn.mel",
         "toy",
+        "pyarrow.dataset",
         "pyarrow.parquet",
+        "sklearn.metrics",
+        "torchaudio.transforms",
+        "torchvision.transforms.v2",
     ]
 )
 SMALL = (
@@ -103,7 +108,7 @@ class Ended:
 
 
 class Running:
-    """A process that executes `avssl ARGUMENTS`, or a function."""
+    """A process that executes `avssl ARGUMENTS`, or a function. folder: where, and the first place to import from."""
 
     def __init__(
         self,
@@ -111,11 +116,13 @@ class Running:
         what: Sequence[str] | Callable[..., None],
         *args: Any,
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
     ) -> None:
         logs.mkdir(parents=True, exist_ok=True)
         self.files = logs / "stdout", logs / "stderr"
         target = what if callable(what) else list(what)
-        self.process = FORKS.Process(target=_child, args=(target, args, *map(str, self.files), dict(environment or {})))
+        files = [str(path.absolute()) for path in self.files]
+        self.process = FORKS.Process(target=_child, args=(target, args, *files, dict(environment or {}), folder))
         self.process.start()
 
     @property
@@ -137,9 +144,17 @@ class Running:
 
 
 def _child(
-    what: list[str] | Callable[..., None], args: tuple[Any, ...], stdout: str, stderr: str, environment: dict[str, str]
+    what: list[str] | Callable[..., None],
+    args: tuple[Any, ...],
+    stdout: str,
+    stderr: str,
+    environment: dict[str, str],
+    folder: Path | None,
 ) -> None:
     os.environ.update(environment)
+    if folder:
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
     for path, number in ((stdout, 1), (stderr, 2)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, number)

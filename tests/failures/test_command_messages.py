@@ -317,38 +317,45 @@ def test_what_the_system_refuses_is_said_with_the_file(
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
+NO_ROOM = """
+import contextlib, io, json, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+from avssl.cli import main
+for line in sys.stdin:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        try: main(json.loads(line))
+        except SystemExit as end: code = end.code
+    print(json.dumps([code, said.getvalue()]))
+"""
+
+
 @pytest.mark.slow
 def test_a_disk_that_is_full_in_every_command(toy_path: Path, toy_manifest: Path, tmp_path: Path) -> None:
     """A limit on the size of files does what a full disk does; in a process of its own."""
+    import subprocess
+    import sys
+
     model = toy.make_model(tmp_path / "classifier", ["a", "b"])
     toy.install(tmp_path / "plugin")
-    env = toy.environment(tmp_path / "plugin")
-    for name, arguments in {
+    commands = {
         "x.npz": ["embed", toy_manifest, "--model", toy_path],
         "x.safetensors": ["embed", toy_manifest, "--model", toy_path],
         "m.parquet": ["data", "split", toy_manifest],
         "p.json": ["predict", toy_manifest, "--model", model],
         "e.json": ["evaluate", "--data", toy_manifest, "--model", toy_path, "--task", "knn"],
-    }.items():
-        code, said = _with_no_room([*map(str, arguments), "--out", str(tmp_path / name)], env)
+    }
+    lines = (json.dumps([*map(str, words), "--out", str(tmp_path / name)]) for name, words in commands.items())
+    done = subprocess.run([sys.executable, "-c", NO_ROOM], input="\n".join(lines), text=True, capture_output=True,
+                          env=toy.environment(tmp_path / "plugin"))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name, answer in zip(commands, done.stdout.splitlines(), strict=True):
+        code, said = json.loads(answer)
         where = {"x.npz": ".x.npz.parts/", "x.safetensors": ".x.safetensors.parts/"}.get(name, name)
         last = said.strip().splitlines()[-1]
         assert code == 2 and last.startswith(f"error: {tmp_path / where}"), said
         assert last.endswith(": File too large (free some space, or choose a place on another disk)"), said
         assert not (tmp_path / name).exists() and not list(tmp_path.glob("*.tmp"))
-
-
-def _with_no_room(arguments: list[str], env: dict[str, str]) -> tuple[int, str]:
-    import subprocess
-    import sys
-
-    code = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
-        "from avssl.cli import main; main(sys.argv[1:])"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True)
-    return done.returncode, done.stderr
 
 
 def test_a_bug_of_ours_is_called_one(avssl: Avssl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
     """SIGKILL at 24 random instants, in starting, training, saving and finishing, with 0, 2 and 4 workers in turn."""
     whole = tmp_path / "whole"
     began = time.monotonic()
-    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, whole, "train.save_every=3", updates=40, workers=2))
+    ended = avssl(tmp_path / "logs", *pretrain_arguments(sounds, whole, "train.save_every=3", updates=20, workers=2))
     assert ended.code == 0, ended.stderr
     duration = time.monotonic() - began
     rng = random.Random(11)
@@ -109,7 +109,7 @@ def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
             workers = (0, 2, 4)[(runs + attempt) % 3]
             running = Running(
                 tmp_path / "logs",
-                pretrain_arguments(sounds, out, "train.save_every=3", updates=40, workers=workers, resume=True),
+                pretrain_arguments(sounds, out, "train.save_every=3", updates=20, workers=workers, resume=True),
             )
             running.process.join(rng.uniform(0.2, 1.0) * duration)
             if running.process.exitcode is None:

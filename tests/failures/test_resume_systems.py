@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 CAV_MAE = ("backbone.dim=32", "backbone.depth=1", "frontend.frames=48", "backbone.audio_frames=48")
 DATA2VEC = ("backbone.dim=32", "backbone.depth=2", "loss.targets.top_k=2")
 DATA2VEC2 = (*DATA2VEC, "loss.mask.clones=2")
+NARROW = "backbone.conv_layers=[[32,10,5],[32,3,2],[32,3,2],[32,3,2],[32,3,2],[32,2,2],[32,2,2]]"
 DROPOUT = ("backbone.dropout=0.1", "backbone.attention_dropout=0.1", "backbone.layerdrop=0.2")
 BEATS = ("backbone.dim=48", "backbone.depth=1", "backbone.heads=4", "backbone.ffn=64", "backbone.patch_dim=32",
          "backbone.dropout=0.1", "frontend.seconds=0.8")  # fmt: skip
@@ -24,7 +25,7 @@ SYSTEMS = {  # recipe -> what makes it small, and everything random in it
     "data2vec/audio_tiny": (*DATA2VEC, *DROPOUT, "frontend.seconds=0.6", "train.ema=0.9"),
     "data2vec/vision_tiny": (*DATA2VEC, "backbone.dropout=0.1", "backbone.drop_path=0.2", "frontend.jitter=0.4"),
     "data2vec/text_tiny": (*DATA2VEC, *DROPOUT, "data.epoch_items=24", "frontend.max_tokens=24"),
-    "data2vec/audio2_base": (*DATA2VEC2, "backbone.heads=4", "frontend.min_seconds=0.1", "frontend.seconds=0.6",
+    "data2vec/audio2_base": (*DATA2VEC2, NARROW, "backbone.heads=4", "frontend.min_seconds=0.1", "frontend.seconds=0.6",
                              "loss.decoder.dim=16", "loss.decoder.layers=1", "train.precision=fp32"),
     "data2vec/vision2_tiny": (*DATA2VEC2, "backbone.dropout=0.1", "backbone.drop_path=[0.1,0.2]"),
     "data2vec/text2_tiny": (*DATA2VEC2, "backbone.dropout=0.1", "backbone.embedding_dropout=0.1", "data.epoch_items=24"),
