@@ -140,8 +140,20 @@ def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], file: Path) -
         }
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{file}: {error} is missing", fix="is it a checkpoint of a tiny Transformer?") from None
-    out.setdefault("stack", max(1, width // out["features"]) if "features" in out else 1)
-    seen["features"] = width // int(out["stack"])
+    stem = [len(tensors[k]) for k in sorted(tensors) if k.startswith("stem.convs.")]
+    if stem:
+        out.setdefault("stack", 1)
+        seen |= {"stem": stem, "stem_bins": width // int(out["stack"]) // stem[-1]}
+        if "input_norm.running_mean" in tensors:
+            seen["features"] = len(tensors["input_norm.running_mean"])
+        check(
+            "features" in {**out, **seen},
+            f"{file}: the number of bands before the stem is not in the file",
+            fix="give it: --option n_mels=64",
+        )
+    else:
+        out.setdefault("stack", max(1, width // out["features"]) if "features" in out else 1)
+        seen["features"] = width // int(out["stack"])
     seen["positions"] = "learned" if "positions" in tensors else "sine"
     if "positions" in tensors:
         seen["max_tokens"] = tensors["positions"].shape[0]

@@ -17,8 +17,9 @@ from avssl.batch import Batch, Stream
 from avssl.data.clip import Clip, Row, Waveform
 from avssl.errors import CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
-from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model
+from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model, save_tensors
 from avssl.recipe import load_recipe
+from avssl.safeload import load_safetensors
 from avssl.schema import unstructure
 from avssl.training.pipeline import run_folds
 from avssl.training.setup import Machine
@@ -408,6 +409,30 @@ def test_the_format_goes_out_and_comes_back(saved, tmp_path):
     files[1].write_text(json.dumps(sizes))
     with pytest.raises(CheckpointError, match="ff is said to be 48"):
         import_checkpoint(files[0], "tiny")
+
+
+def test_a_stem_goes_out_and_comes_back(tmp_path):
+    tables = {"backbone": {"name": "tiny", "stem": [3, 4, 5], "stem_bins": 2, "input_norm": True, "stack": 2},
+              "frontend": {"seconds": 1.0}, "loss": {"name": "tiny_classify", "classes": 3}, "name": "t"}  # fmt: skip
+    loss = build_loss(tables, build_backbone(tables))
+    save_model(tmp_path / "model", loss, build_frontend(tables, tmp_path), tables)
+    files = write(open_model(tmp_path / "model"), tmp_path / "published")
+    assert open_model(files[0], "tiny").backbone.config == loss.backbone.config
+    state = load_safetensors(files[0])
+    save_tensors(tmp_path / "plain.safetensors", state)  # without the JSON: what the shapes say
+    assert (
+        build(import_checkpoint(tmp_path / "plain.safetensors", "tiny", H=2, stack=2)).backbone.config
+        == loss.backbone.config
+    )
+    save_tensors(tmp_path / "plain.safetensors", {k: v for k, v in state.items() if not k.startswith("input_norm")})
+    with pytest.raises(UsageError) as error:
+        import_checkpoint(tmp_path / "plain.safetensors", "tiny", H=2, stack=2)
+    where = tmp_path / "plain.safetensors"
+    assert str(error.value) == (
+        f"{where}: the number of bands before the stem is not in the file (give it: --option n_mels=64)"
+    )
+    back = build(import_checkpoint(where, "tiny", H=2, stack=2, n_mels=64)).backbone.config
+    assert back == replace(loss.backbone.config, input_norm=False)
 
 
 def test_a_plain_state_dict_needs_only_what_it_does_not_say(tmp_path):
