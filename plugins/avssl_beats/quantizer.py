@@ -133,6 +133,12 @@ def histogram(indices: Tensor, size: int, where: Tensor | None = None) -> Tensor
     return torch.zeros(size, device=flat.device).scatter_add_(0, flat, ones)
 
 
+def first_rank() -> bool:
+    """Whether this is the first of the processes, or the only one."""
+    grouped = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return not grouped or torch.distributed.get_rank() == 0
+
+
 def all_ranks(x: Tensor) -> Tensor:
     """The sum over all processes; x itself in a single one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from avssl_beats.quantizer import all_ranks, histogram
+from avssl_beats.quantizer import all_ranks, first_rank, histogram
 
 DECAY = 0.99
 SEEN = 5e-4  # running count of a code that came up once, 300 updates ago: older ones no longer count as used
@@ -48,6 +48,8 @@ class CodeUsage(nn.Module):
         codes, perplexity = len(self.counts), float(self.perplexity())
         if perplexity < self.least * codes:
             self._warned = True
+            if not first_rank():  # all count the same codes: one says it
+                return
             warnings.warn(
                 f"the tokenizer has collapsed: {int(self.used())} of {codes} codes are in use, with a perplexity of "
                 f"{perplexity:.1f}, below {self.least * codes:.1f} (loss.min_usage); try another normalisation, more "

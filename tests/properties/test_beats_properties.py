@@ -358,6 +358,7 @@ def _rank(vectors: np.ndarray, codes: np.ndarray) -> dict[str, np.ndarray]:
     book = started(torch.from_numpy(codes))
     book.collect(book(torch.from_numpy(vectors[torch.distributed.get_rank()])))
     book.update()
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
     return {name: value.numpy() for name, value in book.state_dict().items()}
 
@@ -371,6 +372,23 @@ def test_two_processes_move_the_codebook_like_one():
     for state in group(2, _rank, x.numpy(), codes.numpy()):
         for name, value in single.state_dict().items():
             np.testing.assert_allclose(state[name], value.numpy(), rtol=1.3e-6, atol=1e-5)
+
+
+def _warnings_of_a_collapse() -> int:
+    torch.distributed.init_process_group("gloo")
+    usage = CodeUsage(64, 0.05)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for update in range(1, 21):
+            usage.collect(torch.zeros(1, 64, dtype=torch.long), torch.ones(1, 64, dtype=torch.bool))
+            usage.update(update)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    return len(caught)
+
+
+def test_of_two_processes_one_warns_of_a_collapse():
+    assert group(2, _warnings_of_a_collapse) == [1, 0]
 
 
 def test_half_precision_trains_and_its_losses_are_float32(backbone: Beats):
