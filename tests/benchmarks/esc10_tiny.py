@@ -93,6 +93,7 @@ STEM = Variant(  # two convolutions before the tokens
     epochs=150,
 )
 CNN = Variant("tiny_cnn", mfcc(floor=1e-4), epochs=40, lr=1e-3)
+EQUALISED = replace(CNN, sound=mfcc(floor=1e-4, equaliser_db=4.0))
 WHOLE = replace(BY_CLIP, sound=mel(), sizes={"pooler": "mean"}, lr=3e-3)  # 64 bands, one frame a token
 CANDIDATES: dict[str, Variant] = {  # compared by --inner
     "tiny-6k": WHOLE,
@@ -116,7 +117,7 @@ CANDIDATES: dict[str, Variant] = {  # compared by --inner
         lr=5e-3,
         teacher="cnn-4m, equaliser",
     ),
-    "cnn-4m, equaliser": replace(CNN, sound=mfcc(floor=1e-4, equaliser_db=4.0)),
+    "cnn-4m, equaliser": EQUALISED,
     "cnn-4m": replace(CNN, sound=mfcc()),
     "cnn-4m, floor 1e-6": replace(CNN, sound=mfcc(floor=1e-6)),
     "cnn-4m, floor 1e-4": CNN,
@@ -127,6 +128,7 @@ PLAIN = {"shift": 0.0, "gain_db": 0.0, "equaliser_db": 0.0, "mixup": 0.0}
 TAUGHT = replace(TINY, sound={**TINY.sound, "mixup": 1.0}, teacher="cnn-4m, augmented")
 VARIANTS: dict[str, Variant] = {  # what the inner splits chose
     "cnn-4m, augmented": CNN,
+    "cnn-4m, equaliser": EQUALISED,
     "tiny-6k, stem, augmented": STEM,
     "tiny-6k, augmented": TINY,
     "tiny-6k, stem, taught by the CNN": replace(STEM, sound={**STEM.sound, "mixup": 1.0}, teacher="cnn-4m, augmented"),
