@@ -1,9 +1,12 @@
-"""Hot parts, for `pytest tests/benchmarks --benchmark-enable -p no:xdist`; in the ordinary suite each runs once.
+"""Hot parts, for `pytest tests/benchmarks --benchmark-enable -n 0` (and `-m slow`); in the ordinary suite each runs once.
 
 Groups put alternatives side by side: read the ratios, not the seconds.
 """
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -78,3 +81,20 @@ def test_ranking(benchmark) -> None:  # type: ignore[no-untyped-def]
     keys = np.arange(2000)
     assert benchmark(rank, a, b, same(keys, keys)) is not None
     assert cosine(a[:1], a[:1]).item() == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.benchmark(group="search among 100,000 x 768, start of the process included")
+def test_search(benchmark, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from embedding.test_search import made
+
+    from avssl.search.index import prepare
+
+    path = made(tmp_path, np.random.default_rng(0).normal(size=(100_000, 768)).astype(np.float32))
+    prepare(path)
+    code = "import sys; from avssl.search.index import search; print(len(search(sys.argv[1], 'c17')[0].hits))"
+    command = [sys.executable, "-c", code, str(path)]
+    done = benchmark.pedantic(
+        subprocess.run, (command,), {"capture_output": True, "text": True, "check": True}, rounds=3, iterations=1
+    )
+    assert done.stdout == "10\n"
