@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from avssl.nn.activation import gelu, gelu_tanh
 from avssl.nn.attention import attention, pad_bias
+from avssl.nn.convolution import conv_same
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
@@ -231,16 +232,7 @@ class PositionConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D)."""
         weight = torch._weight_norm(self.direction, self.magnitude, 2)
-        kernel = weight.shape[-1]
-        # In two dimensions: (B, N, D) is already what a CPU's channels-last convolution wants, and it is faster there.
-        y = F.conv2d(
-            x.transpose(1, 2)[:, :, None],
-            weight[:, :, None].contiguous(memory_format=torch.channels_last),
-            self.bias,
-            padding=(0, kernel // 2),
-            groups=self.groups,
-        )[:, :, 0]
-        return F.gelu(y[..., : x.shape[1]]).transpose(1, 2)  # an even kernel gives one output too many
+        return gelu(conv_same(x, weight, self.bias, self.groups))
 
 
 class ScaleGradient(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""1-D convolutions with channels last; the strided one as matrix products on views of the input.
+"""Strided 1-D convolution with channels last, as matrix products on views of the input.
 
 The waveform encoder spends half of a CPU training step in its convolutions. Channels last, the LayerNorm behind each
 needs no transposition, and `stride` neighbouring frames lie next to each other in memory: the kernel's taps in groups
@@ -26,16 +26,6 @@ def conv_last(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
         x, weight = x.to(dtype), weight.to(dtype)
     out = _ConvLast.apply(x.contiguous(), weight, stride)
     return out if bias is None else out + bias.to(out.dtype)
-
-
-def conv_same(x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
-    """x: (B, T, C), weight: (O, C / groups, K). Returns (B, T, O), with zeros around x; obeys autocast.
-
-    In two dimensions, (B, T, C) is already what a CPU's channels-last kernels want: nothing is transposed.
-    """
-    kernel = weight.shape[2]
-    y = F.conv2d(x[:, None].permute(0, 3, 1, 2), weight[:, :, None], bias, padding=(0, kernel // 2), groups=groups)
-    return y.permute(0, 2, 3, 1)[:, 0, : x.shape[1]]  # an even kernel gives one frame too many
 
 
 def taps_last(weight: Tensor) -> Tensor:

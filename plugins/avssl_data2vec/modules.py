@@ -16,9 +16,10 @@ from avssl.batch import Stream
 from avssl.errors import check
 from avssl.nn.activation import gelu, gelu_tanh
 from avssl.nn.attention import attention
+from avssl.nn.convolution import conv_same
 from avssl.nn.drop import DropPath
 from avssl_data2vec.config import AudioConfig, TextConfig
-from avssl_data2vec.convolution import conv_last, conv_same, taps_last
+from avssl_data2vec.convolution import conv_last, taps_last
 
 NORM_EPS = 1e-5  # of torch's norms
 PIECE = 250  # frames (5 s) of the waveform encoder at once, where no gradient is recorded
@@ -237,7 +238,7 @@ class ConvExtractor(nn.Module):
 
     def _in_pieces(self, wave: Tensor, weights: Weights) -> Tensor:
         """The same frames from pieces of the waveform that stay in a processor's cache: a minute of sound makes 400 MB
-        in the first layer, and to write and read them three times costs as much as the convolution that made them."""
+        in the first layer alone, which convolution, norm and GELU would each write to memory and read again."""
         frames, hop = self.frames(wave.shape[1]), math.prod(stride for *_, stride in self.layers)
         starts = range(0, frames, PIECE)
         spans = [slice(first * hop, (min(first + PIECE, frames) - 1) * hop + self.window) for first in starts]

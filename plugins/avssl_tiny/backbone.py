@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from avssl.backbone import Backbone, Features, Grid, Layers
 from avssl.batch import Batch
 from avssl.errors import UsageError, check
+from avssl.nn.activation import gelu, gelu_tanh
 from avssl.nn.attention import attention, pad_bias
 
 from .config import TinyConfig
@@ -21,7 +22,7 @@ from .stem import ConvStem
 if TYPE_CHECKING:
     from avssl.export.plan import EncoderPlan
 
-ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": gelu_tanh, "relu": F.relu}
 
 
 class SelfAttention(nn.Module):

@@ -15,9 +15,8 @@ NORM_EPS = 1e-5  # of the BatchNorms
 class ConvStem(nn.Module):
     """3x3 convolutions of stride 2 over time and frequency, BatchNorm and ReLU; then the mean of each of a few bands.
 
-    (B, T, F) -> (B, ceil(T / 2^n), bins * channels): shorter sequences of frames that know their surroundings, where a
-    few hundred clips are too few for attention to learn what a neighbour is. Padded frames are invisible to a clip,
-    except in training, where BatchNorm counts them.
+    (B, T, F) -> (B, ceil(T / 2^n), bins * channels): shorter sequences of frames that know their surroundings. Padded
+    frames are invisible to a clip, except in training, where BatchNorm counts them.
     """
 
     def __init__(self, config: TinyConfig) -> None:

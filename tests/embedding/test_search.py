@@ -155,6 +155,7 @@ def test_an_index_is_searched_from_its_cache_and_without_torch(tmp_path, toy_plu
     assert cache_of(path).is_dir()
     code = (
         "import sys, json; from avssl.search import index; index.CACHE_FROM = 10; "
+        "assert index.open_index(sys.argv[1]).cache is not None; "
         "answer = index.search(sys.argv[1], 'c17'); assert 'torch' not in sys.modules; "
         "print(json.dumps([h.id for h in answer[0].hits]))"
     )

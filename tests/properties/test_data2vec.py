@@ -13,12 +13,13 @@ import avssl_data2vec.example as example
 from avssl.batch import Batch, Stream
 from avssl.errors import UsageError
 from avssl.model import build_backbone, build_loss
+from avssl.nn.convolution import conv_same
 from avssl.recipe import read_recipe
 from avssl.registry import check_fit, registry
 from avssl.testing import BATCH_TOLERANCE, check_plugin
 from avssl.training.monitor import Collapsed
 from avssl_data2vec.config import GuardConfig, TargetConfig, TeacherConfig
-from avssl_data2vec.convolution import conv_last, conv_same
+from avssl_data2vec.convolution import conv_last
 from avssl_data2vec.loss import Data2Vec, regression
 from avssl_data2vec.loss2 import Data2Vec2, pixels
 from avssl_data2vec.modules import ConvExtractor

@@ -123,6 +123,20 @@ static void rectify(float *x, int n)
 {
     for (int i = 0; i < n; i++) x[i] = x[i] > 0 ? x[i] : 0;
 }
+
+/* Frames -> the shorter ones that the encoder reads, row by row, each as soon as the rows it needs are there: of `count`
+ * rows of its input, row_of makes row t of layer l. Returns the number of shorter frames. */
+static int stem(const void *frames, int count, void (*row_of)(const void *frames, int l, int t, int count))
+{
+    int rows[AVSSL_STEM + 1] = {count};
+    for (int l = 0; l < AVSSL_STEM; l++) rows[l + 1] = (rows[l] + 1) / 2;
+    for (int first = 0; first < rows[1]; first++)
+        for (int l = 0, t = first; l < AVSSL_STEM; l++, t /= 2) {
+            row_of(frames, l, t, rows[l]);
+            if (t % 2 == 0 && t != rows[l + 1] - 1) break; /* the next layer's row waits for another of this one */
+        }
+    return rows[AVSSL_STEM];
+}
 #endif
 
 static int tokens_of(int frames) { return (frames + AVSSL_STACK - 1) / AVSSL_STACK + AVSSL_PREFIX; }
@@ -144,39 +158,30 @@ static void apply_f32(const dense_f32 *d, int outputs, int inputs, const float *
 #if AVSSL_STEM
 static float maps32[AVSSL_STEM_MAPS]; /* three rows of each map between two layers, then what the stem gives */
 
-/* Frames -> the shorter ones that the encoder reads, at *to. Returns their number. */
-static int stem_f32(const float *frames, int count, const float **to)
+/* Row t of layer l. */
+static void stem_row_f32(const void *frames, int l, int t, int count)
 {
-    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES];
-    int rows[AVSSL_STEM + 1] = {count};
-    for (int l = 0; l < AVSSL_STEM; l++) rows[l + 1] = (rows[l] + 1) / 2;
-    for (int first = 0; first < rows[1]; first++)
-        for (int l = 0, t = first;; l++, t /= 2) {
-            const conv_shape *shape = &stem_shapes[l];
-            const dense_f32 *d = &stem_dense_f32[l];
-            const float *map = l ? maps32 + stem_shapes[l - 1].ring : frames;
-            const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
-            memset(row, 0, sizeof row);
-            for (int b = 0; b < bands; b++) {
-                memcpy(point, d->bias, sizeof *point * (size_t)shape->outputs);
-                for (int i = 0; i < 9; i++) {
-                    const int at = tap(l, rows[l], t, b, i);
-                    for (int o = 0; at >= 0 && o < shape->outputs; o++)
-                        for (int c = 0; c < shape->channels; c++)
-                            point[o] += d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
-                }
-                rectify(point, shape->outputs);
-                if (last)
-                    collect(point, shape->outputs, b, bands, row);
-                else
-                    memcpy(maps32 + shape->ring + (t % 3 * bands + b) * shape->outputs, point,
-                           sizeof *point * (size_t)shape->outputs);
-            }
-            if (last) memcpy(maps32 + AVSSL_STEM_RINGS + t * AVSSL_FRAME_FEATURES, row, sizeof row);
-            if (last || (t % 2 == 0 && t != rows[l + 1] - 1)) break; /* the next row below waits for another of this one */
+    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES] = {0};
+    const conv_shape *shape = &stem_shapes[l];
+    const dense_f32 *d = &stem_dense_f32[l];
+    const float *map = l ? maps32 + stem_shapes[l - 1].ring : (const float *)frames;
+    const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
+    for (int b = 0; b < bands; b++) {
+        memcpy(point, d->bias, sizeof *point * (size_t)shape->outputs);
+        for (int i = 0; i < 9; i++) {
+            const int at = tap(l, count, t, b, i);
+            for (int o = 0; at >= 0 && o < shape->outputs; o++)
+                for (int c = 0; c < shape->channels; c++)
+                    point[o] += d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
         }
-    *to = maps32 + AVSSL_STEM_RINGS;
-    return rows[AVSSL_STEM];
+        rectify(point, shape->outputs);
+        if (last)
+            collect(point, shape->outputs, b, bands, row);
+        else
+            memcpy(maps32 + shape->ring + (t % 3 * bands + b) * shape->outputs, point,
+                   sizeof *point * (size_t)shape->outputs);
+    }
+    if (last) memcpy(maps32 + AVSSL_STEM_RINGS + t * AVSSL_FRAME_FEATURES, row, sizeof row);
 }
 #endif
 
@@ -206,7 +211,8 @@ int avssl_forward_f32(const float *frames, int count, float *out)
     float query[AVSSL_DIM], context[AVSSL_DIM], row[AVSSL_DIM], hidden[AVSSL_FF], input[INPUTS];
     if (count < 1 || count > AVSSL_MAX_FRAMES) return -1;
 #if AVSSL_STEM
-    count = stem_f32(frames, count, &frames);
+    count = stem(frames, count, stem_row_f32);
+    frames = maps32 + AVSSL_STEM_RINGS;
 #endif
     const int n = tokens_of(count);
     for (int t = 0; t < n; t++) {
@@ -291,43 +297,34 @@ static void apply_int8(const dense_int8 *d, int outputs, int inputs, const int8_
 #if AVSSL_STEM
 static int8_t maps8[AVSSL_STEM_MAPS]; /* three rows of each map between two layers, then what the stem gives */
 
-/* The same in int8: each map at the scale of the layer that reads it. */
-static int stem_int8(const int8_t *frames, int count, const int8_t **to)
+/* Row t of layer l, at the scale of the layer that reads it. */
+static void stem_row_int8(const void *frames, int l, int t, int count)
 {
-    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES];
-    int rows[AVSSL_STEM + 1] = {count};
-    for (int l = 0; l < AVSSL_STEM; l++) rows[l + 1] = (rows[l] + 1) / 2;
-    for (int first = 0; first < rows[1]; first++)
-        for (int l = 0, t = first;; l++, t /= 2) {
-            const conv_shape *shape = &stem_shapes[l];
-            const dense_int8 *d = &stem_dense_int8[l];
-            const int8_t *map = l ? maps8 + stem_shapes[l - 1].ring : frames;
-            const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
-            memset(row, 0, sizeof row);
-            for (int b = 0; b < bands; b++) {
-                int32_t sums[AVSSL_STEM_WIDEST];
-                memcpy(sums, d->bias, sizeof *sums * (size_t)shape->outputs);
-                for (int i = 0; i < 9; i++) {
-                    const int at = tap(l, rows[l], t, b, i);
-                    for (int o = 0; at >= 0 && o < shape->outputs; o++)
-                        for (int c = 0; c < shape->channels; c++)
-                            sums[o] += (int32_t)d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
-                }
-                for (int o = 0; o < shape->outputs; o++) point[o] = (float)sums[o] * d->scale[o];
-                rectify(point, shape->outputs);
-                if (last)
-                    collect(point, shape->outputs, b, bands, row);
-                else
-                    quantise(point, shape->outputs, stem_dense_int8[l + 1].inverse,
-                             maps8 + shape->ring + (t % 3 * bands + b) * shape->outputs);
-            }
-            if (last)
-                quantise(row, AVSSL_FRAME_FEATURES, project_int8.inverse,
-                         maps8 + AVSSL_STEM_RINGS + t * AVSSL_FRAME_FEATURES);
-            if (last || (t % 2 == 0 && t != rows[l + 1] - 1)) break; /* the next row below waits for another of this one */
+    float point[AVSSL_STEM_WIDEST], row[AVSSL_FRAME_FEATURES] = {0};
+    const conv_shape *shape = &stem_shapes[l];
+    const dense_int8 *d = &stem_dense_int8[l];
+    const int8_t *map = l ? maps8 + stem_shapes[l - 1].ring : (const int8_t *)frames;
+    const int last = l == AVSSL_STEM - 1, bands = (shape->bands + 1) / 2;
+    for (int b = 0; b < bands; b++) {
+        int32_t sums[AVSSL_STEM_WIDEST];
+        memcpy(sums, d->bias, sizeof *sums * (size_t)shape->outputs);
+        for (int i = 0; i < 9; i++) {
+            const int at = tap(l, count, t, b, i);
+            for (int o = 0; at >= 0 && o < shape->outputs; o++)
+                for (int c = 0; c < shape->channels; c++)
+                    sums[o] += (int32_t)d->weight[(o * 9 + i) * shape->channels + c] * map[at + c];
         }
-    *to = maps8 + AVSSL_STEM_RINGS;
-    return rows[AVSSL_STEM];
+        for (int o = 0; o < shape->outputs; o++) point[o] = (float)sums[o] * d->scale[o];
+        rectify(point, shape->outputs);
+        if (last)
+            collect(point, shape->outputs, b, bands, row);
+        else
+            quantise(point, shape->outputs, stem_dense_int8[l + 1].inverse,
+                     maps8 + shape->ring + (t % 3 * bands + b) * shape->outputs);
+    }
+    if (last)
+        quantise(row, AVSSL_FRAME_FEATURES, project_int8.inverse,
+                 maps8 + AVSSL_STEM_RINGS + t * AVSSL_FRAME_FEATURES);
 }
 #endif
 
@@ -368,7 +365,8 @@ int avssl_forward_int8(const int8_t *frames, int count, float *out)
     int8_t narrow[AVSSL_DIM], wide[AVSSL_FF], input[INPUTS];
     if (count < 1 || count > AVSSL_MAX_FRAMES) return -1;
 #if AVSSL_STEM
-    count = stem_int8(frames, count, &frames);
+    count = stem(frames, count, stem_row_int8);
+    frames = maps8 + AVSSL_STEM_RINGS;
 #endif
     const int n = tokens_of(count);
     for (int t = 0; t < n; t++) {
