@@ -109,6 +109,7 @@ CANDIDATES: dict[str, Variant] = {  # compared by --inner
         TINY, sound={**TINY.sound, "mixup": 1.0}, teacher="cnn-4m, floor 1e-4"
     ),
     "tiny-6k, stem": STEM,
+    "tiny-6k, stem, no equaliser": replace(STEM, sound={**STEM.sound, "equaliser_db": 0.0}),
     "tiny-7k, stem": replace(STEM, sizes={**STEM.sizes, "ff": 32, "stem_bins": 4}, lr=5e-3),
     "tiny-7k, stem, taught": replace(
         STEM,

@@ -14,6 +14,7 @@ import torch
 
 from avssl.batch import Batch, item
 from avssl.evaluation.ranking import cosine, rank, same
+from avssl.nn.activation import gelu
 from avssl.nn.attention import attention
 from avssl.nn.mel import KaldiFbank
 
@@ -81,6 +82,15 @@ def test_ranking(benchmark) -> None:  # type: ignore[no-untyped-def]
     keys = np.arange(2000)
     assert benchmark(rank, a, b, same(keys, keys)) is not None
     assert cosine(a[:1], a[:1]).item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("which", [gelu, torch.nn.functional.gelu], ids=["in place", "torch"])
+@pytest.mark.benchmark(group="GELU of a linear layer's output, 998 x 3072")
+def test_gelu(benchmark, which) -> None:  # type: ignore[no-untyped-def]
+    linear = torch.nn.Linear(768, 3072)
+    x = torch.randn(998, 768)
+    with torch.inference_mode():
+        assert benchmark(lambda: which(linear(x))).shape == (998, 3072)
 
 
 @pytest.mark.slow
