@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import statistics
 import tempfile
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from avssl.data.loader import evaluation_batches
 from avssl.data.manifest import read_rows
 from avssl.data.samples import sample_rows
 from avssl.recipe import Recipe
@@ -106,20 +106,18 @@ class _Subject:
         self.times.setdefault(name, []).append((time.perf_counter() - wall, _cpu() - cpu))
 
     def loading(self) -> dict[str, float]:
-        """One pass over the rows through the workers, nothing trained: clips per second."""
-        began, seen = time.perf_counter(), 0
-        items = self.run.loader.items
-        for _, _, batch in evaluation_batches(
-            items.rows[:256],
-            self.run.frontend,
-            batch_size=len(self.micros[0]),
-            views=False,
-            workers=self.run.loader.workers,
-            modalities=items.modalities,
-            limits=items.limits,
-        ):
-            seen += len(batch)
-        return {"clips_per_s": round(seen / (time.perf_counter() - began), 1), "workers": self.run.loader.workers}
+        """Training batches from the workers, augmented and with their partners, nothing trained: clips per second, and
+        the share of a run's time in which this machine would wait for them."""
+        updates = max(2, math.ceil(256 / self.clips))
+        batches = self.run.loader.updates(0, 1 + updates)
+        next(batches)  # the workers start
+        began = time.perf_counter()
+        seen = sum(len(batch) for micros in batches for batch in micros)
+        loading = (time.perf_counter() - began) / seen
+        update = statistics.median(wall for wall, _ in self.times["update"]) / self.clips
+        workers = self.run.loader.workers
+        waiting = max(0.0, loading - update) / loading if workers else loading / (loading + update)
+        return {"clips_per_s": round(1 / loading, 1), "workers": workers, "waiting_share": round(waiting, 3)}
 
     def report(self, ceiling: float) -> dict[str, Any]:
         """Medians, rates, FLOPs of an update and the share of the measured ceiling that they make (MFU)."""

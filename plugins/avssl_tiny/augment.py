@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,11 +39,19 @@ def augment_wave(wave: np.ndarray, config: SoundConfig, rng: np.random.Generator
 
 def equalise(wave: np.ndarray, gains: np.ndarray, config: SoundConfig) -> np.ndarray:
     """A smooth filter, as another microphone or room: gains in dB at equal steps of the mel scale, lines between them."""
+    from scipy import fft  # twice as fast here as torch's and numpy's
+
+    factors = np.exp(_shares(len(wave), len(gains), config) @ (gains * (math.log(10) / 20)).astype(np.float32))
+    return fft.irfft(fft.rfft(wave) * factors, len(wave))
+
+
+@lru_cache(maxsize=4)  # clips of one length share it
+def _shares(samples: int, count: int, config: SoundConfig) -> np.ndarray:
+    """(samples/2 + 1, count) float32: what each of `count` gains contributes at each frequency of the transform."""
     mels = np.linspace(hz_to_mel(config.low, config), hz_to_mel(config.high or config.rate / 2, config), 64)
-    curve = np.interp(mels, np.linspace(mels[0], mels[-1], len(gains)), gains)
-    decibels = np.interp(np.fft.rfftfreq(len(wave), 1 / config.rate), mel_to_hz(mels, config), curve)
-    factors = torch.from_numpy(10 ** (decibels / 20)).float()
-    return torch.fft.irfft(torch.fft.rfft(torch.from_numpy(wave)) * factors, len(wave)).numpy()
+    hertz = np.fft.rfftfreq(samples, 1 / config.rate)
+    place = np.interp(hertz, mel_to_hz(mels, config), np.linspace(0, count - 1, len(mels)))
+    return np.maximum(0, 1 - np.abs(place[:, None] - np.arange(count))).astype(np.float32)
 
 
 def stretch(wave: np.ndarray, tempo: float) -> np.ndarray:
