@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,24 +28,13 @@ class Alibi(nn.Module):
         shape = (layers if config.per_layer else 1, 1, heads if config.per_head else 1, 1, 1)
         self.scale = nn.Parameter(torch.full(shape, config.scale), requires_grad=config.learned_scale)
         self.register_buffer("slopes", torch.tensor(slopes(heads))[:, None, None], persistent=False)
-        self.table: nn.Parameter | None = None
-        if config.learned_positions is not None:
-            place = torch.arange(config.learned_positions, dtype=torch.float32)[None, :, None]
-            self.table = nn.Parameter(self._distances(place) * -self.slopes)  # (1, heads, P, P)
 
     def forward(self, places: Tensor, keep: Tensor | None, prefix: int) -> Tensor:
         """Biases before the scale: (1, heads, N, N), or (B, heads, K, K) for kept tokens (B, K).
 
         places: (N, 1) or (N, 2) float positions of all tokens; `prefix` tokens before them attend without bias.
         """
-        if self.table is not None:
-            bias = self._learned(self.table, len(places))
-            if keep is not None:
-                bias = bias.expand(len(keep), -1, -1, -1)
-                bias = bias.gather(2, keep[:, None, :, None].expand(-1, bias.shape[1], -1, bias.shape[3]))
-                bias = bias.gather(3, keep[:, None, None, :].expand(-1, bias.shape[1], bias.shape[2], -1))
-        else:
-            bias = self._distances(places[None] if keep is None else places[keep]) * -self.slopes
+        bias = self._distances(places[None] if keep is None else places[keep]) * -self.slopes
         return F.pad(bias, (prefix, 0, prefix, 0))
 
     def of_layer(self, bias: Tensor, layer: int) -> Tensor:
@@ -58,10 +45,3 @@ class Alibi(nn.Module):
         apart = places[:, :, None] - places[:, None]
         euclidean = self.config.distance == "euclidean" and places.shape[-1] > 1
         return (apart.square().sum(-1).sqrt() if euclidean else apart.abs().sum(-1))[:, None]
-
-    @staticmethod
-    def _learned(table: Tensor, count: int) -> Tensor:
-        if table.shape[-1] < count:
-            edge = math.ceil((count - table.shape[-1]) / 2)
-            table = F.pad(table, (edge,) * 4, mode="replicate")
-        return table[..., :count, :count]

@@ -122,7 +122,6 @@ class AlibiConfig:
     per_head: bool = False
     per_layer: bool = False
     distance: Literal["manhattan", "euclidean"] = "manhattan"  # images
-    learned_positions: int | None = None  # a table of this many positions that trains, instead of the fixed slopes
 
 
 @config
@@ -168,9 +167,7 @@ class Audio2Config(Multi2Config):
     positions_width: int = 95
     positions_groups: int = 16
     positions_norm: bool = False  # a LayerNorm before the positional convolutions
-    # Layers of positions see what the one before made of the padding, as in the official code; False: they see zeros, and
-    # an item is the same however far it is padded.
-    positions_over_padding: bool = True
+    positions_over_padding: bool = True  # as in AudioConfig
     alibi: AlibiConfig = AlibiConfig(use=True, learned_scale=True, per_head=True)
     layerdrop: float = 0.05
     prenet_dropout: float = 0.1
@@ -292,7 +289,7 @@ class TeacherConfig:
     anneal: int = 30000
     delay: int = 0  # 1: the first averaging uses tau(0) (data2vec_vision), 0: tau(1) (fairseq)
     own_local: bool = True  # False: the teacher reads the student's local features (waveform extractor, embeddings)
-    copied: tuple[str, ...] = ()  # globs of parameters that are copied from the student instead of averaged
+    copied: tuple[str, ...] = ()  # globs of parameters that are the student's own instead of averaged
     average_head: bool = False  # keep an average of the head too: nothing reads it, the official file holds it
 
 

@@ -111,9 +111,3 @@ def distance(said: Sequence[object], meant: Sequence[object]) -> int:
         for j, b in enumerate(meant, start=1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
     return row[-1]
-
-
-def error_rate(said: Sequence[Sequence[object]], meant: Sequence[Sequence[object]]) -> float:
-    """Distances over all items, divided by the meant length (word error rate for words, character's for letters)."""
-    length = sum(len(m) for m in meant)
-    return sum(distance(s, m) for s, m in zip(said, meant, strict=True)) / max(1, length)

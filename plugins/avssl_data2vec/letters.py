@@ -9,12 +9,16 @@ FAIRSEQ_LETTERS = ("<s>", "<pad>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBV
 BOUNDARY = "|"
 
 
+def plain(text: str, symbols: Sequence[str]) -> str:
+    """A transcript as a recogniser could write it: upper case if no symbol is lower case, one space between words."""
+    cased = any(len(s) == 1 and s.islower() for s in symbols)
+    return " ".join((text if cased else text.upper()).split())
+
+
 def spell(text: str, symbols: Sequence[str]) -> list[int]:
-    """Ids of a sentence: upper case if no symbol is lower case, "|" for spaces, <unk> (or nothing) for others."""
+    """Ids of a sentence: as `plain` has it, "|" for spaces, <unk> (or nothing) for letters that are no symbols."""
     index = {s: i for i, s in enumerate(symbols)}
-    if not any(len(s) == 1 and s.islower() for s in symbols):
-        text = text.upper()
-    words = " ".join(text.split())
+    words = plain(text, symbols)
     if BOUNDARY in index:
         words = words.replace(" ", BOUNDARY) + BOUNDARY
     unknown = index.get("<unk>")

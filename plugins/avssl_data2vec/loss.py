@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from avssl.backbone import Backbone, Features, Grid
 from avssl.batch import Batch, Stream
 from avssl.errors import UsageError
-from avssl.loss import Loss, LossOutput, Term
+from avssl.loss import LossOutput, Term
 from avssl_data2vec import masks
 from avssl_data2vec.config import Data2VecConfig
-from avssl_data2vec.modules import check_channels
-from avssl_data2vec.targets import average_targets, guard, mean_std
-from avssl_data2vec.teacher import SharesLocal, decay_at, follow, make_teacher
+from avssl_data2vec.modules import check_channels, waveform_frames
+from avssl_data2vec.targets import average_targets
+from avssl_data2vec.teacher import SharesLocal, Taught, decay_at, follow
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,12 @@ def make_head(dim: int, layers: int) -> nn.Sequential:
     return nn.Sequential(*parts, nn.Linear(width, dim))
 
 
-class Data2Vec(Loss[Backbone]):
+class Data2Vec(Taught[Backbone]):
     """Regress a slow teacher's clean inner layers at the hidden tokens.
 
     State: backbone, heads, teacher (float32) and the number of finished updates. A stream that lies in time is hidden
     in spans, one that lies in a plane in rectangles, text token by token.
     """
-
-    updates: Tensor  # () int64
 
     def __init__(self, backbone: Backbone, config: Data2VecConfig) -> None:
         super().__init__(backbone, config)
@@ -77,14 +75,7 @@ class Data2Vec(Loss[Backbone]):
         check_channels(backbone, config.channels.probability)
         self.modalities = tuple(config.modalities) or tuple(sorted(known))
         self.heads = nn.ModuleDict({m: make_head(self._width(m), config.head_layers) for m in self.modalities})
-        self.teacher = make_teacher(backbone, config.teacher)
         self.teacher_heads = deepcopy(self.heads).requires_grad_(False) if config.teacher.average_head else None
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    def train(self, mode: bool = True) -> Data2Vec:
-        super().train(mode)
-        self.teacher.eval()  # Module.train() recurses, and would switch the teacher's dropout back on
-        return self
 
     # -- the draw ------------------------------------------------------------------------------------------------
     def sample(self, batch: Batch) -> Hidden:
@@ -123,9 +114,8 @@ class Data2Vec(Loss[Backbone]):
         frames = grid.shape[0]
         if stream.pad is None:
             return [frames] * len(stream.x)
-        extractor = getattr(self.backbone, "extractor", None)
-        if extractor is not None:
-            return [int(n) for n in extractor.frames(stream.lengths)]
+        if hasattr(self.backbone, "extractor"):
+            return waveform_frames(self.backbone, stream)
         share = stream.lengths.cpu().double() / stream.x.shape[1]
         return [max(1, int(n)) for n in (share * frames).floor()]
 
@@ -173,10 +163,9 @@ class Data2Vec(Loss[Backbone]):
             wanted = self._target(target, name)[mask]
             suffix = "" if len(hide) == 1 else f".{name}"
             terms |= self._terms(predicted, wanted, suffix)
-            spread = {"target": mean_std(wanted), "prediction": mean_std(predicted.detach())}
-            guard(spread["target"], spread["prediction"], int(self.updates), self.config.guard, name)
+            spread = self.watched(wanted, predicted, name)
             metrics |= {f"{what}_std{suffix}": (value, 1) for what, value in spread.items()}
-        metrics["teacher_decay"] = (torch.tensor(decay_at(int(self.updates), self.config.teacher)), 1)
+        metrics["teacher_decay"] = (torch.tensor(self.decay), 1)
         return LossOutput(terms, metrics)
 
     def _features(self, batch: Batch, hide: Mapping[str, Tensor], draw: Hidden) -> tuple[Features, Features]:
@@ -220,12 +209,13 @@ class Data2Vec(Loss[Backbone]):
 
     @torch.no_grad()
     def after_step(self, updates: int) -> None:
-        """Average the student as it is after this update into the teacher: the next step is taught by it."""
-        self.updates.fill_(updates)
-        decay = decay_at(updates, self.config.teacher)
-        follow(self.teacher, self.backbone, decay, self.config.teacher.copied)
+        """As of any taught loss; but once tau is 1 the official code copies nothing either."""
+        if decay_at(updates, self.config.teacher) >= 1:
+            self.updates.fill_(updates)
+            return
+        super().after_step(updates)
         if self.teacher_heads is not None:
-            follow(self.teacher_heads, self.heads, decay, ())
+            follow(self.teacher_heads, self.heads, self.decay, ())
 
     def head_parameters(self) -> set[str]:
         return {f"heads.{n}" for n, _ in self.heads.named_parameters()}

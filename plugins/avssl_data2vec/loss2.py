@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from avssl.backbone import Features, Grid
 from avssl.batch import Batch
 from avssl.errors import check
-from avssl.loss import Loss, LossOutput, Term
+from avssl.loss import LossOutput, Term
 from avssl_data2vec import masks
 from avssl_data2vec.config import Data2Vec2Config, SpanConfig
 from avssl_data2vec.decoder import Decoder, with_noise
 from avssl_data2vec.loss import regression
 from avssl_data2vec.modules import bert_init
 from avssl_data2vec.multi import Multi2, mae_init
-from avssl_data2vec.targets import average_targets, guard, mean_std
-from avssl_data2vec.teacher import decay_at, follow, make_teacher
+from avssl_data2vec.targets import average_targets
+from avssl_data2vec.teacher import Taught
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,11 @@ class Clones:
     shared_noise: Tensor | None = None  # likewise, for the shared decoder
 
 
-class Data2Vec2(Loss[Multi2]):
+class Data2Vec2(Taught[Multi2]):
     """Predict the teacher's averaged layers at the hidden places, with a small convolutional decoder.
 
     State: backbone, decoder, teacher (float32) and the number of finished updates.
     """
-
-    updates: Tensor  # () int64
 
     def __init__(self, backbone: Multi2, config: Data2Vec2Config) -> None:
         super().__init__(backbone, config)
@@ -66,13 +64,6 @@ class Data2Vec2(Loss[Multi2]):
             self.shared_decoder = Decoder(backbone.dim, False, config.shared_decoder)
             self.shared_decoder.apply(mae_init)
         self.pixel_head = _pixel_head(backbone) if config.reconstruction_weight > 0 else None
-        self.teacher = make_teacher(backbone, config.teacher)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-
-    def train(self, mode: bool = True) -> Data2Vec2:
-        super().train(mode)
-        self.teacher.eval()  # Module.train() recurses, and would switch the teacher's dropout back on
-        return self
 
     # -- the draw ------------------------------------------------------------------------------------------------
     def sample(self, batch: Batch) -> Clones:
@@ -155,11 +146,10 @@ class Data2Vec2(Loss[Multi2]):
             own = pixels(batch.need(name).x, self.backbone.config.patch).repeat_interleave(clones, 0)[scored]
             error = regression(self.pixel_head(next(iter(predicted.values()))), own, c.beta).sum() * scale
             terms["reconstruction"] = Term(c.reconstruction_weight, error, hidden)
-        spread = {"target": mean_std(wanted)} | {f"prediction{of}": mean_std(x.detach()) for of, x in predicted.items()}
-        for of in predicted:
-            guard(spread["target"], spread[f"prediction{of}"], int(self.updates), c.guard, name)
-        metrics: dict[str, Any] = {f"{what}_std": (value, 1) for what, value in spread.items()}
-        metrics["teacher_decay"] = (torch.tensor(decay_at(int(self.updates), c.teacher)), 1)
+        metrics: dict[str, Any] = {"teacher_decay": (torch.tensor(self.decay), 1)}
+        for of, x in predicted.items():
+            spread = self.watched(wanted, x, name)
+            metrics |= {"target_std": (spread["target"], 1), f"prediction{of}_std": (spread["prediction"], 1)}
         metrics["masked_share"] = (torch.tensor(1 - draw.keep.shape[1] / draw.restore.shape[1]), 1)
         return LossOutput(terms, metrics)
 
@@ -193,12 +183,6 @@ class Data2Vec2(Loss[Multi2]):
         if c.add_positions in ("masked", "both"):
             x = x + positions * draw.mask[..., None].to(x.dtype)
         return x + positions if c.add_positions in ("all", "both") else x
-
-    @torch.no_grad()
-    def after_step(self, updates: int) -> None:
-        """Average the student as it is after this update into the teacher: the next step is taught by it."""
-        self.updates.fill_(updates)
-        follow(self.teacher, self.backbone, decay_at(updates, self.config.teacher), self.config.teacher.copied)
 
 
 def _pixel_head(backbone: Multi2) -> torch.nn.Linear:

@@ -102,6 +102,10 @@ class Multi2(Backbone):
     def blocks(self) -> list[nn.Module]:
         return [*self.prenet, *self.layers]
 
+    def depth_of(self, parameter: str) -> int:
+        """Layer-wise decay is for the blocks alone, as in the authors' fine-tuning: all else learns at the full rate."""
+        return super().depth_of(parameter) or len(self.blocks) + 1
+
     def local(self, batch: Batch) -> Tensor:
         """(B, N, D) local features, before positions and masks: what a teacher may share with its student."""
         raise NotImplementedError

@@ -18,7 +18,7 @@ from avssl.evaluation.labels import Splits, evaluation_split, labelled, named_sp
 from avssl.evaluation.report import Report
 from avssl.words import none_of
 from avssl_data2vec.decode import NGrams, beam_search, distance, greedy
-from avssl_data2vec.letters import read, spell
+from avssl_data2vec.letters import plain, read, spell
 from avssl_data2vec.speech_config import SpeechConfig
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
     """`speech.wer` and `speech.cer`: edits over all items divided by the words (characters) of all transcripts.
 
-    A transcript is a row's label; case is that of the model's symbols. Raises CheckpointError for a model that writes
-    no characters.
+    A transcript is a row's label, whole: letters that the model cannot write count as errors. Case is that of the model's
+    symbols. Raises CheckpointError for a model that writes no characters.
     """
     codec = model.codec
     if model.head is None or codec is None or codec.kind != "characters":
@@ -57,7 +57,7 @@ def speech(model: Model, splits: Splits, config: SpeechConfig) -> Report:
                     symbol_score=config.symbol_score,
                 )[0][0]
             said.append(read(symbols, codec.classes))
-            meant.append(read(spell(rows[index].labels[0], codec.classes), codec.classes))
+            meant.append(plain(rows[index].labels[0], codec.classes))
             ids.append(rows[index].id)
     check(bool(ids), f"{none_of(len(rows), 'item')} could be read", fix="see the list of bad files", error=DataError)
     report = Report("speech", protocol=protocol(config, split=split, symbols=len(codec.classes)))

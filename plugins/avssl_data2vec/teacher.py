@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 from copy import deepcopy
-from typing import Protocol
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from avssl.backbone import Backbone
 from avssl.batch import Batch
 from avssl.errors import UsageError
+from avssl.loss import Loss
 from avssl_data2vec.config import TeacherConfig
+from avssl_data2vec.targets import guard, mean_std
+
+B = TypeVar("B", bound=Backbone)
 
 
 def decay_at(updates: int, cfg: TeacherConfig) -> float:
@@ -45,16 +50,17 @@ class SharesLocal(Protocol):
     def local_pad(self, batch: Batch) -> Tensor | None:
         """(B, N) bool padding of what `local` gives."""
 
+    def drop_local(self) -> None:
+        """Leave out what `local` needs: from now on `forward` must be given local features."""
+
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, decay: float, copied: tuple[str, ...]) -> None:
-    """teacher <- decay * teacher + (1 - decay) * student, in float32.
+    """teacher <- decay * teacher + (1 - decay) * student, in float32; a decay of 1 leaves the average as it is.
 
-    Parameters that match a glob of `copied`, those that the student never trains, and buffers are copied. Parameters
-    that the teacher does not have (its local part) are left alone.
+    Parameters that match a glob of `copied`, those that the student never trains, and buffers are copied at any decay.
+    Parameters that the teacher does not have (its local part) are left alone.
     """
-    if decay >= 1:
-        return
     ours: list[Tensor] = []
     theirs: list[Tensor] = []
     own: dict[str, Tensor] = dict(teacher.named_parameters())
@@ -66,9 +72,43 @@ def follow(teacher: nn.Module, student: nn.Module, decay: float, copied: tuple[s
         else:
             ours.append(own[name])
             theirs.append(value.detach().to(own[name].dtype))
-    torch._foreach_mul_(ours, decay)
-    torch._foreach_add_(ours, theirs, alpha=1 - decay)
+    if decay < 1:
+        torch._foreach_mul_(ours, decay)
+        torch._foreach_add_(ours, theirs, alpha=1 - decay)
     buffers = dict(teacher.named_buffers())
     for name, buffer in student.named_buffers():
         if name in buffers:
             buffers[name].copy_(buffer)
+
+
+class Taught(Loss[B]):
+    """A loss whose targets a slow copy of the backbone makes, in float32. State: the copy, the number of finished updates."""
+
+    updates: Tensor  # () int64
+
+    def __init__(self, backbone: B, config: Any) -> None:
+        super().__init__(backbone, config)
+        self.teacher = make_teacher(backbone, config.teacher)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.teacher.eval()  # Module.train() recurses, and would switch the teacher's dropout back on
+        return self
+
+    @property
+    def decay(self) -> float:
+        """tau after the finished updates."""
+        return decay_at(int(self.updates), self.config.teacher)
+
+    def watched(self, wanted: Tensor, predicted: Tensor, name: str) -> dict[str, Tensor]:
+        """Standard deviations of (M, D) targets and predictions, for the log. Raises Collapsed as `guard` does."""
+        spread = {"target": mean_std(wanted), "prediction": mean_std(predicted.detach())}
+        guard(spread["target"], spread["prediction"], int(self.updates), self.config.guard, name)
+        return spread
+
+    @torch.no_grad()
+    def after_step(self, updates: int) -> None:
+        """Average the student as it is after this update into the teacher: the next step is taught by it."""
+        self.updates.fill_(updates)
+        follow(self.teacher, self.backbone, self.decay, self.config.teacher.copied)

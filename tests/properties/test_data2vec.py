@@ -76,6 +76,34 @@ def test_the_teacher_follows_the_student_after_the_step_and_copies_what_is_share
     assert int(loss.updates) == 1
 
 
+@pytest.mark.parametrize("name", ["data2vec", "data2vec2"])
+def test_once_tau_is_one_the_average_stands_still(name: str):
+    """data2vec 1 then copies nothing either; in 2.0 what is the student's own stays the student's."""
+    second = name == "data2vec2"
+    tables = example.data2vec2(Path()) if second else example.data2vec(Path())
+    own = "extra_tokens" if second else "positions.*"
+    tables["loss"] |= {"name": name, "teacher": {"copied": [own], "start": 1.0, "end": 1.0}}
+    loss = build_loss(tables, build_backbone(tables))
+    before = {k: v.clone() for k, v in loss.teacher.state_dict().items()}
+    with torch.no_grad():
+        for p in loss.backbone.parameters():
+            p.add_(1.0)
+    loss.after_step(1)
+    changed = {k for k, v in loss.teacher.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == ({"extra_tokens"} if second else set()) and int(loss.updates) == 1
+
+
+def test_layer_wise_rates_of_the_second_version_are_for_blocks_alone():
+    backbone = build_backbone(example.data2vec2(Path()))
+    top = len(backbone.blocks) + 1
+    depths = {n: backbone.depth_of(n) for n, _ in backbone.named_parameters()}
+    assert {d for n, d in depths.items() if not n.startswith(("prenet.", "layers."))} == {top}
+    assert [depths[f"prenet.{i}.fc1.weight"] for i in range(len(backbone.prenet))] == list(
+        range(1, len(backbone.prenet) + 1)
+    )
+    assert depths[f"layers.{len(backbone.layers) - 1}.fc1.weight"] == top - 1
+
+
 def test_teacher_and_step_are_part_of_the_state():
     state = made(example.vision(Path())).state_dict()
     assert "updates" in state and any(k.startswith("teacher.") for k in state)

@@ -14,7 +14,7 @@ import torch
 from avssl.batch import Batch, Stream
 from avssl.model import build_backbone, build_loss
 from avssl_data2vec import example
-from avssl_data2vec.decode import NGrams, beam_search, distance, error_rate, greedy
+from avssl_data2vec.decode import NGrams, beam_search, distance, greedy
 from avssl_data2vec.letters import FAIRSEQ_LETTERS, read, spell
 
 
@@ -69,10 +69,6 @@ def test_a_language_model_decides_between_equal_sounds():
 )
 def test_edit_distance(said: str, meant: str, edits: int):
     assert distance(said, meant) == distance(meant, said) == edits
-
-
-def test_error_rates_are_over_all_items_and_not_means_of_items():
-    assert error_rate([["a"], ["b", "x"]], [["a"], ["b", "c", "d"]]) == pytest.approx(2 / 4)
 
 
 def test_spelling_and_reading_are_inverse():

@@ -16,7 +16,7 @@ from avssl_data2vec.formats.names import Names, part, prefixed, tensors_only, un
 _MODALITIES = {"AUDIO": "audio", "IMAGE": "vision", "TEXT": "text"}
 _UNSUPPORTED = {  # options of no published model, and the value that leaves them off
     "keep_masked_pct": 0, "encoder_zero_mask": True, "mask_channel_prob": 0, "transformer_decoder": False,
-    "remove_masks": False, "mask_prob_min": None,
+    "remove_masks": False, "mask_prob_min": None, "learned_alibi": False,
 }  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def _backbone(
         "prenet_layerdrop": float(m["prenet_layerdrop"]),
         "drop_path": [float(cfg["start_drop_path_rate"]), float(cfg["end_drop_path_rate"])],
         "prenet_drop_path": [float(m["start_drop_path_rate"]), float(m["end_drop_path_rate"])],
-        "alibi": _alibi(m, tensors, own),
+        "alibi": _alibi(m),
     }
     if key == "AUDIO":
         out |= {
@@ -230,8 +230,8 @@ def _backbone(
     return out
 
 
-def _alibi(m: Mapping[str, Any], tensors: Mapping[str, Tensor], own: str) -> dict[str, Any]:
-    out = {
+def _alibi(m: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "use": bool(m["use_alibi_encoder"]),
         "scale": float(m["alibi_scale"]),
         "learned_scale": bool(m["learned_alibi_scale"]),
@@ -239,9 +239,6 @@ def _alibi(m: Mapping[str, Any], tensors: Mapping[str, Tensor], own: str) -> dic
         "per_layer": bool(m["learned_alibi_scale_per_layer"]),
         "distance": m.get("alibi_distance", "manhattan"),
     }
-    if m.get("learned_alibi") and out["use"]:
-        out["learned_positions"] = int(tensors[own + "alibi_bias"].shape[-1])
-    return out
 
 
 def _projections(m: Mapping[str, Any], key: str) -> int:

@@ -146,7 +146,6 @@ _BLOCK2 = tuple(
 )
 _COMMON2 = (
     Rule("alibi.scale", "alibi_scale"),
-    Rule("alibi.table", "alibi_bias"),
     Rule("extra_tokens", "extra_tokens"),
     Rule("context_norm.{w}", "context_encoder.norm.{w}"),
     Rule("norm.{w}", "shared.norm.{w}"),
