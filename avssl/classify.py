@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 60.0  # seconds of a recording that are decoded at a time: memory does not grow with its length
 DEFAULT_WINDOW = 5.0  # seconds, for a frontend that does not say how long its clips are
 SHORTEST = 0.1  # seconds: a remainder below this is not classified
+SHORTEST_HOP = 0.01  # seconds: a hundred windows a second are more than anyone reads
 Encoding = Literal["s16le", "f32le"]
 
 
@@ -63,11 +64,11 @@ class Classifier:
         self.model, self.frontend = model, model.frontend
         length = getattr(model.frontend.config, "seconds", None)
         self.window = window or length or DEFAULT_WINDOW
-        self.hop = hop or self.window / 2
+        self.hop = self.window / 2 if hop is None else hop
         check(
-            0 < self.hop <= self.window,
+            SHORTEST_HOP <= self.hop <= self.window,
             f"hop is {self.hop} with window {self.window}",
-            fix="give a hop between 0 and it",
+            fix=f"give a hop between {SHORTEST_HOP} and it",
         )
         check(top > 0, f"top is {top}", fix="give at least 1")
         if length is not None and self.window != length:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from avssl.backbone import Backbone
 from avssl.batch import Batch
+
+if TYPE_CHECKING:
+    from avssl.data.targets import Codec
 
 B = TypeVar("B", bound=Backbone)
 
@@ -97,6 +100,10 @@ class Loss(nn.Module, Generic[B]):
         return self.compute(batch, self.sample(batch) if draw is None else draw)
 
     # -- around the steps ----------------------------------------------------------------------------------------
+    def for_training(self, codec: Codec | None) -> None:
+        """When a run is built, before anything is written: open what only training needs (another model that teaches),
+        and see that it fits the targets. A model that is opened for use does not come here, so that it needs no teacher."""
+
     def prepare(self, first_batch: Batch) -> None:
         """Once before the first update (k-means start and the like), on every process from rank 0's first batch; its result
         is part of the state. It may set buffers; parameters that train.shard cuts up are restored after it."""

@@ -14,9 +14,17 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass whose unknown keys are errors. A default exists once: here."""
+    """A frozen, keyword-only dataclass whose unknown keys are errors. A default exists once: here.
+
+    Raises TypeError for a field that may be None and is not by default: TOML has no word for None, so that a model saved
+    with it would be opened with the default.
+    """
     cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[attr-defined]
-    return dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    for field in dataclasses.fields(made):  # type: ignore[arg-type]
+        if "None" in str(field.type) and field.default is not None and field.default is not dataclasses.MISSING:
+            raise TypeError(f"{cls.__name__}.{field.name}: None cannot be saved; let another value, 0 say, mean it")
+    return made
 
 
 _PLAIN = {"str", "int", "float", "bool"}  # pydantic's names of the branches of `str | int`

@@ -32,14 +32,13 @@ def classify(
     import json
     import sys
 
-    from avssl.cli.inputs import need_model, opened
+    from avssl.cli.inputs import need_model, opened, rows_of
     from avssl.cli.output import say
-    from avssl.data.manifest import read_rows
 
     live = "-" in inputs
     check(not live or len(inputs) == 1, "standard input cannot be combined with files", fix="classify one or the other")
     need_model(model)
-    rows = [row for path in inputs for row in read_rows(path, modalities=["audio"])] if not live else []
+    rows = [] if live else rows_of(inputs, ["audio"])
     from avssl.classify import Classifier, Heard
 
     classifier = Classifier(opened(model, "", device), window, hop, top=top, threshold=threshold)

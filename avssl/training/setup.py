@@ -195,6 +195,7 @@ def build_run(
                 f"note: not loaded, being of other shapes in {init.path}: {', '.join(misshapen[:3])}{more}",
                 file=sys.stderr,
             )
+    loss.for_training(plan.codec)
     loss.to(device)
     frontend.to(device)
     batch = fitted_batch(recipe, len(plan.train), world)

@@ -73,7 +73,7 @@ class BeatsFrontendConfig:
     mels: int = 128
     mean: float = MEAN
     std: float = STD
-    seconds: float | None = 10.0  # longest excerpt: random in training, the first at evaluation; None = the whole clip
+    seconds: float = 10.0  # longest excerpt: random in training, the first at evaluation; 0 = the whole clip
     window: float | None = None  # at evaluation, cut a longer recording into windows of so many seconds
     padding: Padding = "exact"  # samples -> frames
     roll: float | None = None  # in training, rotate the sound by a random multiple of so many seconds; 0 = any
@@ -86,9 +86,8 @@ class BeatsFrontendConfig:
     mel_masks: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "window"):
-            value = getattr(self, name)
-            check(value is None or value > 0, f"frontend.{name} is {value}", fix="give a positive length")
+        check(self.seconds >= 0, f"frontend.seconds is {self.seconds}", fix="give a length, or 0 for whole clips")
+        check(self.window is None or self.window > 0, f"frontend.window is {self.window}", fix="give a positive length")
         check(self.std > 0, f"frontend.std is {self.std}", fix="give the standard deviation of the log-mel energies")
         check(0 <= self.mixup <= 1, f"frontend.mixup is {self.mixup}", fix="give a probability")
         check(0 <= self.time_mask < 1, f"frontend.time_mask is {self.time_mask}", fix="give a share below 1")

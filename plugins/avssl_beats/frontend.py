@@ -43,12 +43,12 @@ class BeatsFrontend(Frontend):
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
         seconds, length = self.config.seconds, _length(row)
         start = 0.0
-        if rng is not None and seconds is not None and length is not None and length > seconds:
+        if rng is not None and seconds and length is not None and length > seconds:
             start = float(rng.uniform(0, length - seconds))
         partners = int(rng is not None and self.config.mixup > 0 and rng.random() < self.config.mixup)
         # An unknown length is decoded whole in training: `item` then chooses the excerpt.
         known = rng is None or length is not None
-        return Request({"audio": AudioRequest(start, seconds if known else None)}, partners)
+        return Request({"audio": AudioRequest(start, (seconds or None) if known else None)}, partners)
 
     def views(self, row: Row) -> Sequence[Request]:
         """One excerpt; or, with `window`, consecutive windows of a long recording, the last one ending with it."""
@@ -73,7 +73,7 @@ class BeatsFrontend(Frontend):
         sound: Waveform = clip.parts["audio"]
         wave = resample(mono(sound.samples), sound.rate, self.config.rate)
         limit = self.config.seconds if not clip.view else self.config.window
-        most = len(wave) if limit is None else round(limit * self.config.rate)
+        most = round(limit * self.config.rate) if limit else len(wave)
         spare = len(wave) - most
         start = int(rng.integers(spare + 1)) if rng is not None and spare > 0 else 0
         return wave[start : start + most]

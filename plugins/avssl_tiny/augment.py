@@ -79,8 +79,11 @@ def _fit(wave: np.ndarray, length: int) -> np.ndarray:
     return wave[:length] if len(wave) >= length else np.pad(wave, (0, length - len(wave)))
 
 
-def spec_augment(frames: Tensor, seeds: Tensor, config: SoundConfig) -> Tensor:
-    """(B, T, F) standardised frames with masked times and frequencies set to 0, their mean (arXiv:1904.08779)."""
+def spec_augment(frames: Tensor, seeds: Tensor, config: SoundConfig, pad: Tensor | None = None) -> Tensor:
+    """(B, T, F) frames with masked times and frequencies set to their mean (arXiv:1904.08779).
+
+    That is 0 where frames are standardised, else the mean of each feature over the clip; pad: (B, T) bool, left out of it.
+    """
     if not config.time_masks and not config.frequency_masks:
         return frames
     hidden = torch.zeros(frames.shape, dtype=torch.bool)
@@ -93,7 +96,12 @@ def spec_augment(frames: Tensor, seeds: Tensor, config: SoundConfig) -> Tensor:
         for _ in range(config.frequency_masks):
             start, width = _span(bins, min(config.frequency_mask_bins, bins), generator)
             row[:, start : start + width] = True
-    return frames.masked_fill(hidden.to(frames.device), 0.0)
+    hidden = hidden.to(frames.device)
+    if config.standardise != "none":
+        return frames.masked_fill(hidden, 0.0)
+    real = frames.new_ones(frames.shape[:2]) if pad is None else (~pad).to(frames.dtype)
+    mean = (frames * real[..., None]).sum(1, keepdim=True) / real.sum(1)[:, None, None]
+    return torch.where(hidden, mean, frames)
 
 
 def _span(size: int, widest: int, generator: torch.Generator) -> tuple[int, int]:

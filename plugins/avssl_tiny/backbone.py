@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from avssl.backbone import Backbone, Features, Grid, Layers
-from avssl.batch import Batch
+from avssl.batch import Batch, Stream
 from avssl.errors import UsageError, check
 from avssl.nn.activation import gelu, gelu_tanh
 from avssl.nn.attention import attention, pad_bias
@@ -104,6 +104,16 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(token))
 
 
+def normalised(norm: nn.BatchNorm1d, stream: Stream) -> Tensor:
+    """(B, T, F) frames through a BatchNorm over frames; padded ones are 0, and in training they do not count."""
+    if stream.pad is not None and norm.training:
+        out = torch.zeros_like(stream.x)
+        out[~stream.pad] = norm(stream.x[~stream.pad]).to(out.dtype)
+        return out
+    x = norm(stream.x.transpose(1, 2)).transpose(1, 2)
+    return x if stream.pad is None else x.masked_fill(stream.pad[..., None], 0.0)
+
+
 class Tiny(Backbone):
     """Frames -> tokens -> class token (or mean). `pooled["audio"]` is what the classifier reads.
 
@@ -166,11 +176,15 @@ class Tiny(Backbone):
         keep: Mapping[str, Tensor] | None = None,
         layers: Layers | None = None,
         only: Collection[str] | None = None,
+        *,
+        frames: Tensor | None = None,
     ) -> Features:
         """hide: masks over the tokens of the grid, the class token not among them; hidden tokens become zeros before
-        positions are added. keep: indices of such tokens; the class token always stays."""
-        stream = batch.need("audio")
-        x, pad = self._stacked(stream.x, stream.pad, self._unseen(batch, hide, keep))
+        positions are added. keep: indices of such tokens; the class token always stays. frames: (B, T, F), what to read
+        instead of `standardised(batch)`."""
+        pad = batch.need("audio").pad
+        x = self.standardised(batch) if frames is None else frames
+        x, pad = self._stacked(x, pad, self._unseen(batch, hide, keep))
         x = self.proj(x)  # (B, N, D)
         if hide and "audio" in hide:
             x = x.masked_fill(hide["audio"][..., None], 0.0)
@@ -197,6 +211,17 @@ class Tiny(Backbone):
             layers={"audio": inner_states} if layers else {},
         )
 
+    def standardised(self, batch: Batch) -> Tensor:
+        """(B, T, F) frames as the first layer reads them: with `input_norm` by the statistics of the training batches, to
+        which padded frames add nothing; padding is 0."""
+        stream = batch.need("audio")
+        if stream.x.shape[-1] != self.config.features:
+            raise UsageError(
+                f"the backbone reads {self.config.features} features per frame, the frontend gives {stream.x.shape[-1]}",
+                fix=f"--set backbone.features={stream.x.shape[-1]}, or change the frontend",
+            )
+        return normalised(self.input_norm, stream) if self.config.input_norm else stream.x
+
     def _unseen(
         self, batch: Batch, hide: Mapping[str, Tensor] | None, keep: Mapping[str, Tensor] | None
     ) -> Tensor | None:
@@ -213,15 +238,6 @@ class Tiny(Backbone):
 
     def _stacked(self, x: Tensor, pad: Tensor | None, unseen: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """(B, T, F) -> (B, N, token_features); a token is padding when all of its frames are. unseen: (B, T) bool."""
-        if x.shape[-1] != self.config.features:
-            raise UsageError(
-                f"the backbone reads {self.config.features} features per frame, the frontend gives {x.shape[-1]}",
-                fix=f"--set backbone.features={x.shape[-1]}, or change the frontend",
-            )
-        if self.config.input_norm:
-            x = self.input_norm(x.transpose(1, 2)).transpose(1, 2)
-            if pad is not None:  # zeros again, as at the end of a clip on its own
-                x = x.masked_fill(pad[..., None], 0.0)
         if self.config.stem:
             x, pad = self.stem(x if unseen is None else x.masked_fill(unseen[..., None], 0.0), pad)
         k = self.config.stack

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from avssl.imports import Imported
 from avssl.safeload import load_safetensors, load_torch, plain
 from avssl.schema import unstructure
 
-from .config import SoundConfig, TinyConfig
+from .config import TinyConfig
 
 if TYPE_CHECKING:
     from avssl.model import Model
@@ -171,17 +171,16 @@ def _sizes(tensors: Mapping[str, Tensor], told: Mapping[str, Any], file: Path) -
 
 def _sound(told: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Front-end numbers of the specification's spelling in ours. Unknown keys are errors of `SoundConfig`."""
-    out: dict[str, Any] = {"n_mels": config["features"]}
+    features = {"mfcc": "coefficients", "raw": "segment"}.get(str(told.get("kind", "mel")), "n_mels")
+    out: dict[str, Any] = {features: config["features"]}
     for key, value in told.items():
         if key in ("note", "pad_mode", "window"):
             wanted = {"pad_mode": "reflect", "window": "hann_periodic"}.get(key, value)
             check(value == wanted, f"front end: {key} {value!r}", fix=f"only {wanted!r} is supported")
-        elif key == "standardise" and isinstance(value, Mapping):
-            check(value.get("std", "population") == "population", f"front end: std {value['std']!r}", fix="population")
-            out["standardise"] = dict.fromkeys(("bin", "mel", "mel_bin", "band"), "coefficient").get(
-                str(value.get("over")), value.get("over", "clip")
-            )
-            out["eps"] = value.get("eps", SoundConfig.eps)
+        elif key == "standardise":
+            out |= _standardised(value)
+        elif key in ("mean", "std"):
+            out[key] = _numbers(value)
         elif key == "mel_norm":
             out[key] = value or "none"
         else:
@@ -190,6 +189,28 @@ def _sound(told: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]
         if key in out:
             out[key] = float(out[key] or 0.0)
     return out
+
+
+OVER = {
+    **dict.fromkeys(("bin", "mel", "mel_bin", "band", "feature"), "coefficient"),
+    "dataset": "fixed",
+    "None": "none",
+}
+
+
+def _standardised(told: Any) -> dict[str, Any]:
+    """`standardise` as a word (or null), or a table with the scope ("over"), eps, and the numbers of a data set."""
+    table = told if isinstance(told, Mapping) else {"over": told}
+    over = OVER.get(str(table.get("over", "clip")), table.get("over", "clip"))
+    if over in ("clip", "coefficient"):
+        std = table.get("std", "population")
+        check(std == "population", f"front end: std {std!r}", fix="only 'population' is supported")
+        return {"standardise": over} | ({"eps": table["eps"]} if "eps" in table else {})
+    return {"standardise": over} | {name: _numbers(table[name]) for name in ("mean", "std") if name in table}
+
+
+def _numbers(value: Any) -> list[float]:
+    return [float(v) for v in (value if isinstance(value, Sequence) else [value])]
 
 
 def write(model: Model, path: Path) -> list[Path]:

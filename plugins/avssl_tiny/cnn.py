@@ -11,6 +11,7 @@ from avssl.backbone import Backbone, Features, Grid, Layers
 from avssl.batch import Batch
 from avssl.errors import UsageError
 
+from .backbone import normalised
 from .config import TinyCnnConfig
 from .cost import cnn_macs
 
@@ -27,7 +28,8 @@ class Block(nn.Sequential):
 class TinyCnn(Backbone):
     """audio.x (B, T, F) coefficients -> pooled["audio"] (B, dense[-1]); tokens: (B, T/16, widths[-1]), time only.
 
-    Padded frames are invisible to a clip, except in training, where BatchNorm counts them: train on one length.
+    Padded frames are invisible to a clip, except in training, where the BatchNorm of the blocks counts them: train on one
+    length.
     """
 
     modalities = frozenset({"audio"})
@@ -63,7 +65,7 @@ class TinyCnn(Backbone):
         stream = batch.need("audio")
         x, pad = stream.x, stream.pad
         if self.config.input_norm:
-            x = self.input_norm(x.transpose(1, 2)).transpose(1, 2)
+            x = normalised(self.input_norm, stream)
         x = x[:, None]  # (B, 1, T, F)
         for block in self.convolutions:
             if pad is not None:  # what a convolution sees beyond the end of a clip on its own

@@ -119,7 +119,7 @@ class SoundConfig:
 
     kind: Literal["mel", "mfcc", "spectrogram", "raw"] = "mel"
     rate: int = 16000  # Hz
-    seconds: float | None = 5.0  # clips are cut or zero-padded to this; None = their own length
+    seconds: float = 5.0  # clips are cut or zero-padded to this; 0 = their own length
     n_fft: int = 512
     hop: int = 256
     n_mels: int = 64  # mel, and the filters below mfcc (128 there)
@@ -174,7 +174,8 @@ class SoundConfig:
             f"frontend.coefficients {self.coefficients} exceeds frontend.n_mels {self.n_mels}",
             fix="--set frontend.n_mels=128",
         )
-        check(not self.mixup or self.seconds is not None, "mixup needs clips of one length", fix="set frontend.seconds")
+        self._check_numbers()
+        check(not self.mixup or self.seconds > 0, "mixup needs clips of one length", fix="set frontend.seconds")
         if self.standardise == "fixed":
             for name in ("mean", "std"):
                 check(
@@ -182,6 +183,22 @@ class SoundConfig:
                     f"frontend.{name} has {len(getattr(self, name))} numbers",
                     fix=f"give 1 or {self.features}",
                 )
+
+    def _check_numbers(self) -> None:
+        """Each within what the code that reads it can do."""
+        for name in ("seconds", "shift", "gain_db", "equaliser_db", "pitch", "mixup", "eps", "low", "high"):
+            check(getattr(self, name) >= 0, f"frontend.{name} is {getattr(self, name)}", fix="give 0 or more")
+        for name in ("time_masks", "frequency_masks", "frequency_mask_bins"):
+            check(getattr(self, name) >= 0, f"frontend.{name} is {getattr(self, name)}", fix="give 0 or more")
+        for name in ("rate", "n_mels", "coefficients", "segment", "floor", "power"):
+            check(getattr(self, name) > 0, f"frontend.{name} is {getattr(self, name)}", fix="give more than 0")
+        for name in ("time_mask_share", "noise_probability"):
+            check(
+                0 <= getattr(self, name) <= 1, f"frontend.{name} is {getattr(self, name)}", fix="give a share, 0 to 1"
+            )
+        check(0 <= self.stretch < 1, f"frontend.stretch is {self.stretch}", fix="give 0 or more, less than 1")
+        low, high = self.noise_snr or (0.0, 0.0)
+        check(low <= high, f"frontend.noise_snr is [{low}, {high}]", fix="give the lower ratio first")
 
 
 @config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from .frontend import SoundFrontend
 from .loss import Head, supervised
 
 if TYPE_CHECKING:
+    from avssl.data.targets import Codec
     from avssl.model import Model
 
 
@@ -86,21 +88,42 @@ class Teacher:
 
 
 class Distill(Loss[Backbone]):
-    """(1 - w) * cross-entropy + w * t^2 * KL(teacher || student), both at temperature t."""
+    """(1 - w) * cross-entropy + w * t^2 * KL(teacher || student), both at temperature t.
+
+    The teacher is opened for training, or at the first use: the student is deployed without it.
+    """
 
     config: DistillConfig
-    teacher: Teacher
 
     def __init__(self, backbone: Backbone, config: DistillConfig) -> None:
         super().__init__(backbone, config)
-        teacher = Teacher(config.teacher, config.teacher_format)
+        self.head = Head(backbone.dim, config.classes)
+        self.order: list[int] | None = None  # the teacher's output for each of the student's, where they differ
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        teacher = Teacher(self.config.teacher, self.config.teacher_format)
         if teacher.model.head is None:
             raise UsageError(
-                f"the teacher {config.teacher} has no classification head",
+                f"the teacher {self.config.teacher} has no classification head",
                 fix="fine-tune it on these labels first, or use loss.name=distill_embedding",
             )
-        object.__setattr__(self, "teacher", teacher)
-        self.head = Head(backbone.dim, config.classes)
+        return teacher
+
+    def for_training(self, codec: Codec | None) -> None:
+        """Raises UsageError for a teacher of other classes; the same ones in another order are put in order."""
+        taught = self.teacher.model.codec
+        if codec is None or taught is None or taught.classes == codec.classes:
+            return
+        theirs = set(taught.classes)
+        missing = [c for c in codec.classes if c not in theirs]
+        check(
+            not missing and len(theirs) == len(codec.classes),
+            f"the teacher {self.config.teacher} knows {', '.join(taught.classes[:3])} ... ({len(theirs)} classes), "
+            f"the labels are {', '.join((missing or codec.classes)[:3])} ... ({len(codec.classes)})",
+            fix="fine-tune the teacher on the same labels, or use loss.name=distill_embedding",
+        )
+        self.order = [taught.classes.index(c) for c in codec.classes]
 
     def exports(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "head": self.head}
@@ -116,6 +139,7 @@ class Distill(Loss[Backbone]):
             f"the teacher has {wanted.shape[1]} classes, the student {logits.shape[1]}",
             fix="fine-tune the teacher on the same labels",
         )
+        wanted = wanted if self.order is None else wanted[:, self.order]
         out = supervised(logits, batch, self.config.label_smoothing, weight=1 - self.config.weight)
         imitation = Term(
             self.config.weight, divergence(logits.float(), wanted.float(), self.config.temperature), len(batch)

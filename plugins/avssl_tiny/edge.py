@@ -77,7 +77,7 @@ def stem_plan(stem: ConvStem) -> tuple[Dense, ...]:
 
 def sound_plan(extract: FrameFeatures) -> SoundPlan:
     c = extract.config
-    samples = None if c.seconds is None else round(c.seconds * c.rate)
+    samples = round(c.seconds * c.rate) or None
     shift = gain = None
     if c.standardise == "fixed":
         shift = np.broadcast_to(np.asarray(c.mean, np.float32), c.features).copy()

@@ -42,15 +42,15 @@ class SoundFrontend(Frontend):
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
         """A random window of `seconds` in training, when the row says that it is longer; else the beginning."""
         seconds, start = self.config.seconds, 0.0
-        if seconds is not None and rng is not None and row.duration is not None and row.duration > seconds:
+        if seconds and rng is not None and row.duration is not None and row.duration > seconds:
             start = float(rng.uniform(0, row.duration - seconds))
         mixing = rng is not None and self.config.mixup > 0
-        return Request({"audio": AudioRequest(start=start, seconds=seconds)}, partners=int(mixing))
+        return Request({"audio": AudioRequest(start=start, seconds=seconds or None)}, partners=int(mixing))
 
     def views(self, row: Row) -> Sequence[Request]:
         """Windows of `seconds` side by side; one for a clip of unknown or shorter length."""
         seconds = self.config.seconds
-        if seconds is None or row.duration is None or row.duration <= 1.5 * seconds:
+        if not seconds or row.duration is None or row.duration <= 1.5 * seconds:
             return [self.plan(row, None)]
         starts = [i * seconds for i in range(math.ceil(row.duration / seconds - 0.5))]
         return [Request({"audio": AudioRequest(s, seconds)}, view=f"{s:.1f}-{s + seconds:.1f} s") for s in starts]
@@ -72,7 +72,7 @@ class SoundFrontend(Frontend):
         if not isinstance(part, Waveform) or part.samples.shape[-1] == 0:
             raise DataError(f"{clip.id}: has no sound", fix="leave it out, or give a file with an audio track")
         wave = resample(mono(part.samples), part.rate, self.config.rate)
-        if self.config.seconds is not None:
+        if self.config.seconds:
             length = round(self.config.seconds * self.config.rate)
             wave = wave[:length] if len(wave) >= length else np.pad(wave, (0, length - len(wave)))
         return wave if rng is None else augment_wave(wave, self.config, rng)
@@ -80,7 +80,7 @@ class SoundFrontend(Frontend):
     def batch(self, batch: Batch) -> Batch:
         frames, pad = self._frames(batch.need("audio"))
         if self.training:
-            frames = spec_augment(frames, batch.seeds, self.config)
+            frames = spec_augment(frames, batch.seeds, self.config, pad)
         if "partner" in batch.streams:
             other, _ = self._frames(batch.streams["partner"])
             share = batch.streams["share"].x[:, None, None]

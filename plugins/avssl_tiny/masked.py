@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from avssl.batch import Batch, Stream, generators
+from avssl.batch import Batch, generators
 from avssl.loss import Loss, LossOutput, Term
 
 from .backbone import Tiny
@@ -22,8 +22,8 @@ class Hidden:
 class MaskedFrames(Loss[Tiny]):
     """Replace spans of frames by a learned vector; regress the standardised frames there, L1, through one Linear.
 
-    The vector lives in the objective and in the units of the input, so that the deployed encoder has no tensor that
-    only training needs.
+    Frames are standardised by the frontend, or by the encoder's `input_norm`. The vector lives in the objective, so that
+    the deployed encoder has no tensor that only training needs.
     """
 
     config: MaskedConfig
@@ -46,24 +46,20 @@ class MaskedFrames(Loss[Tiny]):
         return Hidden(mask)
 
     def compute(self, batch: Batch, draw: Hidden) -> LossOutput:
-        stream = batch.need("audio")
-        frames, mask = stream.x, draw.mask.to(stream.x.device)
-        seen = torch.where(mask[..., None], self.vector.to(frames.dtype), frames)
-        features = self.backbone(batch.with_streams(audio=Stream(seen, stream.pad)))
-        tokens = features.tokens["audio"][:, self.backbone.prefix :]
-        guess = self._frames(tokens)  # (B, >= T, F)
-        error = (guess[:, : frames.shape[1]] - frames)[mask].abs()  # (M, F)
+        frames, mask, _, guess = self._guess(batch, draw)
+        error = (guess - frames)[mask].abs()  # (M, F)
         return LossOutput({"frames": Term(1.0, error.sum(), error.numel())})
 
-    def _frames(self, tokens: Tensor) -> Tensor:
-        return self.decoder(tokens).unflatten(-1, (self.backbone.config.frames_per_token, -1)).flatten(1, 2)
+    def _guess(self, batch: Batch, draw: Hidden) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Standardised frames, the mask (B, T), what the encoder sees, what it says: three times (B, T, F)."""
+        frames = self.backbone.standardised(batch)
+        mask = draw.mask.to(frames.device)
+        seen = torch.where(mask[..., None], self.vector.to(frames.dtype), frames)
+        tokens = self.backbone(batch, frames=seen).tokens["audio"][:, self.backbone.prefix :]
+        guess = self.decoder(tokens).unflatten(-1, (self.backbone.config.frames_per_token, -1)).flatten(1, 2)
+        return frames, mask, seen, guess[:, : frames.shape[1]]
 
     def reconstruct(self, batch: Batch, draw: Hidden) -> dict[str, dict[str, Tensor]]:
-        stream = batch.need("audio")
-        mask = draw.mask.to(stream.x.device)[..., None]
-        seen = torch.where(mask, self.vector, stream.x)
-        tokens = self.backbone(batch.with_streams(audio=Stream(seen, stream.pad))).tokens["audio"][
-            :, self.backbone.prefix :
-        ]
-        guess = self._frames(tokens)[:, : stream.x.shape[1]]
-        return {"audio": {"original": stream.x, "masked": seen, "reconstructed": torch.where(mask, guess, stream.x)}}
+        frames, mask, seen, guess = self._guess(batch, draw)
+        mended = torch.where(mask[..., None], guess, frames)
+        return {"audio": {"original": frames, "masked": seen, "reconstructed": mended}}

@@ -41,9 +41,12 @@ def compare(case: Case, loss, frames: torch.Tensor, tolerance: str) -> None:
     loss.train(case.call["mode"] == "train")
     batch = as_batch(frames, case.input("class_ids"))
     features = loss.backbone(batch)
-    out = loss(batch)
-    total = out.total()
-    total.backward()
+    total = loss(batch).total()  # the mean over the batch
+    if case.call.get("loss", {}).get("reduction", "mean") == "sum":
+        total = total * len(batch)
+    weights = {b["tensor"]: b for b in case.call.get("backward_of") or [{"tensor": "output.loss", "weight": 1.0}]}
+    assert set(weights) == {"output.loss"} and weights["output.loss"].get("reduce", "none") == "none"
+    (total * weights["output.loss"]["weight"]).backward()
     got = {
         "sequence": features.tokens["audio"],
         "pooled": features.pooled["audio"],

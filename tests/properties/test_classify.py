@@ -113,8 +113,10 @@ def test_what_cannot_classify_is_refused():
     headless.head = None
     with pytest.raises(CheckpointError, match="no classification head"):
         Classifier(headless)
-    with pytest.raises(UsageError, match="hop"):
-        Classifier(model(), window=1.0, hop=2.0)
+    for hop in (2.0, 0.0, 1e-5):
+        with pytest.raises(UsageError) as error:
+            Classifier(model(), window=1.0, hop=hop)
+        assert str(error.value) == f"hop is {hop} with window 1.0 (give a hop between 0.01 and it)"
     with pytest.raises(UsageError, match="encoding"):
         list(Classifier(model()).stream(Trickle(b"1234"), RATE, encoding="u8"))
 

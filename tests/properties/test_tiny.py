@@ -15,12 +15,13 @@ import torch
 
 from avssl.batch import Batch, Stream
 from avssl.data.clip import Clip, Row, Waveform
+from avssl.data.targets import Codec
 from avssl.errors import CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
 from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model, save_tensors
 from avssl.recipe import load_recipe
 from avssl.safeload import load_safetensors
-from avssl.schema import unstructure
+from avssl.schema import structure, unstructure
 from avssl.training.pipeline import run_folds
 from avssl.training.setup import Machine
 from avssl_tiny.augment import augment_wave, equalise, spec_augment, stretch
@@ -70,7 +71,7 @@ def test_the_dct_is_orthonormal():
 @pytest.mark.parametrize("kind,extra", [("mel", {}), ("mfcc", {"n_mels": 128}), ("spectrogram", {}), ("raw", {})])
 @pytest.mark.parametrize("samples", [4000, 16000, 16001])
 def test_the_number_of_frames_is_the_promised_one(kind, extra, samples):
-    config = SoundConfig(kind=kind, seconds=None, **extra)
+    config = SoundConfig(kind=kind, seconds=0, **extra)
     extract = FrameFeatures(config)
     out = extract(torch.from_numpy(noise(2, samples)))
     assert out.shape == (2, int(extract.frames(torch.tensor(samples))), config.features)
@@ -113,7 +114,7 @@ def test_padded_frames_change_nothing(sizes):
 @pytest.mark.parametrize("network", ["tiny", "stacked", "stem", "cnn"])
 def test_a_sound_in_a_padded_batch_gives_what_it_gives_alone(network, kind, extra, standardise):
     """From the waveform on: own reflection at the end, own statistics, own borders of convolutions."""
-    config = SoundConfig(kind=kind, seconds=None, standardise=standardise, **extra)
+    config = SoundConfig(kind=kind, seconds=0, standardise=standardise, **extra)
     frontend = SoundFrontend(config).eval()
     if network == "cnn":
         backbone = TinyCnn(TinyCnnConfig(features=config.features, widths=(4, 8, 8), dense=(16,)))
@@ -125,6 +126,19 @@ def test_a_sound_in_a_padded_batch_gives_what_it_gives_alone(network, kind, extr
     together = backbone(frontend.batch(Batch.cat(items, frontend.pad_values))).pooled["audio"]
     alone = torch.cat([backbone(frontend.batch(i)).pooled["audio"] for i in items])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", ["tiny", "cnn"])
+def test_padded_frames_are_no_part_of_the_statistics_of_the_input(network):
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 50, 16, generator=rng) * 3 + 5
+    pad = torch.arange(50)[None] >= torch.tensor([[50], [20], [30], [16]])
+    tiny = Tiny(TinyConfig(features=16, input_norm=True))
+    cnn = TinyCnn(TinyCnnConfig(features=16, widths=(4, 8), dense=(8,)))
+    model = (tiny if network == "tiny" else cnn).train()
+    model(batch_of(x.masked_fill(pad[..., None], -100.0), pad))
+    torch.testing.assert_close(model.input_norm.running_mean, x[~pad].mean(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(model.input_norm.running_var, x[~pad].var(0), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("sizes", [STEM, STEM_AND_STACK])
@@ -253,6 +267,17 @@ def test_masks_stay_within_their_share():
     torch.testing.assert_close(out[7:8], spec_augment(torch.ones(1, 100, 64), torch.tensor([7]), config))
 
 
+def test_masks_of_frames_that_nothing_standardised_are_the_mean_of_the_clip():
+    config = SoundConfig(time_masks=2, frequency_masks=2, standardise="none")
+    x = torch.randn(8, 100, 64, generator=torch.Generator().manual_seed(1)) * 3 - torch.arange(64.0)
+    pad = (torch.arange(100) >= 80).expand(8, -1)
+    x = x.masked_fill(pad[..., None], 1e3)
+    out = spec_augment(x, torch.arange(8), config, pad)
+    changed = out != x
+    means = x[:, :80].mean(1, keepdim=True).expand_as(x)
+    assert changed.any() and torch.allclose(out[changed], means[changed], atol=1e-3)
+
+
 def test_mixup_mixes_frames_and_the_loss_mixes_targets():
     frontend = SoundFrontend(SoundConfig(seconds=1.0, mixup=0.4)).train()
     clips = [clip(noise(1, 16000, seed=i), target=np.int64(i)) for i in (0, 1)]
@@ -289,6 +314,18 @@ def test_masked_frames_ask_only_for_what_was_hidden(sizes):
     assert not torch.equal(loss.reconstruct(changed, draw)["audio"]["masked"], one["masked"])
 
 
+def test_masked_frames_are_regressed_as_the_input_norm_has_them_and_do_not_change_it():
+    loss = MaskedFrames(Tiny(TinyConfig(features=8, input_norm=True)), MaskedConfig(ratio=0.5, span=4)).train()
+    x = torch.randn(4, 40, 8) * 10 - 60
+    batch = batch_of(x)
+    draw = loss.sample(batch)
+    shown = loss.reconstruct(batch, draw)["audio"]
+    torch.testing.assert_close(loss.backbone.input_norm.running_var, x.var((0, 1)))
+    standard = (x - x.mean((0, 1))) / (x.var((0, 1), correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(shown["original"], standard, rtol=0, atol=1e-4)
+    assert float(loss.compute(batch, draw).terms["frames"].value.detach()) < 3
+
+
 def test_the_divergence_is_kullback_leibler_at_a_temperature():
     student, teacher = torch.randn(5, 7), torch.randn(5, 7)
     p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
@@ -305,8 +342,6 @@ def saved(tmp_path: Path) -> Path:
         "frontend": {"seconds": 1.0},
         "loss": {"name": "tiny_classify", "classes": 3},
     }
-    from avssl.data.targets import Codec
-
     loss = build_loss(tables, build_backbone(tables))
     save_model(tmp_path / "model", loss, build_frontend(tables, tmp_path), tables, Codec("index", ("a", "b", "c")))
     return tmp_path / "model"
@@ -338,6 +373,48 @@ def test_a_student_learns_from_the_sound_it_hears_and_leaves_its_teacher_alone(s
     assert float(loss(batch).total().detach()) < 0.7 * first
     assert all(torch.equal(a, b) for a, b in zip(before, loss.teacher.model.backbone.parameters(), strict=True))
     assert not loss.teacher.model.backbone.training and not any("teacher" in k for k in loss.state_dict())
+
+
+def test_a_student_is_deployed_without_its_teacher(saved, tmp_path):
+    tables = {
+        "name": "s",
+        "backbone": {"name": "tiny", "features": 64},
+        "frontend": {"seconds": 1.0},
+        "loss": {"name": "distill", "classes": 3, "teacher": str(saved)},
+    }
+    loss = build_loss(tables, build_backbone(tables))
+    codec = Codec("index", ("a", "b", "c"))
+    loss.for_training(codec)
+    save_model(tmp_path / "student", loss, build_frontend(tables, tmp_path), tables, codec)
+    shutil.rmtree(saved)
+    student = open_model(tmp_path / "student")
+    assert student.logits(student.frontend.item([clip(noise(1, 16000))], None)).shape == (1, 3)
+    with pytest.raises(CheckpointError, match="no such model"):
+        build_loss(tables, build_backbone(tables)).for_training(codec)
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_is_understood_and_others_are_refused(saved):
+    tables = {
+        "backbone": {"name": "tiny"},
+        "frontend": {"seconds": 1.0},
+        "loss": {"name": "distill", "classes": 3, "teacher": str(saved), "weight": 1.0},
+    }
+    loss, frontend = build_loss(tables, build_backbone(tables)).eval(), build_frontend(tables, saved).eval()
+    loss.for_training(Codec("index", ("c", "a", "b")))
+    batch = frontend.batch(
+        Batch.cat([frontend.item([clip(noise(1, 16000, seed=i), target=np.int64(0))], None) for i in range(3)])
+    )
+    teacher = open_model(saved)
+    with torch.inference_mode():
+        wanted = teacher.head(teacher.backbone(teacher.frontend(batch_of(batch.need("sound").x))))[:, [2, 0, 1]]
+    logits = loss.head(loss.backbone(batch))
+    torch.testing.assert_close(loss(batch).terms["imitation"].sum, divergence(logits, wanted, 3.0))
+    with pytest.raises(UsageError) as error:
+        loss.for_training(Codec("index", ("a", "b", "siren")))
+    assert str(error.value) == (
+        f"the teacher {saved} knows a, b, c ... (3 classes), the labels are siren ... (3) "
+        "(fine-tune the teacher on the same labels, or use loss.name=distill_embedding)"
+    )
 
 
 def test_a_student_and_its_teacher_hear_one_mixture():
@@ -409,6 +486,58 @@ def test_the_format_goes_out_and_comes_back(saved, tmp_path):
     files[1].write_text(json.dumps(sizes))
     with pytest.raises(CheckpointError, match="ff is said to be 48"):
         import_checkpoint(files[0], "tiny")
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ({"standardise": {"over": "clip", "eps": 1e-6}}, {"standardise": "clip", "eps": 1e-6}),
+        ({"standardise": {"over": "mel"}}, {"standardise": "coefficient"}),
+        ({"standardise": None}, {"standardise": "none"}),
+        ({"standardise": {"over": "none"}}, {"standardise": "none"}),
+        (
+            {"standardise": "fixed", "mean": -40.0, "std": 20.0},
+            {"standardise": "fixed", "mean": (-40.0,), "std": (20.0,)},
+        ),
+        (
+            {"standardise": {"over": "dataset", "mean": [1.0] * 64, "std": 2}},
+            {"standardise": "fixed", "mean": (1.0,) * 64, "std": (2.0,)},
+        ),
+        ({"kind": "raw"}, {"kind": "raw", "segment": 64}),
+        ({"kind": "mfcc"}, {"kind": "mfcc", "coefficients": 64}),
+    ],
+)
+def test_the_front_end_of_a_foreign_file_in_the_words_of_the_specification(told, wanted, tmp_path):
+    state = {**Tiny(TinyConfig()).state_dict(), "head.weight": torch.zeros(4, 16), "head.bias": torch.zeros(4)}
+    save_tensors(tmp_path / "a.safetensors", state)
+    got = structure(SoundConfig, import_checkpoint(tmp_path / "a.safetensors", "tiny", H=2, front_end=told).frontend)
+    assert {k: getattr(got, k) for k in wanted} == wanted and got.features == 64
+
+
+def test_clips_of_their_own_length_are_so_after_saving_too(tmp_path):
+    tables = {"backbone": {"name": "tiny"}, "frontend": {"seconds": 0.0}, "name": "t",
+              "loss": {"name": "tiny_classify", "classes": 3}}  # fmt: skip
+    loss = build_loss(tables, build_backbone(tables))
+    save_model(tmp_path / "model", loss, build_frontend(tables, tmp_path), tables)
+    frontend = open_model(tmp_path / "model").frontend
+    assert frontend.item([clip(noise(1, 12345))], None).need("audio").x.shape == (1, 12345)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"time_mask_share": 1.5}, "frontend.time_mask_share is 1.5 (give a share, 0 to 1)"),
+        ({"noise_snr": (40.0, 10.0)}, "frontend.noise_snr is [40.0, 10.0] (give the lower ratio first)"),
+        ({"floor": 0.0}, "frontend.floor is 0.0 (give more than 0)"),
+        ({"mixup": -1.0}, "frontend.mixup is -1.0 (give 0 or more)"),
+        ({"stretch": 1.0}, "frontend.stretch is 1.0 (give 0 or more, less than 1)"),
+        ({"mixup": 0.2, "seconds": 0.0}, "mixup needs clips of one length (set frontend.seconds)"),
+    ],
+)
+def test_numbers_that_no_frontend_could_use_are_refused(bad, message):
+    with pytest.raises(UsageError) as error:
+        SoundConfig(**bad)
+    assert str(error.value) == message
 
 
 def test_a_stem_goes_out_and_comes_back(tmp_path):
