@@ -67,14 +67,20 @@ Presets = Mapping[str, Mapping[str, Any]]
 
 
 def rows(frames: int = 216, classes: int = 50, presets: Presets = PRESETS) -> list[dict[str, Any]]:
-    """The presets with their costs for a clip of `frames` frames; "patches": with four frames per token."""
+    """The presets with their costs for a clip of `frames` frames; "patches": with four frames per token.
+
+    "others": what else differs from the defaults, as in --set backbone.KEY=VALUE.
+    """
     out = []
     for name, sizes in presets.items():
         c = structure(TinyConfig, sizes)
         plain, patches = cost(c, classes, frames), cost(replace(c, stack=4), classes, frames)
         sized = {"features": c.features, "dim": c.dim, "layers": c.layers, "heads": c.heads, "ff": c.ff}
         costs = {"MACs": plain["macs"], "MACs, patches": patches["macs"], "float32 bytes": plain["bytes_float32"]}
-        out.append({"preset": name, **sized, "parameters": plain["parameters"], **costs, "RAM int8": plain["ram_int8"]})
+        others = {"others": " ".join(f"{k}={v}" for k, v in sizes.items() if k not in sized) or "-"}
+        made_for = {"frames": frames, "classes": classes}
+        costs = {"parameters": plain["parameters"], **costs, "RAM int8": plain["ram_int8"]}
+        out.append({"preset": name, **sized, **others, **made_for, **costs})
     return out
 
 
@@ -83,7 +89,8 @@ def cnn_rows(frames: int = 216, classes: int = 50) -> list[dict[str, Any]]:
     c = TinyCnnConfig()
     parameters = cnn_parameters(c, classes)
     costs = {"parameters": parameters, "MACs": cnn_macs(c, frames) + c.dim * classes, "float32 bytes": 4 * parameters}
-    return [{"preset": "cnn-4m", "features": c.features, "dim": c.dim, "layers": len(c.widths) + len(c.dense), **costs}]
+    sized = {"features": c.features, "dim": c.dim, "layers": len(c.widths) + len(c.dense)}
+    return [{"preset": "cnn-4m", **sized, "frames": frames, "classes": classes, **costs}]
 
 
 def cnn_parameters(c: TinyCnnConfig, classes: int) -> int:

@@ -111,6 +111,7 @@ CANDIDATES: dict[str, Variant] = {  # compared by --inner
     ),
     "tiny-6k, stem": STEM,
     "tiny-6k, stem, no equaliser": replace(STEM, sound={**STEM.sound, "equaliser_db": 0.0}),
+    "tiny-6k, stem, masks": replace(STEM, sound={**STEM.sound, **MASKED}),
     "tiny-7k, stem": replace(STEM, sizes={**STEM.sizes, "ff": 32, "stem_bins": 4}, lr=5e-3),
     "tiny-7k, stem, taught": replace(
         STEM,
@@ -124,6 +125,7 @@ CANDIDATES: dict[str, Variant] = {  # compared by --inner
     "cnn-4m, floor 1e-6": replace(CNN, sound=mfcc(floor=1e-6)),
     "cnn-4m, floor 1e-4": CNN,
     "cnn-4m, floor 1e-4, masks": replace(CNN, sound=mfcc(**MASKED, floor=1e-4)),
+    "cnn-4m, equaliser, masks": replace(CNN, sound=mfcc(**MASKED, floor=1e-4, equaliser_db=4.0)),
     "cnn-4m, floor 1e-4, 79 frames": replace(CNN, sound=mfcc(79, floor=1e-4)),
 }
 PLAIN = {"shift": 0.0, "gain_db": 0.0, "equaliser_db": 0.0, "mixup": 0.0}

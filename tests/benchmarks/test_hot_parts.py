@@ -93,6 +93,23 @@ def test_gelu(benchmark, which) -> None:  # type: ignore[no-untyped-def]
         assert benchmark(lambda: which(linear(x))).shape == (998, 3072)
 
 
+@pytest.mark.benchmark(group="classify a minute of sound at 16 kHz with tiny-6k, a window every 2.5 s")
+def test_classify(benchmark, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from avssl.classify import Classifier
+    from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model
+
+    tables = {
+        "name": "t",
+        "backbone": {"name": "tiny"},
+        "frontend": {},
+        "loss": {"name": "tiny_classify", "classes": 50},
+    }
+    save_model(tmp_path / "m", build_loss(tables, build_backbone(tables)), build_frontend(tables, tmp_path), tables)
+    classifier = Classifier(open_model(tmp_path / "m"))
+    sound = np.random.default_rng(0).normal(0, 0.1, 60 * RATE).astype(np.float32)
+    assert len(benchmark(lambda: list(classifier.array(sound, RATE)))) == 23
+
+
 @pytest.mark.slow
 @pytest.mark.benchmark(group="search among 100,000 x 768, start of the process included")
 def test_search(benchmark, tmp_path) -> None:  # type: ignore[no-untyped-def]
