@@ -39,7 +39,7 @@ class Classifier:
 
     window: seconds; None = the frontend's clip length. Where the frontend has one, it is set to the window: then
     nothing is padded. hop: default half the window. top: labels per window. threshold: leave out lower scores.
-    Scores are a softmax, or independent sigmoids where the model was trained with multi_hot targets.
+    Scores are a softmax, or independent sigmoids where a clip may have several labels.
     Raises CheckpointError for a model without a head, UsageError for one that does not hear.
     """
 
@@ -77,7 +77,7 @@ class Classifier:
         self.top, self.threshold, self.batch_size = top, threshold, batch_size
         codec = model.codec
         self.classes = codec.classes if codec is not None else ()
-        self.exclusive = codec is None or codec.kind != "multi_hot"
+        self.exclusive = codec is None or codec.exclusive
 
     def row(self, row: Row, limits: Limits | None = None) -> Iterator[Heard]:
         """A recording of any length, block by block. Raises DataError for a file that cannot be read."""

@@ -66,6 +66,7 @@ class Loss(nn.Module, Generic[B]):
     """
 
     contrastive: bool = False
+    exclusive: bool = False  # its head's outputs are a softmax even where targets are vectors: one class for each item
 
     def __init__(self, backbone: B, config: Any) -> None:
         super().__init__()

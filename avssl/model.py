@@ -137,16 +137,16 @@ def open_model(path: str | Path, format: str = "", device: str | torch.device = 
     )
     verify(path, WEIGHTS)
     tensors = load_safetensors(path / WEIGHTS)
-    codec = None
-    if (path / TARGETS).is_file():
-        codec = Codec.load(json.loads((path / TARGETS).read_text(encoding="utf-8")))
     backbone, frontend = build_backbone(tables), build_frontend(tables, path)
-    head = None
+    head, exclusive = None, False
     if any(name.startswith("head.") for name in tensors):
         loss = build_loss(tables, backbone)
-        head = loss.exports()["head"]
+        head, exclusive = loss.exports()["head"], loss.exclusive
         load_strictly(head, {k[5:]: v for k, v in tensors.items() if k.startswith("head.")}, f"{path}/{WEIGHTS}")
     load_strictly(backbone, {k[9:]: v for k, v in tensors.items() if k.startswith("backbone.")}, f"{path}/{WEIGHTS}")
+    codec = None
+    if (path / TARGETS).is_file():
+        codec = Codec.load(json.loads((path / TARGETS).read_text(encoding="utf-8")), exclusive)
     return _deployed(backbone, frontend, head, codec, tables, path).to(device)
 
 
@@ -170,7 +170,7 @@ def from_imported(imported: Imported, path: Path) -> Model:
     """A Model straight from what a format's reader gave."""
     tables = imported_tables(imported)
     loss = build(imported)
-    codec = Codec.load(imported.assets["targets"]) if "targets" in imported.assets else None
+    codec = Codec.load(imported.assets["targets"], loss.exclusive) if "targets" in imported.assets else None
     return _deployed(loss.backbone, build_frontend(tables, path), loss.exports().get("head"), codec, tables, path)
 
 

@@ -17,7 +17,7 @@ def write_imported(imported: Imported, out: Path) -> dict[str, Any]:
     tables = imported_tables(imported)
     loss = build(imported)
     out.mkdir(parents=True, exist_ok=True)
-    codec = Codec.load(imported.assets["targets"]) if "targets" in imported.assets else None
+    codec = Codec.load(imported.assets["targets"], loss.exclusive) if "targets" in imported.assets else None
     save_model(out, loss, build_frontend(tables, out), tables, codec)
     report = {
         "backbone": tables["backbone"]["name"],

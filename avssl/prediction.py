@@ -18,6 +18,7 @@ from avssl.words import counted, none_of
 
 if TYPE_CHECKING:
     from avssl.data.clip import Limits
+    from avssl.data.targets import Codec
     from avssl.model import Model
 
 
@@ -31,10 +32,11 @@ class Predictions:
     views: np.ndarray  # (N,) how many views were averaged
     classes: tuple[str, ...]
     kind: str  # of the codec: "index", "multi_hot" or "float"
+    exclusive: bool  # one class each
 
     def __repr__(self) -> str:
-        kind = {"index": "one of", "multi_hot": "several of"}.get(self.kind)
-        what = f"{kind} {counted(len(self.classes), 'class', 'classes')} each" if kind else "numbers"
+        kind = "one of" if self.exclusive else "several of"
+        what = "numbers" if self.kind == "float" else f"{kind} {counted(len(self.classes), 'class', 'classes')} each"
         return f"<Predictions of {counted(len(self.ids), 'item')}: {what}>"
 
     def __len__(self) -> int:
@@ -42,13 +44,13 @@ class Predictions:
 
     def bar(self, threshold: float | None = None) -> float:
         """The score that a label has to exceed: unless given, 0.5 where a clip may have several labels, else 0."""
-        return threshold if threshold is not None else 0.5 if self.kind == "multi_hot" else 0.0
+        return threshold if threshold is not None else 0.0 if self.exclusive else 0.5
 
     def labels(self, number: int, threshold: float | None = None, top: int = 5) -> list[tuple[str, float]]:
         """(class, score) of one item, best first: at most `top`; of several-label models those above the threshold."""
         scores = self.scores[number]
         order = np.argsort(-scores, kind="stable")[:top].tolist()
-        if self.kind == "multi_hot":
+        if not self.exclusive:
             order = [c for c in order if scores[c] > self.bar(threshold)]
         return [(self.classes[c], float(scores[c])) for c in order]
 
@@ -108,7 +110,7 @@ def predict_rows(
         for start in range(0, len(rows), ROWS):
             some = probed(rows[start : start + ROWS], model.backbone.modalities, workers)
             for index, view, one in _views(
-                model, some, codec.kind, views, batch_size, workers, on_bad, bad, limits, precision
+                model, some, codec, views, batch_size, workers, on_bad, bad, limits, precision
             ):
                 found.setdefault(start + index, []).append((view, one))
                 step(len(found))
@@ -127,13 +129,14 @@ def predict_rows(
         np.array([len(found[i]) for i in indices]),
         codec.classes,
         codec.kind,
+        codec.exclusive,
     )
 
 
 def _views(
     model: Model,
     rows: Sequence[Row],
-    kind: str,
+    codec: Codec,
     views: str,
     batch_size: int,
     workers: int,
@@ -160,5 +163,5 @@ def _views(
         if not np.isfinite(logits).all():
             item = batch.ids[int(np.flatnonzero(~np.isfinite(logits).all(1))[0])]
             raise DataError(f"{item}: the model's output is not finite", fix="the weights or the input are damaged")
-        scores = logits if kind == "float" else probabilities(logits, multi_label=kind == "multi_hot")
+        scores = logits if codec.kind == "float" else probabilities(logits, multi_label=not codec.exclusive)
         yield from zip(indices, names, scores, strict=True)

@@ -56,6 +56,7 @@ class Classify(Loss[Backbone]):
         if len(sizes) > 1:
             raise UsageError(f"loss.streams {streams} have widths {sorted(sizes)}", fix="average streams of one width")
         self.head = Head(streams, sizes.pop(), config.classes, config.norm, config.dropout)
+        self.exclusive = config.loss == "cross_entropy"
 
     def exports(self) -> dict[str, nn.Module]:
         """The head goes with the backbone: it is what predicts."""

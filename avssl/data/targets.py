@@ -23,14 +23,19 @@ class Codec:
 
     index: one class, int64 (). multi_hot: any number of classes, float32 (C,). float: one number, float32 ().
     characters: a text, int64 (N,), `classes` are the symbols in order of their ids.
+
+    exclusive: whether an item is of one class, so that scores are a softmax. Always, but for multi_hot targets: those
+    may say several classes, or one, smoothed or mixed with another clip's, for a cross-entropy.
     """
 
     kind: Kind
     classes: tuple[str, ...] = ()
+    exclusive: bool = False
     _index: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", {name: i for i, name in enumerate(self.classes)})
+        object.__setattr__(self, "exclusive", self.exclusive or self.kind != "multi_hot")
 
     @property
     def size(self) -> int:
@@ -79,12 +84,13 @@ class Codec:
 
     def state(self) -> dict[str, Any]:
         """JSON-able; `Codec.load(state)` gives the codec back."""
-        return {"kind": self.kind, "classes": list(self.classes)}
+        return {"kind": self.kind, "classes": list(self.classes), "exclusive": self.exclusive}
 
     @staticmethod
-    def load(state: Mapping[str, Any]) -> Codec:
-        """The codec that `state()` described."""
-        return Codec(state["kind"], tuple(state["classes"]))
+    def load(state: Mapping[str, Any], exclusive: bool = False) -> Codec:
+        """The codec that `state()` described. exclusive: where the state does not say (older files, importers), what the
+        loss says."""
+        return Codec(state["kind"], tuple(state["classes"]), state.get("exclusive", exclusive))
 
 
 def fit_codec(rows: Sequence[Row], kind: str, classes: Sequence[str] | None = None) -> Codec | None:

@@ -35,7 +35,13 @@ def classification(model: Model, splits: Splits, config: ClassificationConfig) -
     encode(rows, codec)  # an unknown label is an error before anything is computed
     report = Report(
         "classification",
-        protocol=protocol(config, split=split, target=codec.kind, aggregation="mean of probabilities over views"),
+        protocol=protocol(
+            config,
+            split=split,
+            target=codec.kind,
+            exclusive=codec.exclusive,
+            aggregation="mean of probabilities over views",
+        ),
     )
     bad = BadFiles()
     predictions = predict_rows(

@@ -58,14 +58,14 @@ def spread_over(rows: Sequence[Row], limit: int | None) -> list[Row]:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of rows as arrays: y (N,) class indices; (N, C) zeros and ones when rows have several; (N,) floats."""
+    """Labels of rows as arrays: y (N,) class indices; (N, C) zeros and ones when rows may have several; (N,) floats."""
 
     codec: Codec
     y: np.ndarray
 
     @property
     def multi(self) -> bool:
-        return self.codec.kind == "multi_hot"
+        return self.y.ndim == 2
 
     @property
     def numbers(self) -> bool:
@@ -91,8 +91,11 @@ def label_codec(rows: Sequence[Row], given: Codec | None = None) -> Codec:
 
 
 def encode(rows: Sequence[Row], codec: Codec) -> Labels:
-    """Raises DataError, naming the row, for a missing or unknown label."""
+    """Class indices where the codec says one class each and the rows agree, whatever the targets of training looked
+    like. Raises DataError, naming the row, for a missing or unknown label."""
     y = np.stack([codec.encode(row) for row in rows])
+    if codec.exclusive and y.ndim == 2 and (y.sum(1) == 1).all():
+        y = y.argmax(1)
     return Labels(codec, y)
 
 

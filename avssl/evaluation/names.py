@@ -39,7 +39,10 @@ def kfold(model: Model, config: KfoldConfig) -> Iterable[str]:
 
 
 def classification(model: Model, config: ClassificationConfig) -> Iterable[str]:
-    known = {"index": ONE, "float": NUMBERS}.get(model.codec.kind, SEVERAL) if model.codec is not None else ()
+    codec = model.codec
+    if codec is None:
+        return []
+    known = NUMBERS if codec.kind == "float" else ONE if codec.exclusive else SEVERAL
     return [f"classification.{metric}" for metric in known]
 
 

@@ -16,6 +16,7 @@ MOST = 60  # classes of a confusion table that can still be read
 
 def by_head(logits: np.ndarray, rows: Sequence[Row], codec: Any) -> dict[str, Any] | None:
     """Metrics of a fine-tuned head over labelled rows; None where its targets are no classes. logits (N, C)."""
+    from avssl.evaluation.labels import encode
     from avssl.evaluation.metrics import classification, probabilities
 
     if codec.kind not in ("index", "multi_hot"):
@@ -24,8 +25,8 @@ def by_head(logits: np.ndarray, rows: Sequence[Row], codec: Any) -> dict[str, An
     usable = [i for i, r in enumerate(rows) if r.labels and set(r.labels) <= known and np.isfinite(logits[i]).all()]
     if not usable:
         return None
-    targets = np.stack([np.asarray(codec.encode(rows[i])) for i in usable])
-    scores = probabilities(logits[usable], codec.kind == "multi_hot")
+    targets = encode([rows[i] for i in usable], codec).y
+    scores = probabilities(logits[usable], multi_label=not codec.exclusive)
     values, per = classification(scores, targets)
     out: dict[str, Any] = {
         "title": "the model's classification head",
@@ -34,7 +35,7 @@ def by_head(logits: np.ndarray, rows: Sequence[Row], codec: Any) -> dict[str, An
         "names": list(codec.classes),
         "per": {k: _plain(v) for k, v in per.items()},
     }
-    if codec.kind == "index":
+    if targets.ndim == 1:
         out |= _confusion(targets, scores.argmax(1), len(codec.classes))
     return out
 

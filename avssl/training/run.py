@@ -380,6 +380,6 @@ def _write_model(run: Run, plan: DataPlan, state: dict[str, Any], seconds: float
         "environment": environment(run.device),
     }
     write_json(run.folder / "report.json", report)
-    save_model(run.folder, run.loss, run.frontend, run.recipe.plain(), plan.codec, state)
+    save_model(run.folder, run.loss, run.frontend, run.recipe.plain(), run.loader.items.codec, state)
     write_card(run.folder)
     return report

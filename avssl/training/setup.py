@@ -195,7 +195,8 @@ def build_run(
                 f"note: not loaded, being of other shapes in {init.path}: {', '.join(misshapen[:3])}{more}",
                 file=sys.stderr,
             )
-    loss.for_training(plan.codec)
+    codec = dataclasses.replace(plan.codec, exclusive=loss.exclusive) if plan.codec is not None else None
+    loss.for_training(codec)
     loss.to(device)
     frontend.to(device)
     batch = fitted_batch(recipe, len(plan.train), world)
@@ -203,9 +204,7 @@ def build_run(
     micro = min(cfg.micro_batch or per_rank, per_rank)
     sampler = build_sampler(recipe, plan.train, batch)
     limits = Limits(max_seconds=recipe.data.max_seconds, max_pixels=recipe.data.max_pixels)
-    items = TrainingItems(
-        plan.train, frontend, plan.codec, needed_modalities(recipe), cfg.seed, limits, recipe.data.on_bad
-    )
+    items = TrainingItems(plan.train, frontend, codec, needed_modalities(recipe), cfg.seed, limits, recipe.data.on_bad)
     bad = BadFiles(
         folder / ("bad_files.csv" if world.first else f"bad_files-{world.rank}.csv"),
         recipe.data.max_bad,

@@ -152,6 +152,7 @@ def _means(groups: Mapping[int, Any]) -> dict[str, float]:
 @torch.no_grad()
 def supervised_metrics(run: Run, rows: Sequence[Row]) -> dict[str, float]:
     """Classification metrics of the head over the rows, one view each."""
+    from avssl.evaluation.labels import encode
     from avssl.evaluation.metrics import classification, probabilities, regression
 
     codec = run.loader.items.codec
@@ -164,14 +165,11 @@ def supervised_metrics(run: Run, rows: Sequence[Row]) -> dict[str, float]:
             values = head(run.loss.backbone(batch, only=getattr(head, "streams", None))).float().cpu().numpy()
         logits.update(zip(indices, values, strict=True))
     logits = _together(run, logits)
-    targets = np.stack([np.asarray(codec.encode(rows[i])) for i in logits])
+    targets = encode([rows[i] for i in logits], codec).y
     scores = np.stack(list(logits.values()))
     if codec.kind == "float":
         return regression(scores[:, 0], targets)
-    multi = codec.kind == "multi_hot" and bool((targets.sum(1) != 1).any())
-    if codec.kind == "multi_hot" and not multi:  # soft targets in training, but one class each: there is an accuracy
-        targets = targets.argmax(1)
-    return classification(probabilities(scores, multi), targets)[0]
+    return classification(probabilities(scores, multi_label=not codec.exclusive), targets)[0]
 
 
 # -- sharing the rows -------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class BeatsClassify(Loss[Beats]):
             fix="give labelled data and data.target, or set loss.classes",
         )
         self.head = PatchHead(backbone.dim, config.classes, config.dropout)
+        self.exclusive = config.loss == "cross_entropy"
 
     def exports(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "head": self.head}

@@ -70,6 +70,7 @@ class ClipClassify(Loss[CavMae]):
         heads, width = config.heads or backbone.config.heads, backbone.config.dim * len(config.streams)
         check(width % heads == 0, f"loss.heads {heads} do not divide the width {width}", fix="choose heads that do")
         self.head = ClipHead(config, backbone.config.dim, heads)
+        self.exclusive = config.loss == "cross_entropy"
 
     def exports(self) -> dict[str, nn.Module]:
         return {"backbone": self.backbone, "head": self.head}

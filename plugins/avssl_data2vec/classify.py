@@ -81,6 +81,7 @@ class ImageClassify(FineTuned):
     """Cross-entropy with hard (B,) or mixed (B, C) targets and label smoothing."""
 
     config: ImageClassifyConfig
+    exclusive = True
 
     def __init__(self, backbone: Backbone, config: ImageClassifyConfig) -> None:
         super().__init__(backbone, config)

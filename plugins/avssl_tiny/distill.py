@@ -94,6 +94,7 @@ class Distill(Loss[Backbone]):
     """
 
     config: DistillConfig
+    exclusive = True
 
     def __init__(self, backbone: Backbone, config: DistillConfig) -> None:
         super().__init__(backbone, config)

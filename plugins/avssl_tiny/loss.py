@@ -35,6 +35,7 @@ class Classify(Loss[Backbone]):
     """Cross-entropy. Targets: class indices (B,) or multi-hot (B, C); mixed ones as the frontend mixed the clips."""
 
     config: ClassifyConfig
+    exclusive = True
 
     def __init__(self, backbone: Backbone, config: ClassifyConfig) -> None:
         super().__init__(backbone, config)

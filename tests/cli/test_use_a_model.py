@@ -322,6 +322,25 @@ def test_several_labels_are_those_above_the_threshold(toy_plugin, toy_manifest, 
         assert code == 0 and sizes == ({3} if threshold == 0 else {0})
 
 
+def test_classifiers_of_one_class_each_say_one_while_their_targets_are_vectors(
+    toy_plugin, toy_manifest, avssl, tmp_path
+):
+    model = toy.make_model(tmp_path / "m", ["class 0", "class 1", "class 2"], kind="multi_hot")
+    (model / "assets" / "targets.json").write_text(
+        json.dumps({"kind": "multi_hot", "classes": ["class 0", "class 1", "class 2"], "exclusive": True})
+    )
+    code, out, _ = avssl("predict", toy_manifest, "--model", model, "--json")
+    for record in json.loads(out)["predictions"]:
+        assert record["label"] and sum(x["score"] for x in record["labels"]) == pytest.approx(1)
+    gate = ("--fail-under", "classification.accuracy=0")
+    code, out, err = avssl(
+        "evaluate", "--model", model, "--data", toy_manifest, "--task", "classification", "--set", "bootstrap=0", *gate
+    )
+    assert code == 0 and "classification.mcc" in out, err
+    code, out, _ = avssl("classify", toy_manifest.parent / "0000.wav", "--model", model, "--top", 3, "--json")
+    assert code == 0 and sum(json.loads(out.splitlines()[0])["labels"].values()) == pytest.approx(1, abs=1e-3)
+
+
 def test_predict_without_a_head_is_a_checkpoint_error(avssl, toy_path, toy_manifest):
     code, out, err = avssl("predict", toy_manifest, "--model", toy_path)
     assert (code, out) == (4, "") and "has no head that predicts (fine-tune it first" in err

@@ -56,3 +56,13 @@ def test_a_codec_survives_its_state() -> None:
     codec = Codec("multi_hot", ("a", "b"))
     assert Codec.load(codec.state()) == codec
     assert np.array_equal(Codec.load(codec.state()).encode(row("b")), [0, 1])
+
+
+def test_one_class_each_is_kept_with_the_codec() -> None:
+    mixed = Codec("multi_hot", ("a", "b"), exclusive=True)
+    assert Codec.load(mixed.state()) == mixed and Codec.load(mixed.state()).exclusive
+    assert Codec("index", ("a",)).exclusive and not Codec("multi_hot", ("a",)).exclusive
+    older = {"kind": "multi_hot", "classes": ["a", "b"]}
+    assert not Codec.load(older).exclusive and Codec.load(older, exclusive=True).exclusive
+    several = Codec("multi_hot", ("a", "b")).state()
+    assert not Codec.load(several, exclusive=True).exclusive, "what is written is not overruled"

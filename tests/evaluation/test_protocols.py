@@ -14,12 +14,12 @@ from avssl.data.targets import Codec
 from avssl.embedding.encode import EmbedOptions, embed_rows
 from avssl.errors import CheckpointError, DataError, GateError, UsageError
 from avssl.evaluation import metrics, ranking
-from avssl.evaluation.configs import KnnConfig, ProbeConfig
+from avssl.evaluation.configs import ClassificationConfig, KnnConfig, ProbeConfig
 from avssl.evaluation.explain import explain
 from avssl.evaluation.gates import check_gates
 from avssl.evaluation.kfold import summary
 from avssl.evaluation.knn import neighbours
-from avssl.evaluation.labels import Labels, splits_of
+from avssl.evaluation.labels import Labels, encode, splits_of
 from avssl.evaluation.probe import fit_probe, inner_split
 from avssl.recipe import recipe_from
 from avssl.registry import load
@@ -267,6 +267,45 @@ def test_classification_averages_probabilities_over_the_views(toy_classifier, ro
     assert report.metrics["classification.map"] == pytest.approx(
         metrics.macro(metrics.average_precision((one + other) / 2, truth))
     )
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce", "auto"])
+def test_a_softmax_of_vector_targets_is_a_softmax_everywhere(toy_plugin, rows, tmp_path, loss):
+    """Training, evaluation and prediction say the same of a model whose targets are multi_hot for the sake of mixing."""
+    from avssl.evaluation.names import classification as names
+    from avssl.model import open_model
+    from avssl.prediction import predict_rows
+    from avssl.training.run import finetune
+    from avssl.training.setup import Machine
+
+    table = {**RUN, "loss": {"name": "classify", "loss": loss}, "data": {"target": "multi_hot", "batch_size": 10},
+             "train": {"updates": 2}}  # fmt: skip
+    parts = [replace(r, split="val" if r.split == "test" else "train") for r in rows]
+    trained = finetune(recipe_from(table), None, parts, tmp_path / "run", machine=Machine(device="cpu", workers=0))
+    single = loss == "cross_entropy"
+    stored = tmp_path / "run" / "assets" / "targets.json"
+    state = json.loads(stored.read_text())
+    assert state["exclusive"] is single
+    for written in (state, {k: v for k, v in state.items() if k != "exclusive"}):  # the second: an older folder
+        stored.write_text(json.dumps(written))
+        model = open_model(tmp_path / "run")
+        report = evaluate("classification", model, parts, views="one")
+        assert {k.removeprefix("classification."): pytest.approx(v, abs=1e-6) for k, v in report.metrics.items()} == (
+            trained["validation"]
+        )
+        assert set(report.metrics) <= set(names(model, ClassificationConfig()))
+        assert ("classification.accuracy" in report.metrics) is single and bool(report.confusion) is single
+        found = predict_rows(model, parts)
+        assert np.allclose(found.scores.sum(1), 1) is single
+        assert all(r["label"] == r["labels"][0]["label"] for r in found.plain(top=1)) if single else True
+        assert found.bar() == (0.0 if single else 0.5) and ("one of" in repr(found)) is single
+
+
+def test_clips_with_several_labels_keep_them_under_a_softmax(rows):
+    codec = Codec("multi_hot", ("class 0", "class 1", "class 2"), exclusive=True)
+    assert encode(rows, codec).y.shape == (30,) and not encode(rows, codec).multi
+    both = [replace(rows[0], labels=("class 0", "class 1")), *rows[1:]]
+    assert encode(both, codec).y.shape == (30, 3) and encode(both, codec).counts[1] == 11
 
 
 def test_classification_needs_a_head_and_known_labels(toy_model, toy_classifier, rows):

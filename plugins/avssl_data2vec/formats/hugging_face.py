@@ -228,7 +228,7 @@ def _finetuned(
     elif targets is None and (names := c.get("id2label")):
         names = [str(name) for _, name in sorted(names.items(), key=lambda pair: int(pair[0]))]
         several = c.get("problem_type") == "multi_label_classification"
-        targets = {"kind": "multi_hot" if several else "index", "classes": names}
+        targets = {"kind": "multi_hot" if several else "index", "classes": names, "exclusive": not several}
     return Imported(
         backbone=backbone,
         loss=loss,
