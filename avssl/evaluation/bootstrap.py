@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -53,13 +53,61 @@ def of_statistic(
 
 
 def of_classification(
-    scores: np.ndarray, targets: np.ndarray, *, resamples: int, level: float, seed: int, threshold: float = 0.5
+    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    resamples: int,
+    level: float,
+    seed: int,
+    threshold: float = 0.5,
+    empty: metrics.Empty = "skip",
 ) -> dict[str, Interval]:
-    """Intervals of the metrics of `metrics.classification`.
+    """Intervals of the mean over folds of the metrics of `metrics.classification`; items are resampled within their fold.
+
+    folds: (scores (N, C), targets) of each, or the one pair there is. Intervals are centred on the estimate (see
+    `centred`).
+    """
+    rng = np.random.default_rng(seed)
+    each = [_resampled(scores, targets, resamples, rng, threshold, empty) for scores, targets in folds]
+    out = {}
+    for name in each[0]:
+        values = np.stack([fold[name] for fold in each])  # (folds, 1 + resamples)
+        with np.errstate(invalid="ignore"):  # d-prime of folds that are all right and all wrong
+            estimate = values[:, 0].mean()
+        limits = {"d_prime": (-np.inf, np.inf), "mcc": (-1.0, 1.0), "auc": (0.0 if empty == "skip" else -1.0, 1.0)}.get(
+            name, (0.0, 1.0)
+        )
+        known = estimate == estimate
+        out[name] = centred(_nanmean(values[:, 1:]), estimate, level, *limits) if known else (np.nan, np.nan)
+    return out
+
+
+def of_regression(
+    folds: Sequence[tuple[np.ndarray, np.ndarray]], *, resamples: int, level: float, seed: int
+) -> dict[str, Interval]:
+    """Intervals of the mean over folds of the metrics of `metrics.regression`. folds: (predictions, targets), (N,) both."""
+    rng = np.random.default_rng(seed)
+    each = []
+    for _ in range(resamples):
+        draws = [rng.integers(0, len(t), len(t)) for _, t in folds]
+        if all(len(set(d.tolist())) > 1 for d in draws):
+            each.append([metrics.regression(p[d], t[d]) for (p, t), d in zip(folds, draws, strict=True)])
+    names = metrics.regression(*folds[0])
+    return {name: percentiles(np.array([np.mean([f[name] for f in one]) for one in each]), level) for name in names}
+
+
+def _resampled(
+    scores: np.ndarray,
+    targets: np.ndarray,
+    resamples: int,
+    rng: np.random.Generator,
+    threshold: float,
+    empty: metrics.Empty,
+) -> dict[str, np.ndarray]:
+    """(1 + resamples,) values of each metric: those of the items as they are, then of each resample.
 
     Curves are sorted once per class and re-weighted for all resamples together: equal to scikit-learn's with
-    `sample_weight`, and fast enough for 527 classes. A class without positives in a resample is left out of its mean.
-    Intervals are centred on the estimate (see `centred`).
+    `sample_weight`, and fast enough for 527 classes. A class that only a resample lacks is left out of its mean; one that
+    the items lack is left out of every mean, or in all of them, as `empty` says.
     """
     scores, targets = np.asarray(scores, dtype=np.float64), np.asarray(targets)
     truth = metrics.one_hot(targets, scores.shape[1])
@@ -70,11 +118,14 @@ def of_classification(
         made["top5"] = []
     single = targets.ndim == 1
     guess = metrics.one_hot(scores.argmax(1), scores.shape[1]) if single else (scores > threshold).astype(int)
-    batches = itertools.chain([np.ones((1, len(scores)))], _batches(len(scores), resamples, seed))
-    for weights in batches:  # first the items as they are: the estimate
-        pairs = [weighted_curves(scores[:, c], truth[:, c], weights) for c in range(scores.shape[1])]
-        auc = _nanmean(np.stack([p[1] for p in pairs]))
-        made["map"].append(_nanmean(np.stack([p[0] for p in pairs])))
+    batches = itertools.chain([np.ones((1, len(scores)))], _batches(len(scores), resamples, rng))
+    for weights in batches:
+        curves = [weighted_curves(scores[:, c], truth[:, c], weights) for c in range(scores.shape[1])]
+        ap, areas = np.array(curves).transpose(1, 0, 2)  # (C, r) both
+        if empty == "zero":
+            ap[~truth.any(0)], areas[~truth.any(0) | truth.all(0)] = 0.0, -1.0
+        auc = _nanmean(areas)
+        made["map"].append(_nanmean(ap))
         made["auc"].append(auc)
         made["d_prime"].append(np.array([metrics.d_prime(a) for a in auc]))
         both, real, said = weights @ (truth * guess), weights @ truth, weights @ guess
@@ -85,12 +136,7 @@ def of_classification(
         for name, k in (("accuracy", 1), ("top5", 5)):
             if name in made:
                 made[name].append(weights @ metrics.hits(scores, targets, k) / weights.sum(1))
-    out = {}
-    for name, values in made.items():
-        (estimate,), resampled = values[0], np.concatenate(values[1:])
-        limits = {"d_prime": (-np.inf, np.inf), "mcc": (-1.0, 1.0)}.get(name, (0.0, 1.0))
-        out[name] = centred(resampled, estimate, level, *limits)
-    return out
+    return {name: np.concatenate(values) for name, values in made.items()}
 
 
 def weighted_curves(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +156,7 @@ def weighted_curves(scores: np.ndarray, truth: np.ndarray, weights: np.ndarray) 
     return ap, auc
 
 
-def _batches(items: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _batches(items: int, resamples: int, seed: int | np.random.Generator) -> Iterator[np.ndarray]:
     """Resampling counts, (r, N) at a time; the same numbers whatever the batch size."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // max(items, 1))

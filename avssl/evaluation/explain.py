@@ -63,8 +63,9 @@ def explain(report: Report) -> list[str]:
     lines += [f"  {key}: {_shown(value)}" for key, value in report.protocol.items()]
     lines += [f"{name}: {describe(name, report.protocol)}" for name in report.metrics]
     if report.intervals:
+        over = "over the items of each fold, of the mean" if "folds" in report.protocol else "over the items"
         lines.append(
-            f"intervals: {report.protocol.get('confidence', 0.95):.0%} percentile bootstrap over the items, "
+            f"intervals: {report.protocol.get('confidence', 0.95):.0%} percentile bootstrap {over}, "
             f"{report.protocol.get('bootstrap')} resamples, seed {report.protocol.get('seed')}"
         )
     if report.chance:

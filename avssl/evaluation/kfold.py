@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def kfold(model: Model, splits: Splits, config: KfoldConfig) -> Report:
-    """`kfold.STREAM.accuracy` (the mean over the folds), `.std`, and `.fold.F` for each; per-class values, confusion
-    and intervals are those of all items together, each scored by the model that did not see it."""
+    """`kfold.STREAM.accuracy` (the mean over the folds), `.std`, and `.fold.F` for each; per-class values and
+    confusion are those of all items together, each scored by the model that did not see it."""
     rows = [row for some in splits.values() for row in some] if not config.split else list(splits.get(config.split, ()))
     rows = labelled(spread_over(rows, config.limit))
     folds = sorted({row.fold for row in rows if row.fold is not None})
@@ -65,15 +65,15 @@ def kfold(model: Model, splits: Splits, config: KfoldConfig) -> Report:
                 scores[held] = neighbours(x[known], train, x[held], config.neighbours, config.temperature)
             else:
                 scores[held] = fit_probe(x[known], train, x[held], config, [chosen[i].group for i in known])[0]
-            each[str(fold)] = fold_metrics(scores[held], labels.y[held], labels.numbers)
-        score(report, f"kfold.{name}", scores, labels, config)
+            each[str(fold)] = fold_metrics(scores[held], labels.y[held], labels.numbers, config.empty)
+        score(report, f"kfold.{name}", scores, labels, config, own)
         report.add(f"kfold.{name}", summary(each))
     return report
 
 
-def fold_metrics(scores: np.ndarray, y: np.ndarray, numbers: bool) -> dict[str, float]:
+def fold_metrics(scores: np.ndarray, y: np.ndarray, numbers: bool, empty: metrics.Empty) -> dict[str, float]:
     """The metrics of one fold."""
-    return metrics.regression(scores, y) if numbers else metrics.classification(scores, y)[0]
+    return metrics.regression(scores, y) if numbers else metrics.classification(scores, y, empty=empty)[0]
 
 
 def summary(each: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

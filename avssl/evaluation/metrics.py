@@ -186,17 +186,20 @@ def ensemble(logits: np.ndarray, multi_label: bool) -> np.ndarray:
     return probabilities(logits, multi_label).mean(0)
 
 
-def chance(targets: np.ndarray, classes: int) -> Mapping[str, float]:
+def chance(targets: np.ndarray, classes: int, empty: Empty = "skip") -> Mapping[str, float]:
     """What the best answer without any information scores on these items, in the limit of many.
 
     Accuracy: always the most frequent class; top5: always the five most frequent. mAP: the class frequencies; AUC 1/2.
     F1: a class of frequency p that is guessed at a rate q has 2pq / (p + q) (expected counts). Its mean over the classes
     is largest at q = p where exactly one class is guessed for each item, which gives 1 / classes, and at q = 1 (always
-    all of them) where an item may have several.
+    all of them) where an item may have several. Classes without positives count in mAP and AUC as `empty` says.
     """
     truth = one_hot(targets, classes)
     share = truth.mean(0)[truth.any(0)]  # (classes that occur,)
-    out = {"map": float(share.mean()), "auc": 0.5, "d_prime": 0.0}
+    counted = len(share) if empty == "skip" else classes
+    judged = int((truth.any(0) & ~truth.all(0)).sum())  # classes that have a curve
+    auc = 0.5 if empty == "skip" else (0.5 * judged - (classes - judged)) / classes
+    out = {"map": float(share.sum() / counted), "auc": auc, "d_prime": d_prime(auc)}
     if np.ndim(targets) == 1:
         best = np.sort(share)[::-1]
         out |= {"accuracy": float(best[0]), "top5": float(best[:5].sum()), "f1": 1.0 / len(share), "mcc": 0.0}

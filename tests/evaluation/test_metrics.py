@@ -151,12 +151,41 @@ def test_intervals_repeat_with_a_seed_and_hold_the_estimate():
     scores = rng.random((200, 7)) + 0.5 * metrics.one_hot(labels, 7)
     values, _ = metrics.classification(scores, labels)
     once, again, other = (
-        bootstrap.of_classification(scores, labels, resamples=300, level=0.95, seed=s) for s in (1, 1, 2)
+        bootstrap.of_classification([(scores, labels)], resamples=300, level=0.95, seed=s) for s in (1, 1, 2)
     )
     assert once == again != other
     assert once.keys() == values.keys()
     for name in ("accuracy", "top5", "auc", "d_prime", "f1"):
         assert once[name][0] <= values[name] <= once[name][1], name
+
+
+def test_items_are_resampled_within_their_fold():
+    """A fold that is all right and one that is all wrong: their mean is one half in every resample."""
+    truth = np.repeat([0, 1], 20)
+    right = metrics.one_hot(truth, 2).astype(float)
+    found = bootstrap.of_classification([(right, truth), (1 - right, truth)], resamples=100, level=0.95, seed=0)
+    assert found["accuracy"] == (0.5, 0.5)
+    y = np.arange(10.0)
+    numbers = bootstrap.of_regression([(y, y), (y + 2, y)], resamples=100, level=0.95, seed=0)
+    assert numbers["mse"] == (2.0, 2.0)
+
+
+@pytest.mark.parametrize("labels", ["one", "several"])
+def test_classes_without_positives_count_in_the_interval_and_in_chance_as_in_the_value(labels):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 200)  # of eight classes
+    scores = rng.random((200, 8)) + 0.5 * metrics.one_hot(y, 8)
+    targets = y if labels == "one" else metrics.one_hot(y, 8)
+    found = {}
+    for empty in ("skip", "zero"):
+        values, _ = metrics.classification(scores, targets, empty=empty)
+        bounds = bootstrap.of_classification([(scores, targets)], resamples=200, level=0.95, seed=0, empty=empty)
+        chance = metrics.chance(targets, 8, empty)
+        assert all(bounds[k][0] <= values[k] <= bounds[k][1] for k in ("map", "auc", "f1")), (empty, values, bounds)
+        found[empty] = (values["map"], *bounds["map"], chance["map"])
+        blind = metrics.classification(np.ones((200, 8)), targets, empty=empty)[0]
+        assert (blind["map"], blind["auc"]) == (pytest.approx(chance["map"]), pytest.approx(chance["auc"]))
+    assert np.array(found["zero"]) == pytest.approx(np.array(found["skip"]) / 2)
 
 
 def test_the_interval_of_a_mean_is_the_binomial_one():
@@ -168,9 +197,9 @@ def test_the_interval_of_a_mean_is_the_binomial_one():
 
 def test_the_bootstrap_draws_the_same_whatever_its_memory(monkeypatch):
     scores, truth = tied_problem(1)
-    whole = bootstrap.of_classification(scores, truth, resamples=50, level=0.9, seed=0)
+    whole = bootstrap.of_classification([(scores, truth)], resamples=50, level=0.9, seed=0)
     monkeypatch.setattr(bootstrap, "_CHUNK", 7 * len(scores))
-    assert bootstrap.of_classification(scores, truth, resamples=50, level=0.9, seed=0) == whole
+    assert bootstrap.of_classification([(scores, truth)], resamples=50, level=0.9, seed=0) == whole
 
 
 @settings(max_examples=30, deadline=None)
@@ -223,7 +252,7 @@ def test_matthews_correlation_is_scikit_learns(classes: int):
     scores[np.arange(60), targets] += 1
     values, _ = metrics.classification(scores, targets)
     assert values["mcc"] == pytest.approx(matthews_corrcoef(targets, scores.argmax(1)))
-    low, high = bootstrap.of_classification(scores, targets, resamples=200, level=0.9, seed=0)["mcc"]
+    low, high = bootstrap.of_classification([(scores, targets)], resamples=200, level=0.9, seed=0)["mcc"]
     assert low < values["mcc"] < high
     constant = np.eye(classes)[np.zeros(60, dtype=int)]
     assert metrics.classification(constant, targets)[0]["mcc"] == 0.0

@@ -232,6 +232,23 @@ def test_every_fold_is_scored_by_a_probe_that_did_not_see_it(toy_model, rows):
     assert report.metrics["kfold.vision.accuracy.std"] == pytest.approx(np.std(each, ddof=1))
 
 
+@pytest.mark.parametrize("empty", ["skip", "zero"])
+@pytest.mark.parametrize("fit", ["probe", "knn"])
+def test_intervals_of_folds_hold_the_mean_over_the_folds(toy_model, rows, empty, fit):
+    """Fold 0 has all classes, fold 1 only one of them: its mAP is not that of the items together."""
+    uneven = [replace(r, fold=1 if r.labels == ("class 1",) and i % 2 else 0) for i, r in enumerate(rows)]
+    report = evaluate("kfold", toy_model, uneven, streams=["audio"], fit=fit, empty=empty, c=[1.0], bootstrap=200)
+    for name in ("accuracy", "map", "f1"):
+        value, (low, high) = report.metrics[f"kfold.audio.{name}"], report.intervals[f"kfold.audio.{name}"]
+        assert low - 1e-9 <= value <= high + 1e-9, name
+    fold = report.metrics["kfold.audio.map.fold.1"]
+    assert fold == pytest.approx(1.0 if empty == "skip" else 1 / 3)
+    shares = [0.4, 0.4, 0.2] if empty == "skip" else [0.4, 0.2, 0.4]
+    chance = (np.mean(shares) + (1.0 if empty == "skip" else 1 / 3)) / 2
+    assert report.chance["kfold.audio.map"] == pytest.approx(chance)
+    assert "of each fold, of the mean" in explain(report)[-2]
+
+
 def test_folds_of_separate_runs_are_summarised_alike():
     out = summary({"1": {"accuracy": 0.8}, "2": {"accuracy": 0.9}})
     assert out["accuracy"] == pytest.approx(0.85) and out["accuracy.std"] == pytest.approx(0.0707, abs=1e-4)
