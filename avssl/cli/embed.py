@@ -44,7 +44,7 @@ def embed(
         str,
         Option(
             help="all: the mean of the frontend's views (frames, windows of a long recording); "
-            "one: its single evaluation view; each: all of them, not averaged."
+            "one: its single evaluation view."
         ),
     ] = "all",
     window: Annotated[float | None, Option(help="Cut recordings into windows of these seconds; their mean.")] = None,
@@ -66,6 +66,7 @@ def embed(
     from avssl.schema import structure
 
     check(on_bad in ("skip", "fail"), f"--on-bad {on_bad}", fix="skip or fail")
+    check(views in ("all", "one"), f"--views {views}", fix="all or one")
     check_suffix(out)
     given = {
         "streams": stream or [],

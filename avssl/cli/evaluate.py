@@ -47,7 +47,9 @@ def evaluate(
     train: Annotated[list[str] | None, Option(help="Training data, when --data has no train split.")] = None,
     format: Format = "",
     option: ReaderOptions = None,
-    split: Annotated[str, Option(help="Split to evaluate on, or all; default: test, else eval, else val.")] = "",
+    split: Annotated[
+        str, Option(help="Split to evaluate on, or all; default: test, else eval, else val, valid, validation or dev.")
+    ] = "",
     overrides: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the protocol.")] = None,
     fail_under: Annotated[
         list[str] | None,

@@ -13,6 +13,9 @@ from avssl.data.clip import Row
 from avssl.errors import DataError, check
 from avssl.words import counted
 
+VALIDATION = ("val", "valid", "validation", "dev")  # names of the split that a run looks at while it trains
+HELD_OUT = ("test", "eval", *VALIDATION)  # splits that nothing is trained on, in the order in which one is evaluated
+
 
 def split_rows(
     rows: Sequence[Row],

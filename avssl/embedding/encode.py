@@ -8,7 +8,6 @@ nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from avssl.data.bad import BadFiles
 from avssl.data.clip import Clip, Row
+from avssl.data.kinds import natural
 from avssl.embedding.rows import cut, probed
 from avssl.errors import DataError, UsageError, check, nearest
 from avssl.progress import Step, beyond, steps
@@ -187,12 +187,6 @@ class Encoder:
             return [_numpy(t) for t in each]
         each = [t[prefix:].float() for t in each]
         return [_numpy(t.mean(0) if self.options.pooling == "mean" else t.amax(0)) for t in each]
-
-
-def natural(name: str) -> tuple:
-    """A key that puts "frame 2" before "frame 10"."""
-    parts = re.split(r"(\d+)", name)
-    return tuple(int(p) if p.isdigit() else p for p in parts)
 
 
 def needed_modalities(model: Model, streams: Sequence[str]) -> frozenset[str]:

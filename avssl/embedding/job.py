@@ -15,10 +15,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from avssl import __version__
 from avssl.data.bad import HEADER, BadFiles, BadItem
@@ -69,9 +69,9 @@ def embed(
     """Embed rows into `out` (.parquet, .npz or .safetensors), with `bad_files.csv` beside it.
 
     Repeating the call goes on where a killed one stopped; running it in several processes shares the work. An output
-    of another model, options or rows is refused unless `overwrite`. max_bad: share of the rows that may fail.
-    Raises DataError when nothing could be embedded, Stopped after a
-    signal: finished blocks are kept.
+    of another model, options or rows is refused unless `overwrite`. max_bad: share of the rows that may fail; it and
+    on_bad="fail" hold for a finished output, too. Raises DataError when nothing could be embedded, Stopped after a signal:
+    finished blocks are kept.
     """
     from avssl.training.signals import StopRequest
 
@@ -115,7 +115,7 @@ def _work(
 ) -> Done:
     """Claim and compute blocks until this or another process has joined them."""
     computed = 0
-    while (done := job.finished(out, computed)) is None:
+    while (there := job.finished(out)) is None:
         job.encoder.between()
         folder.mkdir(exist_ok=True)
         waiting = [n for n, name in enumerate(job.names) if not (folder / name).exists()]
@@ -125,7 +125,7 @@ def _work(
             if not waiting:
                 if (lease := claim(folder / f"{job.key}.lease", stale)) is not None:
                     with lease:
-                        return _finish(job, folder, out, max_bad, computed)
+                        return _finish(job, folder, out, on_bad, max_bad, computed)
             elif (claimed := _next(job, folder, waiting, stale)) is not None:
                 number, lease = claimed
                 with lease:
@@ -138,7 +138,8 @@ def _work(
                 raise
             continue
         time.sleep(POLL)
-    return done
+    _tolerated(job, there, on_bad, max_bad, out)
+    return Done(out, there["rows"], there["failed"], dict(job.encoder.widths), computed, _bad_files(out))
 
 
 class Job:
@@ -170,17 +171,15 @@ class Job:
             "modalities": sorted(model.backbone.modalities),
         }
 
-    def finished(self, out: Path, computed: int = 0) -> Done | None:
-        """What `out` holds when it is this job's output, else None."""
+    def finished(self, out: Path) -> dict[str, Any] | None:
+        """What `out` says about itself when it is this job's output, else None."""
         if not out.exists():
             return None
         try:
             there = read_meta(out)
         except DataError:
             return None
-        if there.get("job") != self.key:
-            return None
-        return Done(out, there["rows"], there["failed"], dict(self.encoder.widths), computed, _bad_files(out))
+        return there if there.get("job") == self.key else None
 
 
 def _next(job: Job, folder: Path, waiting: Sequence[int], stale: float) -> tuple[int, Lease] | None:
@@ -211,25 +210,39 @@ def _compute(
     write_part(folder / job.names[number], part, job.encoder.widths, job.encoder.options.sequence)
 
 
-def _finish(job: Job, folder: Path, out: Path, max_bad: float, computed: int) -> Done:
+def _finish(job: Job, folder: Path, out: Path, on_bad: str, max_bad: float, computed: int) -> Done:
     parts = [folder / name for name in job.names]
     bad = [item for part in parts for item in bad_of(part)]
     failed = len({item[0] for item in bad})
     counted = len({item[0] for item in bad if item[2] != "missing"})  # lacking a modality is not damage
     _write_bad(_bad_files(out), bad)
-    first = f"; the first: {BadItem(*bad[0]).line}" if bad else ""
+    first = BadItem(*bad[0]).line if bad else ""
     if failed == job.items:
         shutil.rmtree(folder, ignore_errors=True)
-        raise DataError(f"{none_of(failed, 'item')} could be embedded{first}", fix=f"see {_bad_files(out)}")
+        found = f"{none_of(failed, 'item')} could be embedded; the first: {first}"
+        raise DataError(found, fix=f"see {_bad_files(out)}")
+    facts = {"rows": job.items - failed, "failed": failed, "bad": counted, "first_bad": first}
+    _tolerated(job, facts, on_bad, max_bad, out)
+    rows = merge(parts, out, {**job.meta, **facts})
+    shutil.rmtree(folder, ignore_errors=True)
+    return Done(out, rows, failed, dict(job.encoder.widths), computed, _bad_files(out))
+
+
+def _tolerated(job: Job, found: Mapping[str, Any], on_bad: str, max_bad: float, out: Path) -> None:
+    """Hold what failed against the rules of this call, whoever found it: another process, or an earlier call with other
+    rules. Raises DataError."""
     check(
-        counted <= max_bad * job.items,
-        f"{counted} of {job.items} items are bad, more than --max-bad allows{first}",
+        on_bad != "fail" or not found["failed"],
+        found["first_bad"],
+        fix="on_bad=skip goes on without it",
+        error=DataError,
+    )
+    check(
+        found["bad"] <= max_bad * job.items,
+        f"{found['bad']} of {job.items} items are bad, more than --max-bad allows; the first: {found['first_bad']}",
         fix=f"see {_bad_files(out)}",
         error=DataError,
     )
-    rows = merge(parts, out, {**job.meta, "rows": job.items - failed, "failed": failed})
-    shutil.rmtree(folder, ignore_errors=True)
-    return Done(out, rows, failed, dict(job.encoder.widths), computed, _bad_files(out))
 
 
 def _bad_files(out: Path) -> Path:

@@ -12,7 +12,7 @@ from avssl.schema import config
 class EvaluationConfig:
     """What every protocol takes."""
 
-    split: str = ""  # rows to evaluate on; "" = test, else eval, else val, else all when there are no splits
+    split: str = ""  # rows to evaluate on; "" = test, eval, val, valid, validation or dev, else all when there are none
     views: Literal["one", "all"] = "one"  # each item's single evaluation view, or all views of its frontend
     batch_size: int = 32
     workers: int = 0

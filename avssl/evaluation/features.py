@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from avssl.evaluation.configs import EvaluationConfig, FeatureConfig, RetrievalC
 from avssl.evaluation.labels import Splits, encode, evaluation_split, label_codec, labelled, named_split
 from avssl.evaluation.report import Report
 from avssl.evaluation.scoring import score
-from avssl.words import none_of
+from avssl.words import counted, none_of
 
 if TYPE_CHECKING:
     from avssl.model import Model
@@ -103,6 +104,7 @@ def on_features(task: str, model: Model, splits: Splits, config: FeatureConfig, 
         train = few_rows(train, config.per_class, seed=config.seed)
     names, single = probe_streams(model, config)
     codec = label_codec(train)
+    _apart(train, test)
     report = Report(task, protocol=protocol(config, split=split, streams=names, target=codec.kind))
     encode(test, codec)  # a label that training does not know is an error before anything is computed
     train, known = embed_split(model, train, single, config, report)
@@ -121,6 +123,24 @@ def on_features(task: str, model: Model, splits: Splits, config: FeatureConfig, 
             report.n[f"{task}.{name}.test"] = int(there.sum())
     report.protocol["fitted"] = chosen
     return report
+
+
+def _apart(train: Sequence[Row], test: Sequence[Row]) -> None:
+    """Raises DataError where a clip is both. Files tell, not ids: two folders may each have their "dog/1.wav"."""
+    known = {_clip(row) for row in train}
+    twice = [row.id for row in test if _clip(row) in known]
+    check(
+        not twice,
+        f"{counted(len(twice), 'clip')} of {len(test)} would be both trained and evaluated on, the first: {(*twice, '')[0]!r}",
+        fix="evaluate on a split of other clips (--split), or --task kfold",
+        error=DataError,
+    )
+
+
+def _clip(row: Row) -> tuple:
+    """What makes two rows the same piece of the same files."""
+    parts = [(m, *map(os.path.abspath, [s] if isinstance(s, str) else s)) for m, s in sorted(row.parts.items())]
+    return (*parts, row.start, row.end)
 
 
 def _where(rows: Sequence[Any], mask: np.ndarray) -> list[Any]:

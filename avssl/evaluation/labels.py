@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from avssl.data.clip import Row
+from avssl.data.split import HELD_OUT
 from avssl.data.targets import Codec, fit_codec
 from avssl.errors import DataError, check, nearest
 from avssl.words import none_of
 
 Splits = Mapping[str, Sequence[Row]]
-_EVALUATION = ("test", "eval", "val")
 
 
 def splits_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -25,10 +25,10 @@ def splits_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def evaluation_split(splits: Splits, wanted: str = "", limit: int | None = None) -> tuple[str, list[Row]]:
-    """(name, rows) of the split to evaluate on: the wanted one, else test, eval or val, else all rows of data without
-    splits. Training rows are never taken unasked."""
+    """(name, rows) of the split to evaluate on: the wanted one, else the first there is of `HELD_OUT`, else all rows of data
+    without splits. Training rows are never taken unasked."""
     if not wanted:
-        wanted = next((name for name in _EVALUATION if splits.get(name)), "")
+        wanted = next((name for name in HELD_OUT if splits.get(name)), "")
         known = ", ".join(sorted(filter(None, splits)))
         check(
             bool(wanted) or not known,

@@ -44,7 +44,7 @@ def by_neighbours(
     vectors: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray], rows: Sequence[Row], stream: str
 ) -> dict[str, Any] | None:
     """Leave-one-out vote of the five nearest other clips, for single-label rows with at least two classes."""
-    from avssl.data.targets import natural
+    from avssl.data.kinds import natural
 
     usable = [i for i in np.flatnonzero(present[stream]).tolist() if len(rows[i].labels) == 1]
     names = sorted({rows[i].labels[0] for i in usable}, key=natural)

@@ -137,7 +137,7 @@ def matrix(direction: Direction, vectors: Mapping[str, np.ndarray], rows: Sequen
 
     "values": base64 of (n, n) uint8 between the percentiles "low" and "high"; at most MATRIX clips, evenly spaced.
     """
-    from avssl.data.targets import natural
+    from avssl.data.kinds import natural
 
     both = np.intersect1d(direction.clips, direction.among)
     key = [(natural(rows[i].labels[0]) if rows[i].labels else [], i) for i in both.tolist()]

@@ -11,11 +11,11 @@ from typing import Any
 
 from avssl.data.bad import BadItem
 from avssl.data.clip import Row
+from avssl.data.split import HELD_OUT
 from avssl.errors import CheckpointError, check
 from avssl.words import counted
 
 PLAIN_NAMES = ("run", "model", "out")
-SHOWN_SPLITS = ("val", "valid", "validation", "dev", "test", "eval")
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def choose_rows(rows: Sequence[Row], clips: int) -> tuple[list[Row], str]:
     Rows that the run did not train on where there are any. More than wanted: evenly over the classes, the same ones
     each time.
     """
-    held = [r for r in rows if r.split in SHOWN_SPLITS]
+    held = [r for r in rows if r.split in HELD_OUT]
     pool = held or list(rows)
     splits = sorted({r.split for r in pool if r.split})
     what = f"the {' and '.join(splits)} split" if splits else "all items"

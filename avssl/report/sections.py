@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from avssl.data.clip import Row
-from avssl.data.targets import natural
+from avssl.data.kinds import natural
 from avssl.report.markup import Markup, duration, number, percent, table, tag
 from avssl.words import counted
 

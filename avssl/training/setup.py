@@ -21,7 +21,7 @@ from avssl.data.clip import Limits, Row
 from avssl.data.items import TrainingItems, usable
 from avssl.data.loader import TrainingLoader
 from avssl.data.sampler import Sampler, ShuffledSampler
-from avssl.data.split import few_rows
+from avssl.data.split import HELD_OUT, VALIDATION, few_rows
 from avssl.data.targets import Codec, fit_codec
 from avssl.data.workers import default_workers
 from avssl.entries import resolve
@@ -39,7 +39,6 @@ from avssl.training.weights import Averages, shard
 from avssl.words import counted
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-VALIDATION = ("val", "valid", "validation", "dev")
 
 
 @dataclass(frozen=True)
@@ -118,11 +117,7 @@ def plan_data(recipe: Recipe, rows: Sequence[Row], classes: Sequence[str] | None
             fix=f"the splits are {sorted(splits)}",
             error=DataError,
         )
-    train = (
-        [r for r in rows if r.split == name]
-        if name
-        else [r for r in rows if r.split not in (*VALIDATION, "test", "eval")]
-    )
+    train = [r for r in rows if r.split == name] if name else [r for r in rows if r.split not in HELD_OUT]
     validation = [r for r in rows if r.split in VALIDATION and name not in VALIDATION]
     needed = needed_modalities(recipe)
     check(

@@ -236,6 +236,15 @@ def test_embed_then_search_by_id_file_and_page(avssl, toy_path, toy_manifest, tm
     assert (tmp_path / "x.html").is_file() and f"open {tmp_path / 'x.html'}" in err
 
 
+def test_embed_refuses_what_no_file_holds_before_it_opens_the_model(avssl, toy_manifest, tmp_path):
+    empty = tmp_path / "model"
+    empty.mkdir()
+    code, _, err = avssl("embed", toy_manifest, "--model", empty, "--out", tmp_path / "x.npz", "--views", "each")
+    assert (code, err.strip()) == (2, "error: --views each (all or one)")
+    _, out, _ = avssl("embed", "--help")
+    assert "each: all of them" not in " ".join(out.split())
+
+
 def test_embed_names_each_bad_file_and_goes_on(avssl, toy_path, tmp_path):
     toy.write_media(tmp_path / "media", items=3)
     (tmp_path / "media" / "manifest.jsonl").unlink()

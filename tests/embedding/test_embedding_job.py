@@ -199,6 +199,36 @@ def test_failures_are_listed_beside_the_output(toy_model, toy_manifest, tmp_path
     assert not any((tmp_path / f"{n}.parquet").exists() for n in "yzw")
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "npz", "safetensors"])
+def test_a_finished_output_is_held_to_the_rules_of_the_call(toy_model, toy_manifest, tmp_path, suffix):
+    """Of the second call, not only of the one that computed it; items that merely lack a modality are no damage."""
+    rows = toy.rows(toy_manifest)[:5]
+    (tmp_path / "bad.wav").write_bytes(b"no sound at all")
+    rows[1] = replace(rows[1], parts={"audio": str(tmp_path / "bad.wav")})
+    rows[3] = replace(rows[3], parts={"text": "words alone"})
+    out = tmp_path / f"x.{suffix}"
+    first = embed(toy_model, rows, out)
+    assert (first.rows, first.failed) == (3, 2) == (read_meta(out)["rows"], read_meta(out)["failed"])
+    why = f"{tmp_path / 'bad.wav'}: cannot be read as media: Invalid data found when processing input"
+    many = f"1 of 5 items are bad, more than --max-bad allows; the first: {why} (see {tmp_path / 'bad_files.csv'})"
+    with says(DataError, many):
+        embed(toy_model, rows, out, max_bad=0.0)
+    with says(DataError, f"{why} (on_bad=skip goes on without it)"):
+        embed(toy_model, rows, out, on_bad="fail")
+    assert embed(toy_model, rows, out, max_bad=0.2) == replace(first, computed=0)
+
+
+def test_blocks_of_an_earlier_call_are_held_to_the_rules_of_this_one(toy_model, toy_manifest, tmp_path):
+    rows = toy.rows(toy_manifest)[:4]
+    (tmp_path / "bad.wav").write_bytes(b"no sound at all")
+    rows[1] = replace(rows[1], parts={"audio": str(tmp_path / "bad.wav")})
+    with pytest.raises(DataError, match="more than --max-bad allows"):
+        embed(toy_model, rows, tmp_path / "x.npz", max_bad=0.0)
+    with pytest.raises(DataError, match=r"bad\.wav: cannot be read"):
+        embed(toy_model, rows, tmp_path / "x.npz", on_bad="fail")
+    assert embed(toy_model, rows, tmp_path / "x.npz").computed == 0
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

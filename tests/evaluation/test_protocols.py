@@ -201,12 +201,35 @@ def test_a_probe_without_training_rows_or_with_unknown_labels_is_refused(toy_mod
         evaluate(task, toy_model, test)
     with pytest.raises(DataError, match="both trained and evaluated on"):
         evaluate(task, toy_model, rows, split="train")
+    with pytest.raises(DataError, match="20 clips of 30 would be both trained and evaluated on, the first: '0000'"):
+        evaluate(task, toy_model, rows, split="all")
+    copied = replace(rows[3], id="another name", split="test")
+    with pytest.raises(
+        DataError, match="1 clip of 11 would be both trained and evaluated on, the first: 'another name'"
+    ):
+        evaluate(task, toy_model, [*rows, copied])
     with pytest.raises(DataError, match="label 'class 9' is not among the 3 known ones"):
         evaluate(task, toy_model, [*rows, replace(test[0], id="new", labels=("class 9",))])
     with pytest.raises(UsageError, match="the model gives no 'sound'"):
         evaluate(task, toy_model, rows, streams=["sound"])
     with pytest.raises(DataError, match="none of the 20 rows has a label"):
         evaluate(task, toy_model, [replace(r, labels=()) if r.split == "train" else r for r in rows])
+
+
+def test_pieces_of_one_file_and_files_of_one_name_are_different_clips(toy_model, rows, tmp_path):
+    train = [replace(r, start=0.0, end=0.5) for r in rows if r.split == "train"]
+    other = toy.rows(toy.write_media(tmp_path, items=6, seed=1))  # the same ids, in another folder
+    test = [replace(r, split="test") for r in other] + [replace(r, start=0.5, end=1.0, split="test") for r in train]
+    assert evaluate("knn", toy_model, train + test, streams=["audio"]).n["test"] == 26
+
+
+@pytest.mark.parametrize("name", ["test", "eval", "val", "valid", "validation", "dev"])
+def test_the_split_that_training_holds_out_is_the_one_that_is_evaluated(toy_model, rows, name):
+    named = [replace(r, split=name if r.split == "test" else r.split) for r in rows]
+    assert evaluate("knn", toy_model, named, streams=["audio"]).protocol["split"] == name
+    recipe = recipe_from({**RUN, "data": {"target": "index"}, "train": {"updates": 1}})
+    plan, _ = plan_data(recipe, [replace(r, split="" if r.split == "train" else r.split) for r in named])
+    assert len(plan.train) == 20 and len(plan.validation) == (0 if name in ("test", "eval") else 10)
 
 
 def test_unreadable_items_are_counted_not_scored(toy_model, rows, tmp_path):
