@@ -75,21 +75,22 @@ def evaluate(
 ) -> Report:
     """The Report of a protocol: "retrieval", "probe", "knn", "kfold", "classification", or a plugin's.
 
-    `report.metrics` is name -> value, `print(report)` its table. train: training data when `data` has no train split;
-    overrides: options of the protocol, `["k=5"]`; options: of the checkpoint's format; workers: None = chosen from the
-    cores; precision: "fp32", "bf16", "fp16" or "auto". Raises AvsslError.
+    `report.metrics` is name -> value, `print(report)` its table; `report.hold(["knn.audio.accuracy=0.5"])` raises GateError
+    below that. train: training data when `data` has no train split; overrides: options of the protocol, `["k=5"]`;
+    options: of the checkpoint's format; workers: None = chosen from the cores; precision: "fp32", "bf16", "fp16" or
+    "auto". Raises AvsslError.
     """
-    from avssl.cli.evaluate import run
+    from avssl.evaluation.run import run
 
     return run(
-        str(model),
-        [str(d) for d in ([data] if isinstance(data, (str, Path)) else data)],
+        model,
+        [data] if isinstance(data, (str, Path)) else data,
         task,
-        train=[str(train)] if train is not None else None,
+        train=[train] if train is not None else None,
         format=format,
         options=options,
         split=split,
-        overrides=tuple(overrides),
+        overrides=overrides,
         batch_size=batch_size,
         workers=workers,
         device=device,

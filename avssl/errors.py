@@ -67,7 +67,7 @@ class CheckpointError(AvsslError):
 
 
 class GateError(AvsslError):
-    """A metric below its `--fail-under`."""
+    """A metric below its `--fail-under`, or above its `--fail-over`."""
 
     code = Exit.GATE
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from avssl.errors import check
-from avssl.evaluation.gates import LOWER_IS_BETTER
+from avssl.evaluation.gates import lower_is_better
 from avssl.files import write_json
 from avssl.recipe import load_run
 from avssl.registry import registry
@@ -54,7 +54,7 @@ def reproduce(
     compared = {}
     for name, wanted in recipe.expected.items():
         value = got.get(name)
-        sign = -1 if name.rpartition(".")[2] in LOWER_IS_BETTER else 1
+        sign = -1 if lower_is_better(name) else 1
         lead = -math.inf if value is None else sign * (value - wanted)
         compared[name] = {"expected": wanted, "got": value, "ok": lead >= -margin * abs(wanted)}
     result = {

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from typer import Option
 
+from avssl.cli.inputs import Workers
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table, say
-from avssl.cli.train import Device, Overrides, Precision, RecipeName, Workers
+from avssl.cli.train import Device, Overrides, Precision, RecipeName
 
 
 def bench(

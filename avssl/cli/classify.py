@@ -35,6 +35,7 @@ def classify(
     from avssl.cli.inputs import need_model, opened, rows_of
     from avssl.cli.output import say
 
+    check(0 <= threshold <= 1, f"--threshold {threshold}", fix="give a score from 0 to 1")
     live = "-" in inputs
     check(not live or len(inputs) == 1, "standard input cannot be combined with files", fix="classify one or the other")
     need_model(model)

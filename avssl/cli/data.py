@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from avssl.cli.inputs import Workers, worker_count
 from avssl.cli.output import print_json, print_table, say
 from avssl.errors import Exit, UsageError, check
 from avssl.progress import shown, steps
@@ -16,7 +17,6 @@ from avssl.words import counted
 app = typer.Typer(help="Look at data, check them, split them, prepare them.", no_args_is_help=True)
 Data = Annotated[str, Argument(metavar="PATH", help="A folder of media, a manifest, or a known layout.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON.")]
-Workers = Annotated[int | None, Option(help="Processes; default: chosen from the cores.")]
 Out = Annotated[Path | None, Option(help="Write this manifest (.parquet, .csv or .jsonl).")]
 
 
@@ -40,7 +40,7 @@ def scan(
     _fresh(out)
     rows = read_rows(data)
     with shown(), steps("scanning", len(rows)) as step:
-        found = run(rows, depth=depth, workers=_workers(workers, len(rows)), progress=step)
+        found = run(rows, depth=depth, workers=worker_count(workers, len(rows)), progress=step)
     listing = bad or (out.parent / "bad_files.csv" if out is not None else None)
     if listing is not None:
         listing.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ def check_(
     from avssl.data.scan import scan as look
 
     rows = read_rows(data)
-    processes = _workers(workers, len(rows))
+    processes = worker_count(workers, len(rows))
     problems = []
     prints = None
     if content:
@@ -107,7 +107,7 @@ def split(
     data: Data,
     out: Annotated[Path, Option(help="Manifest to write (.parquet, .csv or .jsonl).")],
     shares: Annotated[list[str] | None, Option("--share", metavar="NAME=SHARE", help="e.g. --share train=0.8")] = None,
-    folds: Annotated[int | None, Option(help="Number folds 1..N instead of naming splits.")] = None,
+    folds: Annotated[int | None, Option(help="Number folds 1..N instead of naming splits.", min=2)] = None,
     seed: Annotated[int, Option(help="Another seed, another split.")] = 0,
     content: Annotated[bool, Option(help="Keep copies in one split; decodes everything.")] = True,
     workers: Workers = None,
@@ -123,7 +123,7 @@ def split(
     check(not (shares and folds), "--share and --folds exclude each other", fix="give one of the two")
     _fresh(out)
     rows = read_rows(data)
-    prints = fingerprints(rows, _workers(workers, len(rows))) if content else None
+    prints = fingerprints(rows, worker_count(workers, len(rows))) if content else None
     wanted = _shares(shares) if shares else {"train": 0.8, "val": 0.1, "test": 0.1}
     apart = bundle(rows, prints)
     if folds:
@@ -149,7 +149,7 @@ def split(
 @app.command()
 def show(
     data: Data,
-    count: Annotated[int, Option("-n", "--count", help="Rows to show.")] = 5,
+    count: Annotated[int, Option("-n", "--count", help="Rows to show.", min=0)] = 5,
     as_json: AsJson = False,
 ) -> None:
     """The first rows as avssl reads them, and counts; nothing is decoded."""
@@ -186,7 +186,7 @@ def stats(
     data: Annotated[str, Option(help="A folder of media, a manifest, or a known layout.")],
     stream: Annotated[str, Option(help="Which stream.")] = "audio",
     overrides: Annotated[list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the recipe.")] = None,
-    limit: Annotated[int | None, Option(help="Only so many items, spread over the data.")] = None,
+    limit: Annotated[int | None, Option(help="Only so many items, spread over the data.", min=1)] = None,
     workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
@@ -201,7 +201,9 @@ def stats(
     if limit is not None and limit < len(rows):
         rows = [rows[i * len(rows) // limit] for i in range(limit)]
     with shown(), steps("measuring", len(rows)) as step:
-        found = frontend_stats(loaded.plain(), rows, stream=stream, workers=_workers(workers, len(rows)), progress=step)
+        found = frontend_stats(
+            loaded.plain(), rows, stream=stream, workers=worker_count(workers, len(rows)), progress=step
+        )
     if as_json:
         print_json(found)
     else:
@@ -236,23 +238,13 @@ def prepare(
     check(out.resolve() != Path(data).resolve(), f"--out {out} is the data folder itself", fix="choose another folder")
     rows = read_rows(data)
     with shown(), steps("preparing", len(rows)) as step:
-        made, problems = run(rows, out, plan, workers=_workers(workers, len(rows)), progress=step)
+        made, problems = run(rows, out, plan, workers=worker_count(workers, len(rows)), progress=step)
     if as_json:
         print_json({"out": str(out / MANIFEST), "items": len(made), "bad_files": [b._asdict() for b in problems]})
     else:
         print(out / MANIFEST)
         listed = f": see {out / 'bad_files.csv'}" if problems else ""
         say(f"{counted(len(made), 'item')} prepared, {counted(len(problems), 'problem')}{listed}")
-
-
-def _workers(given: int | None, items: int) -> int:
-    """Processes for a job: none for a handful of items, where starting them would take longer than the work."""
-    if given is not None:
-        check(given >= 0, f"--workers {given}", fix="give 0 or more")
-        return given
-    from avssl.data.workers import default_workers
-
-    return 0 if items < 32 else default_workers()
 
 
 def _fresh(out: Path | None) -> None:

@@ -54,6 +54,7 @@ def predict(
 
     check(on_bad in ("skip", "fail"), f"--on-bad {on_bad}", fix="skip or fail")
     check(views in ("all", "one"), f"--views {views}", fix="all or one")
+    check(threshold is None or 0 <= threshold <= 1, f"--threshold {threshold}", fix="give a score from 0 to 1")
     if out is not None and out.suffix not in (".json", ".csv"):
         raise UsageError(
             f"{out}: what format is {out.suffix or 'a name without an ending'}?", fix="end it with .json or .csv"

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from avssl.cli.inputs import Device, Workers
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table, say
 from avssl.errors import CheckpointError, check
@@ -24,10 +25,10 @@ def report(
         Option(help="Clips to look at; default: the run's own validation and test clips, else its training clips."),
     ] = None,
     clips: Annotated[
-        int, Option(help="At most so many clips, evenly over the classes; 0: curves and tables only.")
+        int, Option(help="At most so many clips, evenly over the classes; 0: curves and tables only.", min=0)
     ] = 500,
-    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
-    workers: Annotated[int | None, Option(help="Data-loading processes; default: chosen from the cores.")] = None,
+    device: Device = "auto",
+    workers: Workers = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page: curves, retrieval to see and hear, a map, reconstructions, the recipe."""

@@ -7,10 +7,10 @@ from typing import Annotated
 
 from typer import Option
 
-from avssl.cli.inputs import need_model
+from avssl.cli.inputs import Workers, need_model
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, print_table
-from avssl.cli.train import Data, Device, Out, Precision, RecipeName, Resume, Workers
+from avssl.cli.train import Data, Device, Out, Precision, RecipeName, Resume
 from avssl.errors import GateError
 
 

@@ -102,12 +102,10 @@ class KnnConfig(FeatureConfig):
 
 
 @config
-class KfoldConfig(ProbeConfig):
+class KfoldConfig(ProbeConfig, KnnConfig):
     """For each value of the `fold` column: fit on the other folds, evaluate on it; mean and standard deviation."""
 
     fit: Literal["probe", "knn"] = "probe"
-    neighbours: int = 20  # of fit=knn
-    temperature: float = 0.07
 
 
 @config
@@ -117,3 +115,7 @@ class ClassificationConfig(EvaluationConfig):
     views: Literal["one", "all"] = "all"
     empty: Literal["skip", "zero"] = "skip"
     threshold: float = 0.5  # of multi-label F1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.threshold <= 1, f"threshold is {self.threshold}", fix="give a score from 0 to 1")

@@ -62,7 +62,7 @@ def kfold(model: Model, splits: Splits, config: KfoldConfig) -> Report:
                 known = np.array([i for i in known if chosen[i].id in kept])
             train = encode([chosen[i] for i in known], codec)
             if config.fit == "knn":
-                scores[held] = neighbours(x[known], train, x[held], config.neighbours, config.temperature)
+                scores[held] = neighbours(x[known], train, x[held], config.k, config.temperature)
             else:
                 scores[held] = fit_probe(x[known], train, x[held], config, [chosen[i].group for i in known])[0]
             each[str(fold)] = fold_metrics(scores[held], labels.y[held], labels.numbers, config.empty)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,13 @@ class Report:
             "bad": self.bad,
         }
         return {k: v for k, v in out.items() if v or k in ("task", "metrics", "n", "protocol")}
+
+    def hold(self, under: Sequence[str] = (), over: Sequence[str] = ()) -> list[str]:
+        """The names of the metrics that gates such as "knn.audio.accuracy=0.5" are about, bounds from below and from
+        above. Raises GateError when one is out of bounds; see `avssl.evaluation.gates.check_gates`."""
+        from avssl.evaluation.gates import check_gates
+
+        return check_gates(self.metrics, under, over)
 
     def write(self, path: Path) -> None:
         """The report as JSON, complete or absent."""

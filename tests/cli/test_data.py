@@ -131,7 +131,24 @@ def test_prepare_gives_a_manifest_that_is_read_back(folder, capsys):
             "error: --share and --folds exclude each other (give one of the two)",
         ),
         (("prepare", "in", "--out", "p", "--format", "mp3"), 2, "error: format 'mp3' is not known (flac or wav)"),
-        (("prepare", "in", "--out", "p", "--workers", "-1"), 2, "error: --workers -1 (give 0 or more)"),
+        (
+            ("prepare", "in", "--out", "p", "--workers", "-1"),
+            2,
+            "error: avssl data prepare: invalid value for '--workers': Input should be greater than or equal to 0 "
+            "(see avssl data prepare --help)",
+        ),
+        (
+            ("split", "in", "--out", "m.csv", "--folds", "0"),
+            2,
+            "error: avssl data split: invalid value for '--folds': Input should be greater than or equal to 2 "
+            "(see avssl data split --help)",
+        ),
+        (
+            ("show", "in", "-n", "-3"),
+            2,
+            "error: avssl data show: invalid value for '-n' / '--count': Input should be greater than or equal to 0 "
+            "(see avssl data show --help)",
+        ),
     ],
 )
 def test_errors_are_one_line_with_a_documented_code(folder, capsys, monkeypatch, arguments, code, message):

@@ -32,6 +32,12 @@ def avssl(capsys):
     (["data", "scn"], "avssl data: no such command 'scn'. Did you mean 'scan'? (see avssl data --help)"),
     (["search", "a", "b", "c"], "avssl search: got unexpected extra argument(s) (c) (see avssl search --help)"),
     (["evaluate", "--task"], "avssl evaluate: option '--task' requires an argument (see avssl evaluate --help)"),
+    (["bench", "x", "--workers", "-3"],
+     "avssl bench: invalid value for '--workers': Input should be greater than or equal to 0 (see avssl bench --help)"),
+    (["report", "x", "--workers=-3"],
+     "avssl report: invalid value for '--workers': Input should be greater than or equal to 0 (see avssl report --help)"),
+    (["predict", "x", "--model", "m", "--threshold", "nan"], "--threshold nan (give a score from 0 to 1)"),
+    (["classify", "x", "--model", "m", "--threshold", "nan"], "--threshold nan (give a score from 0 to 1)"),
     (["data", "split", "x", "--out"], "avssl data split: option '--out' requires an argument (see avssl data split --help)"),
 ])  # fmt: skip
 def test_usage_errors_are_one_line(avssl, arguments, message):

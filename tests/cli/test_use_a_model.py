@@ -111,10 +111,7 @@ BELOW = "knn.audio.accuracy = 1.0000 < 1.1 (1 of 1 gated metrics failed)"
 TYPO = "--fail-under knn.audio.acuracy: no such metric (did you mean 'knn.audio.accuracy'?)"
 OTHER = "--fail-under probe.audio.accuracy: no such metric (did you mean 'knn.audio.accuracy'?)"
 STREAM = "--fail-under knn.sound.accuracy: no such metric (did you mean 'knn.audio.accuracy'?)"
-LOWER = (
-    "--fail-under knn.audio.mse: this metric is better when lower (gate one that is better when higher, such as a "
-    "recall, an accuracy or a correlation)"
-)
+LOWER = "--fail-under knn.audio.mse: better when lower (--fail-over knn.audio.mse=VALUE)"
 FORM = "--fail-under 'knn' is no NAME=VALUE (e.g. --fail-under \"retrieval.audio->vision.class.r@1=0.3\")"
 
 
@@ -156,6 +153,29 @@ def test_gates_decide_the_exit_code(avssl, toy_path, toy_manifest, tmp_path, gat
         error = f"--fail-under knn.audio.top5: no such metric ({nearest('knn.audio.top5', set(names))})"
     last = err.splitlines()[-1]
     assert last == (f"error: {error}" if error else f"gates passed: {', '.join(checked(names, gate))}")
+
+
+@pytest.mark.parametrize(
+    ("gate", "code", "error"),
+    [
+        ("retrieval=30", 0, "gates passed: "),
+        (
+            "retrieval.audio->vision.class.median_rank=0.5",
+            5,
+            "error: retrieval.audio->vision.class.median_rank = 4.0000 > 0.5",
+        ),
+        ("retrieval.audio->vision.class.mrr=1", 2, "error: --fail-over retrieval.audio->vision.class.mrr: better when"),
+        ("retrieval", 2, "error: --fail-over 'retrieval' is no NAME=VALUE (e.g. --fail-over \"speech.wer=0.1\")"),
+    ],
+)
+def test_bounds_from_above_decide_the_exit_code(avssl, toy_path, toy_manifest, tmp_path, gate, code, error):
+    options = ("--task", "retrieval", "--set", 'levels=["class"]', "--set", "bootstrap=0", "--out", tmp_path / "r.json")
+    arguments = ("--model", toy_path, "--data", toy_manifest, *options)
+    got, _, err = avssl("evaluate", *arguments, "--fail-under", "retrieval=0", "--fail-over", gate)
+    last = err.splitlines()[-1]
+    assert got == code and last.startswith(error), err
+    if code == 0:
+        assert "audio->vision.class.median_rank" in last and "vision->audio.class.median_rank" in last
 
 
 def checked(names, gate):

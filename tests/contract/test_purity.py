@@ -69,6 +69,13 @@ def test_the_core_imports_no_plugin() -> None:
     assert not {str(p) for p in sources(ROOT / "avssl") if imported(p) & set(PLUGINS)}
 
 
+def test_the_library_does_without_its_command_line() -> None:
+    doors = {ROOT / "avssl" / "__main__.py", ROOT / "avssl" / "launch.py"}  # these start it
+    others = {p for p in sources(ROOT / "avssl") if p.parent.name != "cli"} - doors
+    assert len(others) > 100
+    assert not {str(p) for p in others if "avssl.cli" in p.read_text(encoding="utf-8")}
+
+
 def test_listing_imports_no_torch() -> None:
     code = (
         "import sys; from avssl.cli import main\n"

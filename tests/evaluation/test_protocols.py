@@ -16,11 +16,12 @@ from avssl.errors import CheckpointError, DataError, GateError, UsageError
 from avssl.evaluation import metrics, ranking
 from avssl.evaluation.configs import ClassificationConfig, KnnConfig, ProbeConfig
 from avssl.evaluation.explain import explain
-from avssl.evaluation.gates import check_gates
+from avssl.evaluation.gates import check_gates, check_names, lower_is_better
 from avssl.evaluation.kfold import summary
 from avssl.evaluation.knn import neighbours
 from avssl.evaluation.labels import Labels, encode, splits_of
 from avssl.evaluation.probe import fit_probe, inner_split
+from avssl.evaluation.report import Report
 from avssl.recipe import recipe_from
 from avssl.registry import load
 from avssl.schema import structure
@@ -278,6 +279,23 @@ def test_folds_of_separate_runs_are_summarised_alike():
     assert out["accuracy.fold.2"] == 0.9
 
 
+@pytest.mark.parametrize(("option", "value"), [("k", 0), ("temperature", 0.0), ("temperature", float("nan"))])
+@pytest.mark.parametrize("task", ["knn", "kfold"])
+def test_neighbours_that_are_none_are_refused(task, option, value):
+    with pytest.raises(UsageError, match=f"{option} is {value}"):
+        structure(load("evaluation", task, "config"), {option: value})
+
+
+@pytest.mark.parametrize("k", [1, 7])
+def test_k_fold_has_the_neighbours_of_k_nn(toy_model, rows, k):
+    mixed = [replace(r, labels=(f"class {i * 7 % 5 % 3}",)) for i, r in enumerate(rows)]  # not what is heard
+    report = evaluate("kfold", toy_model, mixed, streams=["audio"], fit="knn", k=k, temperature=0.5, bootstrap=0)
+    apart = [replace(r, split="test" if r.fold == 1 else "train") for r in mixed]
+    alone = evaluate("knn", toy_model, apart, streams=["audio"], k=k, temperature=0.5, bootstrap=0)
+    assert report.metrics["kfold.audio.map.fold.1"] == pytest.approx(alone.metrics["knn.audio.map"])
+    assert alone.metrics["knn.audio.map"] < 0.9
+
+
 def test_k_fold_without_folds_is_refused(toy_model, rows):
     with pytest.raises(DataError, match="k-fold needs a fold for every row; there are 0"):
         evaluate("kfold", toy_model, [replace(r, fold=None) for r in rows])
@@ -391,6 +409,44 @@ def test_a_gate_that_holds_passes(gate):
 def test_a_gate_that_fails_names_every_metric_below(gate, text):
     with pytest.raises(GateError, match=text):
         check_gates(METRICS, [gate])
+
+
+LOW = {
+    "kfold.audio.mse": 0.4,
+    "kfold.audio.mse.std": 0.1,
+    "kfold.audio.mse.fold.1": 0.5,
+    "kfold.audio.r2": 0.9,
+    "kfold.audio.r2.fold.1": 0.8,
+    "speech.wer": float("nan"),
+}
+
+
+def test_a_bound_from_above_is_held_by_every_metric_that_is_better_when_lower():
+    assert check_gates(LOW, over=["kfold=0.5"]) == ["kfold.audio.mse", "kfold.audio.mse.std", "kfold.audio.mse.fold.1"]
+    assert check_gates(LOW, under=["kfold=0.8"]) == ["kfold.audio.r2", "kfold.audio.r2.fold.1"]
+    with pytest.raises(GateError, match=r"^kfold\.audio\.mse\.fold\.1 = 0\.5000 > 0\.45 \(1 of 3 gated"):
+        check_gates(LOW, over=["kfold=0.45"])
+    with pytest.raises(GateError, match=r"speech\.wer = nan > 0\.1; kfold\.audio\.mse = "):
+        Report("x", metrics=LOW).hold(over=["speech.wer=0.1", "kfold.audio.mse=0.3"])
+    for gate in ("kfold.audio.r2=0.1", "kfold.audio.r2.fold.1=0.1"):
+        with pytest.raises(UsageError, match=r"--fail-over kfold\.audio\.r2\S*: better when higher \(--fail-under"):
+            check_gates(LOW, over=[gate])
+    with pytest.raises(UsageError, match=r"--fail-under kfold\.audio\.mse\.fold\.1: better when lower"):
+        check_gates(LOW, under=["kfold.audio.mse.fold.1=0.1"])
+
+
+def test_a_gate_of_the_wrong_direction_is_refused_by_its_announced_name():
+    known = ["kfold.audio.mse", "kfold.audio.mse.fold.*", "kfold.audio.r2.fold.*"]
+    check_names(known, ["kfold.audio.r2.fold.3=0.1"], ["kfold.audio.mse.fold.3=0.1"])
+    with pytest.raises(UsageError, match=r"--fail-under kfold\.audio\.mse\.fold\.3: better when lower"):
+        check_names(known, ["kfold.audio.mse.fold.3=0.1"])
+
+
+def test_what_is_better_when_lower_is_told_by_the_last_word():
+    for name in ("loss", "validation.loss", "speech.wer", "x.cer", "retrieval.a->b.class.median_rank", "k.mse.fold.2"):
+        assert lower_is_better(name), name
+    for name in ("accuracy", "loss.accuracy", "knn.audio.map", "kfold.audio.accuracy.fold.2"):
+        assert not lower_is_better(name), name
 
 
 @pytest.mark.parametrize(
