@@ -181,11 +181,6 @@ def probabilities(logits: np.ndarray, multi_label: bool) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-def ensemble(logits: np.ndarray, multi_label: bool) -> np.ndarray:
-    """(V, N, C) logits of V views (frames, windows) -> (N, C): the mean over the views of their probabilities."""
-    return probabilities(logits, multi_label).mean(0)
-
-
 def chance(targets: np.ndarray, classes: int, empty: Empty = "skip") -> Mapping[str, float]:
     """What the best answer without any information scores on these items, in the limit of many.
 

@@ -172,15 +172,4 @@ def shared(query_labels: np.ndarray, gallery_labels: np.ndarray) -> Relevance:
     return lambda rows: (q[rows] @ g.T) > 0.5
 
 
-def cosine(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """(Q, G) float64 cosine similarities, for inputs small enough to hold."""
-
-    def scaled(x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x, dtype=np.float64)
-        norm = np.linalg.norm(x, axis=1, keepdims=True)
-        return x / np.where(norm > 0, norm, 1.0)
-
-    return scaled(queries) @ scaled(gallery).T
-
-
-__all__ = ["Placement", "Relevance", "Ties", "blocks", "cosine", "place", "rank", "same", "shared", "unit"]
+__all__ = ["Placement", "Relevance", "Ties", "blocks", "place", "rank", "same", "shared", "unit"]

@@ -103,11 +103,3 @@ class Averages:
 
 def _floats(loss: Loss) -> dict[str, Tensor]:
     return {k: whole(v) for k, v in loss.state_dict().items() if v.is_floating_point()}
-
-
-def mean_of(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Arithmetic mean of state dicts, entry by entry (weight averaging of published fine-tuning runs)."""
-    return {
-        k: torch.stack([s[k].double() for s in states]).mean(0).to(v.dtype) if v.is_floating_point() else states[-1][k]
-        for k, v in states[0].items()
-    }

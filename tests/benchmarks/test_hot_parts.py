@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from avssl.batch import Batch, item
-from avssl.evaluation.ranking import cosine, rank, same
+from avssl.evaluation.ranking import rank, same
 from avssl.nn.activation import gelu
 from avssl.nn.attention import attention
 from avssl.nn.mel import KaldiFbank
@@ -80,8 +80,7 @@ def test_ranking(benchmark) -> None:  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal((2000, 128)).astype(np.float32) for _ in range(2))
     keys = np.arange(2000)
-    assert benchmark(rank, a, b, same(keys, keys)) is not None
-    assert cosine(a[:1], a[:1]).item() == pytest.approx(1.0)
+    assert len(benchmark(rank, a, b, same(keys, keys))) == 2000
 
 
 @pytest.mark.parametrize("which", [gelu, torch.nn.functional.gelu], ids=["in place", "torch"])

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from stored import predicted
 
 from avssl.errors import DataError, UsageError
 from avssl.evaluation import bootstrap, metrics
@@ -111,12 +112,13 @@ def test_regression_metrics_follow_their_definitions():
 
 
 def test_the_ensemble_is_the_mean_of_probabilities_not_of_logits():
-    logits = np.array([[[0.0, 8.0]], [[3.0, 0.0]], [[3.0, 0.0]]])
-    mean = metrics.ensemble(logits, multi_label=False)
-    by_hand = np.mean([np.exp(x) / np.exp(x).sum() for x in logits[:, 0]], axis=0)
+    logits = np.array([[[0.0, 8.0]], [[3.0, 0.0]], [[3.0, 0.0]]], np.float32)
+    mean = predicted(logits, exclusive=True)
+    by_hand = np.mean([np.exp(x) / np.exp(x).sum() for x in logits[:, 0].astype(np.float64)], axis=0)
     np.testing.assert_allclose(mean[0], by_hand, rtol=1e-14)
     assert mean[0].argmax() == 0 and logits.mean(0)[0].argmax() == 1
-    np.testing.assert_allclose(metrics.ensemble(logits, multi_label=True)[0], (1 / (1 + np.exp(-logits[:, 0]))).mean(0))
+    each = 1 / (1 + np.exp(-logits[:, 0].astype(np.float64)))
+    np.testing.assert_allclose(predicted(logits, exclusive=False)[0], each.mean(0), rtol=1e-14)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

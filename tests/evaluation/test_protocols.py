@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import toy
+from sklearn.metrics.pairwise import cosine_similarity
 
 from avssl.data.split import few_rows
 from avssl.data.targets import Codec
 from avssl.embedding.encode import EmbedOptions, embed_rows
 from avssl.errors import CheckpointError, DataError, GateError, UsageError
-from avssl.evaluation import metrics, ranking
+from avssl.evaluation import metrics
 from avssl.evaluation.configs import ClassificationConfig, KnnConfig, ProbeConfig
 from avssl.evaluation.explain import explain
 from avssl.evaluation.gates import check_gates, check_names, lower_is_better
@@ -52,7 +53,7 @@ def test_retrieval_is_the_ranking_of_the_embeddings(toy_model, rows):
     test = [r for r in rows if r.split == "test"]
     vectors = embed_rows(toy_model, test, EmbedOptions(streams=("audio", "vision"), views="one"))
     labels = np.array([r.labels[0] for r in test])
-    similarity = ranking.cosine(vectors["audio"], vectors["vision"])
+    similarity = cosine_similarity(vectors["audio"], vectors["vision"])
     for level, right in (("instance", np.eye(10, dtype=bool)), ("class", labels[:, None] == labels)):
         first = right[np.arange(10)[:, None], np.argsort(-similarity, axis=1)]
         prefix = f"retrieval.audio->vision.{level}"
@@ -188,7 +189,7 @@ def test_neighbours_are_those_of_brute_force():
     x, z, y = rng.normal(size=(30, 4)), rng.normal(size=(7, 4)), rng.integers(0, 3, 30)
     got = neighbours(x, Labels(Codec("index", ("a", "b", "c")), y), z, 5, 0.1)
     for n in range(7):
-        cosine = ranking.cosine(z[n : n + 1], x)[0]
+        cosine = cosine_similarity(z[n : n + 1], x)[0]
         near = np.argsort(-cosine)[:5]
         weights = np.exp(cosine[near] / 0.1)
         for c in range(3):
