@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from avssl.evaluation.gates import lower_is_better
 from avssl.evaluation.report import Report
 
 _TIES = {
@@ -22,7 +23,7 @@ _ALIKE = {
 }
 _METRICS = (
     (r"r@(\d+)$", "share of queries with a right answer among the first {0} by {alike}; {ties}"),
-    (r"median_rank$", "median over the queries of the rank of the best right answer (lower is better); {ties}"),
+    (r"median_rank$", "median over the queries of the rank of the best right answer; {ties}"),
     (r"mrr$", "mean over the queries of 1 / rank of the best right answer; {ties}"),
     (r"accuracy$", "share of items whose highest score is the right class"),
     (r"top5$", "share of items whose class is among the five highest scores"),
@@ -33,10 +34,10 @@ _METRICS = (
     (r"f1$", "unweighted mean over the classes of F1 = 2TP / (2TP + FP + FN)"),
     (r"pearson$", "Pearson correlation of predictions and targets"),
     (r"spearman$", "Pearson correlation of the ranks of predictions and targets"),
-    (r"mse$", "mean squared error (lower is better)"),
-    (r"mae$", "mean absolute error (lower is better)"),
+    (r"mse$", "mean squared error"),
+    (r"mae$", "mean absolute error"),
     (r"r2$", "1 - residual variance / variance of the targets"),
-    (r"std$", "sample standard deviation over the folds (lower is steadier)"),
+    (r"std$", "sample standard deviation over the folds"),
     (r"fold\.[^.]+$", "the value on that fold, fitted on the others"),
 )
 _LEVELS = {"instance": "right = the same clip", "class": "right = a clip that shares a label"}
@@ -50,11 +51,12 @@ def describe(name: str, protocol: dict) -> str:
     """The meaning of one metric; for an unknown one (a plugin's) its name says it all."""
     ties, empty = _TIES[protocol.get("ties", "expected")], _EMPTY[protocol.get("empty", "skip")]
     alike = _ALIKE[protocol.get("compare", "vector")]
+    better = ["lower is better"] if lower_is_better(name) else []
     for pattern, text in _METRICS:
         if match := re.search(r"(?:^|\.)" + pattern, name):
-            notes = [note for level, note in _LEVELS.items() if f".{level}." in f".{name}."]
+            notes = [note for level, note in _LEVELS.items() if f".{level}." in f".{name}."] + better
             return "; ".join([text.format(*match.groups(), ties=ties, empty=empty, alike=alike), *notes])
-    return "see the protocol"
+    return "; ".join(["see the protocol", *better])
 
 
 def explain(report: Report) -> list[str]:

@@ -16,7 +16,7 @@ from avssl.embedding.encode import EmbedOptions, embed_rows
 from avssl.errors import CheckpointError, DataError, GateError, UsageError
 from avssl.evaluation import metrics
 from avssl.evaluation.configs import ClassificationConfig, KnnConfig, ProbeConfig
-from avssl.evaluation.explain import explain
+from avssl.evaluation.explain import describe, explain
 from avssl.evaluation.gates import check_gates, check_names, lower_is_better
 from avssl.evaluation.kfold import summary
 from avssl.evaluation.knn import neighbours
@@ -443,11 +443,11 @@ def test_a_gate_of_the_wrong_direction_is_refused_by_its_announced_name():
         check_names(known, ["kfold.audio.mse.fold.3=0.1"])
 
 
-def test_what_is_better_when_lower_is_told_by_the_last_word():
+def test_what_is_better_when_lower_is_told_by_the_last_word_and_explained():
     for name in ("loss", "validation.loss", "speech.wer", "x.cer", "retrieval.a->b.class.median_rank", "k.mse.fold.2"):
-        assert lower_is_better(name), name
+        assert lower_is_better(name) and describe(name, {}).endswith("; lower is better"), name
     for name in ("accuracy", "loss.accuracy", "knn.audio.map", "kfold.audio.accuracy.fold.2"):
-        assert not lower_is_better(name), name
+        assert not lower_is_better(name) and "lower is better" not in describe(name, {}), name
 
 
 @pytest.mark.parametrize(
