@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -322,6 +323,14 @@ class Initial:
     backbone_config: Any
     tables: Mapping[str, Any]
     targets: Mapping[str, Any] | None = None  # state of the codec that its head was trained with
+
+    def digest(self) -> str:
+        """SHA-256 of the tensors, whatever file they came in."""
+        made = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return made.hexdigest()
 
     def without_head(self) -> Initial:
         """The same, for other classes."""
