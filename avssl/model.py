@@ -222,16 +222,26 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 def build_backbone(tables: Mapping[str, Any]) -> Backbone:
     """The backbone of a plain recipe, freshly initialised."""
-    table = dict(tables["backbone"])
-    name = table.pop("name")
-    return load("backbone", name)(structure(load("backbone", name, "config"), table, "backbone"))
+    return load("backbone", tables["backbone"]["name"])(_backbone_config(tables))
 
 
 def build_frontend(tables: Mapping[str, Any], folder: Path) -> Frontend:
     """The frontend of a plain recipe; values that begin with "assets/" are files of the model folder."""
     cls, config_cls = _frontend_entry(tables)
-    table = {k: str(folder / v) if _is_asset(v) else v for k, v in dict(tables.get("frontend", {})).items()}
-    return cls(structure(config_cls, table, "frontend"))
+    frontend = cls(structure(config_cls, _located(tables.get("frontend", {}), folder), "frontend"))
+    frontend.bind(_backbone_config(tables))
+    return frontend
+
+
+def _backbone_config(tables: Mapping[str, Any]) -> Any:
+    table = dict(tables["backbone"])
+    name = table.pop("name")
+    return structure(load("backbone", name, "config"), table, "backbone")
+
+
+def _located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A frontend's table with the assets of a model folder as paths."""
+    return {k: str(folder / v) if _is_asset(v) else v for k, v in table.items()}
 
 
 def _is_asset(value: Any) -> bool:
@@ -368,6 +378,7 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
     path = Path(path)
     if (path / RECIPE).is_file() and not format:
         tables = read_tables(path)
+        tables["frontend"] = _located(tables.get("frontend", {}), path)
         targets = json.loads((path / TARGETS).read_text(encoding="utf-8")) if (path / TARGETS).is_file() else None
         check(
             (path / WEIGHTS).is_file(),
@@ -386,6 +397,4 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
         imported = import_checkpoint(path, format, **options)
         tables, tensors = imported_tables(imported), dict(imported.tensors)
         targets = imported.assets.get("targets")
-    table = dict(tables["backbone"])
-    name = table.pop("name")
-    return Initial(path, tensors, name, structure(load("backbone", name, "config"), table, "backbone"), tables, targets)
+    return Initial(path, tensors, tables["backbone"]["name"], _backbone_config(tables), tables, targets)

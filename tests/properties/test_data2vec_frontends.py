@@ -10,11 +10,12 @@ import torch
 
 from avssl.batch import Batch
 from avssl.data.clip import Clip, Frames, Waveform
+from avssl.data.tokenizer import train_bpe
 from avssl.errors import DataError
 from avssl.schema import structure
 from avssl_data2vec.frontends.audio import AudioFrontend
 from avssl_data2vec.frontends.configs import AudioFrontendConfig, TextFrontendConfig, VisionFrontendConfig
-from avssl_data2vec.frontends.text import TextFrontend, train_bpe
+from avssl_data2vec.frontends.text import TextFrontend
 from avssl_data2vec.frontends.vision import VisionFrontend
 
 

@@ -43,7 +43,9 @@ class VisionFrontendConfig:
 class TextFrontendConfig:
     """Token ids of a tokenizer."""
 
-    tokenizer: str = "bytes"  # a tokenizer.json of the `tokenizers` library, or "bytes" (UTF-8 bytes, nothing to train)
+    # "bytes" (UTF-8 bytes, nothing to train), a tokenizer.json of the `tokenizers` library, or a folder with it, with
+    # encoder.json, vocab.bpe and dict.txt (fairseq's), or with vocab.json and merges.txt (Hugging Face's)
+    tokenizer: str = "bytes"
     max_tokens: int = 512  # with the two tokens at the ends
     pad: int = 1
     pairs: bool = False  # a tab in a text parts two sentences (natural language inference and the like)
