@@ -36,6 +36,7 @@ class VisionFrontendConfig:
     erase: float = 0.0  # probability that a rectangle is replaced by noise
     mixup: float = 0.0  # alpha of the Beta distribution; 0 = no mixing of two images
     cutmix: float = 0.0  # alpha, when a rectangle of another image is pasted instead
+    mix_probability: float = 1.0  # that an image is mixed at all, by mixup or cutmix
     eval_crop: float = 0.875  # the short side is size / eval_crop before the central crop
 
 
