@@ -339,6 +339,22 @@ class Initial:
             self, tensors={k: v for k, v in self.tensors.items() if not k.startswith("head.")}, targets=None
         )
 
+    def averaged(self) -> Initial:
+        """The same with the slow average that its loss kept in the place of the backbone's weights, where it has them.
+
+        Raises CheckpointError where there is none, or one that is a mere copy (of a file that held none)."""
+        prefix = registry().get("loss", self.tables["loss"]["name"]).average
+        average = {
+            f"backbone.{k.removeprefix(prefix)}": v for k, v in self.tensors.items() if prefix and k.startswith(prefix)
+        }
+        check(
+            any(k not in self.tensors or not torch.equal(v, self.tensors[k]) for k, v in average.items()),
+            f"{self.path} holds no average of its weights",
+            fix="--set train.init=weights, or start from another model",
+            error=CheckpointError,
+        )
+        return dataclasses.replace(self, tensors={**self.tensors, **average})
+
     def into_backbone(self, backbone: Backbone, name: str) -> None:
         """Load the backbone, strictly, after `backbone.adapt` fitted what may be fitted (position tables)."""
         check(

@@ -319,6 +319,15 @@ def loss_save_and_load(loss: Loss, s: Subject, batch: Batch) -> None:
     assert torch.equal(a, b), f"a saved and loaded loss gives {float(b)} for {float(a)}"
 
 
+def loss_average(loss: Loss, s: Subject, batch: Batch) -> None:
+    """The average of the backbone that its entry names is kept under the backbone's names."""
+    prefix = registry().get("loss", s.tables["loss"]["name"]).average
+    kept = {k.removeprefix(prefix) for k in loss.state_dict() if k.startswith(prefix)} if prefix else set()
+    assert kept or not prefix, f"its entry names an average {prefix!r}, and its state has none"
+    strange = sorted(kept - s.backbone.state_dict().keys())
+    assert not strange, f"its average has {strange[0]}, its backbone has not"
+
+
 def loss_wrong_pair(entry: LossEntry) -> None:
     """A backbone that does not fit is refused with the reason, before anything is built."""
     for other in registry().all("backbone"):
@@ -335,6 +344,7 @@ LOSS_CHECKS: dict[str, Callable[[Loss, Subject, Batch], None]] = {
     "draws": loss_draws,
     "training step": loss_step,
     "save and load": loss_save_and_load,
+    "average": loss_average,
 }
 
 
