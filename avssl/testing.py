@@ -303,7 +303,7 @@ def loss_step(loss: Loss, s: Subject, batch: Batch) -> None:
 
 
 def loss_save_and_load(loss: Loss, s: Subject, batch: Batch) -> None:
-    """The state dict, through safetensors into a fresh loss, gives the same total."""
+    """The state dict, through safetensors into a fresh loss, gives the same total; an average has the backbone's names."""
     from safetensors import torch as safetensors
 
     seed_everything(6)
@@ -317,14 +317,10 @@ def loss_save_and_load(loss: Loss, s: Subject, batch: Batch) -> None:
         a, b = loss(batch, draw).total(), fresh(batch, draw).total()
     loss.train()
     assert torch.equal(a, b), f"a saved and loaded loss gives {float(b)} for {float(a)}"
-
-
-def loss_average(loss: Loss, s: Subject, batch: Batch) -> None:
-    """The average of the backbone that its entry names is kept under the backbone's names."""
     prefix = registry().get("loss", s.tables["loss"]["name"]).average
-    kept = {k.removeprefix(prefix) for k in loss.state_dict() if k.startswith(prefix)} if prefix else set()
-    assert kept or not prefix, f"its entry names an average {prefix!r}, and its state has none"
-    strange = sorted(kept - s.backbone.state_dict().keys())
+    average = {k.removeprefix(prefix) for k in loss.state_dict() if k.startswith(prefix)} if prefix else set()
+    assert average or not prefix, f"its entry names an average {prefix!r}, and its state has none"
+    strange = sorted(average - s.backbone.state_dict().keys())
     assert not strange, f"its average has {strange[0]}, its backbone has not"
 
 
@@ -344,7 +340,6 @@ LOSS_CHECKS: dict[str, Callable[[Loss, Subject, Batch], None]] = {
     "draws": loss_draws,
     "training step": loss_step,
     "save and load": loss_save_and_load,
-    "average": loss_average,
 }
 
 

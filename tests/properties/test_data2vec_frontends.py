@@ -81,6 +81,9 @@ def test_some_pictures_are_left_unmixed_and_the_mixed_ones_are_what_they_were():
         alone, a, b = (
             f.item(c, np.random.default_rng(seed)) for f, c in ((always, clips[:1]), (always, clips), (mostly, clips))
         )
+        rng = np.random.default_rng(seed)
+        pixels = always._mixed(always._augmented(clips[0], rng), clips, rng)[0]  # nothing else is drawn
+        assert np.array_equal(a.need("vision").x[0].permute(1, 2, 0), pixels)
         same = torch.equal(a.need("vision").x, b.need("vision").x)
         want = a if same else alone  # the very picture that it would be without partners
         assert torch.equal(b.need("vision").x, want.need("vision").x) and torch.equal(b.targets.x, want.targets.x)
