@@ -35,6 +35,10 @@ class Frontend(nn.Module):
         super().__init__()
         self.config = config
 
+    def bind(self, backbone: Any) -> None:
+        """Told, when it is built, the config of the backbone that will read its items: what must agree with it (a
+        vocabulary) is refused in `item`, so that a model opens whatever it is used for."""
+
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
         """What to decode of a row; random crops are chosen here, so that nothing is decoded in vain."""
         raise NotImplementedError

@@ -189,6 +189,7 @@ def build_run(
     frontend = build_frontend(recipe.plain(), folder)
     backbone: Backbone = load("backbone", recipe.backbone.name)(recipe.backbone.config)
     if init is not None:
+        init = init.averaged() if cfg.init == "average" else init
         init.into_backbone(backbone, recipe.backbone.name)
         changed = [f"backbone.{k} {old!r} -> {new!r}" for k, (old, new) in init.changed(backbone).items()]
         if changed and world.first:

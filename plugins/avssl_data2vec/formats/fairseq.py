@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
 from avssl_data2vec.formats.names import whole
+from avssl_data2vec.frontends import tokens
 
 _MARKS = (b"data2vec_audio", b"data2vec_text", b"data2vec_multi")  # also in what was fine-tuned from them
 
@@ -25,14 +27,20 @@ def detect(path: Path) -> bool:
     return b"optimizer_history" in content and any(mark in content for mark in _MARKS)
 
 
-def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None) -> Imported:
+def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None, tokenizer: str = "") -> Imported:
     """A fairseq checkpoint of data2vec 1 (audio, text) or 2.0, pretrained or fine-tuned.
 
     modality: "audio", "vision" or "text", for a 2.0 file that holds several. pad, mask: token ids of a text model's
-    dictionary; mask defaults to the last id. Raises CheckpointError for any other file.
+    dictionary; mask defaults to the last id. tokenizer: a folder with encoder.json, vocab.bpe and dict.txt, or a
+    tokenizer.json; by default what lies beside the file. Raises CheckpointError for any other file.
     """
     with whole(path):
-        return _read(path, modality=modality, pad=pad, mask=mask)
+        found = _read(path, modality=modality, pad=pad, mask=mask)
+    if "vocabulary" in found.backbone:
+        frontend = {**found.frontend, **tokens.imported(tokenizer, path.parent, found.backbone)}
+        return replace(found, frontend=frontend)
+    check(not tokenizer, f"{path} holds no text model: it has no tokenizer", fix="leave out --option tokenizer")
+    return found
 
 
 def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from avssl.imports import Imported
 from avssl.safeload import load_safetensors, load_torch
 from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown, whole
+from avssl_data2vec.frontends import tokens
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
 _OTHER_HEAD = "a head of another task"
@@ -61,16 +63,17 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, config: str = "") -> Imported:
+def read(path: Path, *, config: str = "", tokenizer: str = "") -> Imported:
     """A folder with config.json and model.safetensors (one or sharded) or pytorch_model.bin, or one such weight file.
 
-    config: the configuration's file when it is not config.json beside the weights.
+    config: the configuration's file when it is not config.json beside the weights. tokenizer: of a text model, a
+    tokenizer.json or a folder with vocab.json and merges.txt; by default what lies beside the weights.
     """
     with whole(path):
-        return _read(path, config=config)
+        return _read(path, config=config, tokenizer=tokenizer)
 
 
-def _read(path: Path, *, config: str) -> Imported:
+def _read(path: Path, *, config: str, tokenizer: str) -> Imported:
     folder = path if path.is_dir() else path.parent
     settings = _json(Path(config) if config else folder / "config.json")
     weights = _weights(path)
@@ -82,7 +85,12 @@ def _read(path: Path, *, config: str) -> Imported:
         fix=f"one of {', '.join(readers)} is known",
         error=CheckpointError,
     )
-    return readers[kind](settings, weights, folder)
+    found = readers[kind](settings, weights, folder)
+    if kind == "data2vec-text":
+        frontend = {**found.frontend, **tokens.imported(tokenizer, folder, found.backbone)}
+        return replace(found, frontend=frontend)
+    check(not tokenizer, f"{path} holds no text model: it has no tokenizer", fix="leave out --option tokenizer")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -278,9 +286,7 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> 
         "dropout": c["hidden_dropout_prob"],
         "attention_dropout": c["attention_probs_dropout_prob"],
     }
-    frontend: dict[str, Any] = {"max_tokens": backbone["max_tokens"]}
-    if (folder / "tokenizer.json").is_file():
-        frontend["tokenizer"] = str(folder / "tokenizer.json")
+    frontend = {"max_tokens": backbone["max_tokens"]}
     sentence, other = tables.HF_SENTENCE.to_ours(head)
     if len(sentence) == 4:
         classes = len(sentence["linear.bias"])
