@@ -267,3 +267,101 @@ def test_the_pixel_loss_of_the_second_version_goes_out_and_in(tmp_path: Path):
     again = import_checkpoint(file, "data2vec_fairseq")
     same(again.tensors, made.tensors)
     assert build(again).config.reconstruction_weight == 0.3
+
+
+def opened(tables: dict[str, Any], folder: Path) -> Any:
+    """The model of these tables with fresh weights, as if a run had finished."""
+    from avssl.model import build_backbone, build_loss
+
+    loss = build_loss(tables, build_backbone(tables))
+    made = Imported(tables["backbone"], tables["loss"], loss.state_dict(), frontend=tables.get("frontend", {}))
+    write_imported(made, folder)
+    return open_model(folder)
+
+
+FIRST = {"name": "data2vec", "targets": {"top_k": 2}, "blocks": {"count": 0.5, "min_patches": 2}}
+SECOND = {"name": "data2vec2", "targets": {"top_k": 2}, "mask": {"over_padding": True}}
+AUDIO = {**FIRST, "teacher": {"own_local": False}}
+UNSAYABLE = [  # encoder, objective, what is unusual, writer
+    (example.audio2, SECOND, {"backbone": {"norm_first": True, "mend_norm_first": True}}, to_fairseq),
+    (example.audio2, SECOND, {"backbone": {"positions_over_padding": False}}, to_fairseq),
+    (example.audio2, SECOND, {"loss": {"mask": {"over_padding": False}}}, to_fairseq),
+    (example.text2, SECOND, {"loss": {"targets": {"count_padding": False}}}, to_fairseq),
+    (example.audio, AUDIO, {"backbone": {"norm_eps": 1e-3}}, to_fairseq),
+    (example.audio, AUDIO, {"backbone": {"positions_over_padding": False}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"targets": {"count_padding": False}}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"targets": {"indices": [0]}}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"targets": {"per_layer": ["layer", "instance"]}}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"absolute": True}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"variance_weight": 0.5}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"teacher": {"delay": 1}}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"teacher": {"copied": ["layers.0.*"]}}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"head_layers": 2}}, to_fairseq),
+    (example.audio, {**AUDIO, "teacher": {"own_local": True}, "targets": {"top_k": 1}}, {}, to_fairseq),
+    (example.text, FIRST, {"backbone": {"norm_eps": 1e-3}}, to_fairseq),
+    (example.text, FIRST, {"loss": {"teacher": {"copied": ["layers.0.*"]}}}, to_fairseq),
+    (example.vision2, SECOND, {"frontend": {"mean": [0.5, 0.5, 0.5]}}, to_fairseq),
+    (example.vision, FIRST, {"loss": {"blocks": {"min_aspect": 0.5}}}, to_vision1),
+    (example.vision, FIRST, {"loss": {"teacher": {"delay": 0}}}, to_vision1),
+    (example.audio, AUDIO, {"backbone": {"positions_over_padding": False}}, to_hugging_face),
+    (example.audio, AUDIO, {"backbone": {"extractor": "default"}}, to_hugging_face),
+]
+
+
+def merged(into: dict[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    return into | {k: merged(into.get(k, {}), v) if isinstance(v, Mapping) else v for k, v in other.items()}
+
+
+def keys_of(table: Mapping[str, Any], where: str = "") -> list[str]:
+    return [
+        key for k, v in table.items() for key in (keys_of(v, f"{where}{k}.") if isinstance(v, Mapping) else [where + k])
+    ]
+
+
+@pytest.mark.parametrize(
+    "encoder,objective,unusual,writer", UNSAYABLE, ids=lambda x: ",".join(keys_of(x)) if isinstance(x, dict) else ""
+)
+def test_what_a_format_cannot_say_is_an_error_that_names_it(encoder, objective, unusual, writer, tmp_path: Path):
+    tables = merged({**encoder(tmp_path), "loss": objective}, unusual)
+    with pytest.raises(CheckpointError) as error:
+        writer.write(opened(tables, tmp_path / "model"), tmp_path / "out")
+    named = str(error.value)
+    expected = keys_of(unusual)[-1] if unusual else "loss.targets.indices"
+    assert expected in named or "extractor" in expected, named
+    assert not (tmp_path / "out").exists()
+
+
+SAYABLE = [  # the same thing in other words
+    (example.audio, AUDIO, {"loss": {"reduction": "mean", "scale": 0.5, "modalities": ["audio"]}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"targets": {"indices": [1]}}}, to_fairseq),
+    (
+        example.audio,
+        AUDIO,
+        {"frontend": {"crop": "shortest"}, "loss": {"targets": {"count_padding": False}}},
+        to_fairseq,
+    ),
+    (example.audio, AUDIO, {"loss": {"targets": {"per_layer": ["layer"], "count_padding": False}}}, to_fairseq),
+    (example.audio, AUDIO, {"loss": {"teacher": {"copied": ["positions*"]}}}, to_fairseq),
+    (example.text, FIRST, {"loss": {"teacher": {"copied": ["embed.*"]}}}, to_fairseq),
+    (example.vision2, SECOND, {"loss": {"mask": {"over_padding": False}}, "backbone": {"patch_dim": 32}}, to_fairseq),
+    (example.vision, FIRST, {"loss": {"teacher": {"delay": 1, "copied": ["no.such"]}}}, to_vision1),
+    (example.audio, AUDIO, {"loss": {"absolute": True}}, to_hugging_face),
+]
+
+
+@pytest.mark.parametrize(
+    "encoder,objective,words,writer", SAYABLE, ids=lambda x: ",".join(keys_of(x)) if isinstance(x, dict) else ""
+)
+def test_what_a_format_says_in_other_words_goes_out(encoder, objective, words, writer, tmp_path: Path):
+    tables = merged({**encoder(tmp_path), "loss": objective}, words)
+    model = opened(tables, tmp_path / "model")
+    writer.write(model, tmp_path / "out")
+    again = import_checkpoint(tmp_path / "out")
+    own = {k: v for k, v in again.tensors.items() if k.startswith("backbone.")}
+    same(own, {f"backbone.{k}": v for k, v in model.backbone.state_dict().items()})
+
+
+def test_what_only_training_would_miss_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    tables = merged({**example.audio(tmp_path), "loss": AUDIO}, {"backbone": {"feature_grad": 0.5}})
+    to_hugging_face.write(opened(tables, tmp_path / "model"), tmp_path / "hf")
+    assert "data2vec_hf has no place for backbone.feature_grad = 0.5" in capsys.readouterr().err

@@ -32,13 +32,13 @@ def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = Non
     dictionary; mask defaults to the last id. Raises CheckpointError for any other file.
     """
     with whole(path):
-        return _read(path, modality=modality, pad=pad, mask=mask)
+        return read_data(load_torch(path), path, modality=modality, pad=pad, mask=mask)
 
 
-def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:
+def read_data(data: Any, path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None) -> Imported:
+    """The content of the file at `path`, as `read` reads it."""
     from avssl_data2vec.formats import fairseq1, fairseq2, fairseq_tasks
 
-    data = load_torch(path)
     check(
         isinstance(data, Mapping) and isinstance(data.get("model"), Mapping),
         f"{path} is no fairseq checkpoint",

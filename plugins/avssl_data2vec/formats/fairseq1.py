@@ -102,12 +102,12 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
         **own_head,
         "updates": torch.tensor(finished_updates(data)),
     }
-    task = data.get("cfg", {}).get("task") or {}
+    heard = audio_task(data.get("cfg", {}).get("task"))
     return Imported(
-        backbone={"name": "data2vec_audio", **backbone},
+        backbone={"name": "data2vec_audio", **backbone, "rate": heard["rate"]},
         loss=loss,
         tensors=out,
-        frontend={"normalise": bool(task.get("normalize", True)), "rate": int(task.get("sample_rate", 16000))},
+        frontend=heard,
         licence="MIT",
         source=FAIRSEQ,
     )
@@ -143,6 +143,12 @@ def audio_backbone(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dic
         "input_dropout": float(cfg.get("dropout_input", 0.0)),
         "layerdrop": float(cfg.get("encoder_layerdrop", 0.0)),
     }
+
+
+def audio_task(task: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Our frontend table from the official task."""
+    task = task or {}
+    return {"normalise": bool(task.get("normalize", True)), "rate": int(task.get("sample_rate", 16000))}
 
 
 def audio_tensors(tensors: Mapping[str, Tensor], mode: str) -> tuple[dict[str, Tensor], set[str]]:

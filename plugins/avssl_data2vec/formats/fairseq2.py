@@ -37,6 +37,8 @@ def read(
             error=CheckpointError,
         )
     backbone, ours, left = encoder(cfg, tensors, key, pad, mask)
+    frontend = _frontend(backbone, data)
+    backbone |= {k: v for k, v in frontend.items() if k == "rate"}
     names = names_of(backbone)
     decoder, left = (
         tables.decoder2(_projections(m, key)).to_ours({k: v for k, v in flat(tensors, key).items() if k in left})[0],
@@ -87,7 +89,7 @@ def read(
     return Imported(
         backbone=backbone,
         loss=loss,
-        frontend=_frontend(backbone, data),
+        frontend=frontend,
         tensors={
             **prefixed(ours, "backbone."),
             **decoder,
@@ -161,7 +163,7 @@ def names_of(backbone: Mapping[str, Any]) -> Names:
     if backbone["name"] == "data2vec2_audio":
         return tables.audio2(backbone["extractor"], backbone["positions_depth"], backbone["positions_norm"])
     if backbone["name"] == "data2vec2_vision":
-        return tables.vision2("patch_dim" in backbone)
+        return tables.vision2(backbone.get("patch_dim", backbone["dim"]) != backbone["dim"])
     return tables.TEXT2
 
 
@@ -286,7 +288,7 @@ def _mask(cfg: Mapping[str, Any], m: Mapping[str, Any], key: str, task: Mapping[
 
 def _frontend(backbone: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     if backbone["name"] == "data2vec2_audio":
-        return {"normalise": bool(((data.get("cfg") or {}).get("task") or {}).get("normalize", True))}
+        return fairseq1.audio_task((data.get("cfg") or {}).get("task"))
     if backbone["name"] == "data2vec2_vision":
         return {"size": backbone["image_size"]}
     return {"max_tokens": backbone["max_tokens"]}

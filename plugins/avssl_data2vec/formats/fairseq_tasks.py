@@ -42,7 +42,7 @@ def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
     loss = {"name": "ctc", "classes": size, "final_dropout": float(cfg.get("final_dropout", 0.0)), **_masks(cfg)}
     symbols = list(FAIRSEQ_LETTERS) if size == len(FAIRSEQ_LETTERS) else [f"<{i}>" for i in range(size)]
     targets = {"targets": {"kind": "characters", "classes": symbols}}
-    return _imported(data, backbone, loss, ours, head, _normalised(data, cfg["w2v_args"]), targets)
+    return _imported(data, backbone, loss, ours, head, _heard(data, cfg["w2v_args"]), targets)
 
 
 def read_tags(data: Mapping[str, Any], where: str) -> Imported:
@@ -67,7 +67,7 @@ def read_tags(data: Mapping[str, Any], where: str) -> Imported:
         "final_dropout": float(cfg.get("final_dropout", 0.0)),
         **_masks(cfg),
     }
-    return _imported(data, backbone, loss, ours, head, _normalised(data, cfg["d2v_args"]))
+    return _imported(data, backbone, loss, ours, head, _heard(data, cfg["d2v_args"]))
 
 
 def read_images(data: Mapping[str, Any], where: str) -> Imported:
@@ -189,9 +189,8 @@ def _masks(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {"spans": fairseq1.spans(cfg), "channels": fairseq1.channels(cfg), "channels_first": first}
 
 
-def _normalised(data: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict[str, bool]:
-    task = data["cfg"].get("task") or pretraining.get("task") or {}
-    return {"normalise": bool(task.get("normalize", True))}
+def _heard(data: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict[str, Any]:
+    return fairseq1.audio_task(data["cfg"].get("task") or pretraining.get("task"))
 
 
 def _imported(
@@ -204,7 +203,7 @@ def _imported(
     assets: dict[str, Any] | None = None,
 ) -> Imported:
     return Imported(
-        backbone=backbone,
+        backbone=backbone | {k: v for k, v in frontend.items() if k == "rate"},
         loss=loss,
         tensors={**prefixed(ours, "backbone."), **head},
         frontend=frontend,

@@ -16,6 +16,7 @@ from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown, whole
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
+BESIDE = ("vocab.json",)  # files that some models bring
 _OTHER_HEAD = "a head of another task"
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -73,16 +74,23 @@ def read(path: Path, *, config: str = "") -> Imported:
 def _read(path: Path, *, config: str) -> Imported:
     folder = path if path.is_dir() else path.parent
     settings = _json(Path(config) if config else folder / "config.json")
-    weights = _weights(path)
+    beside = {name: _json(folder / name) for name in BESIDE if (folder / name).is_file()}
+    return read_parts(settings, _weights(path), beside, folder)
+
+
+def read_parts(
+    settings: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path
+) -> Imported:
+    """The content of the folder, as `read` reads it; beside: of the files of `BESIDE` that are there."""
     kind = settings.get("model_type", "")
     readers = {"data2vec-audio": _audio, "data2vec-text": _text, "data2vec-vision": _vision}
     check(
         kind in readers,
-        f"{path} is a {kind or 'nameless'} model",
+        f"{folder} is a {kind or 'nameless'} model",
         fix=f"one of {', '.join(readers)} is known",
         error=CheckpointError,
     )
-    return readers[kind](settings, weights, folder)
+    return readers[kind](settings, weights, beside, folder)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -133,7 +141,7 @@ def _only(c: Mapping[str, Any], folder: Path, **known: Any) -> None:
         )
 
 
-def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
+def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
     base, head = _split(weights, "data2vec_audio.")
     _only(c, folder, add_adapter=False, feat_extract_activation="gelu")
     ours, left = tables.HF_AUDIO.to_ours(base)
@@ -165,7 +173,7 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) ->
 
         ours["mask_token"] = torch.zeros(int(c["hidden_size"]))
     if "lm_head.weight" in head:
-        return _recogniser(backbone, ours, c, head, folder)
+        return _recogniser(backbone, ours, c, head, beside)
     if set(head) == {f"{name}.{w}" for name in ("projector", "classifier") for w in ("weight", "bias")}:
         return _tagger(backbone, ours, c, head)
     return _encoder(backbone, ours, {"normalise": True}, dict.fromkeys(sorted(head), _OTHER_HEAD))
@@ -185,13 +193,15 @@ def _tagger(
 
 
 def _recogniser(
-    backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
+    backbone: dict[str, Any],
+    ours: dict[str, Tensor],
+    c: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    beside: Mapping[str, Any],
 ) -> Imported:
     size = int(weights["lm_head.weight"].shape[0])
-    vocabulary = folder / "vocab.json"
     symbols = [f"<{i}>" for i in range(size)]
-    if vocabulary.is_file():
-        table = _json(vocabulary)
+    if table := beside.get("vocab.json"):
         symbols = [s for s, _ in sorted(table.items(), key=lambda pair: pair[1])]
         symbols += [f"<{i}>" for i in range(len(symbols), size)]
     loss = {
@@ -241,7 +251,7 @@ def _finetuned(
     )
 
 
-def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
+def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
     base, head = _split(weights, "data2vec_text.")
     _only(c, folder, is_decoder=False, position_embedding_type="absolute")
     ignored = {
@@ -297,7 +307,7 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> 
     return _encoder(backbone, ours, frontend, ignored | dict.fromkeys(sorted(head), _OTHER_HEAD))
 
 
-def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
+def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
     import torch
 
     base, head = _split(weights, "data2vec_vision.")

@@ -34,7 +34,7 @@ def multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         second = names2.to_theirs(part(state, "shared_decoder."))
         out |= {f"shared_{k}": v for k, v in second.items()}
     out |= {f"recon_proj.{k}": v for k, v in part(state, "pixel_head.").items()}
-    encoder_only = "prenet.*" in objective.teacher.copied
+    encoder_only = bool(objective.teacher.copied)
     if teacher := part(state, "teacher."):
         averaged = fairseq2.unflat(names.to_theirs(teacher), key)
         out["_ema"] = (
@@ -61,7 +61,7 @@ def multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "embed_dim": c.dim,
         "mlp_ratio": c.mlp_ratio,
         "layer_norm_first": c.norm_first,
-        "average_top_k_layers": objective.targets.top_k,
+        "average_top_k_layers": to_fairseq1.top_k(objective.targets),
         "end_of_block_targets": objective.targets.layers == "blocks",
         "clone_batch": objective.mask.clones,
         **to_fairseq1.targets_cfg(objective.targets.per_layer, objective.targets.mean),

@@ -10,7 +10,8 @@ from avssl.errors import CheckpointError, check
 from avssl.files import write_text
 from avssl.model import save_tensors
 from avssl_data2vec.classify import SentenceHead
-from avssl_data2vec.formats import tables
+from avssl_data2vec.formats import hugging_face, tables
+from avssl_data2vec.formats.faithful import check_written
 from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, prefixed
 
 _ACTIVATIONS = {
@@ -23,6 +24,11 @@ _ACTIVATIONS = {
     "linear": "linear",
 }
 
+_TRAINING_ONLY = (
+    *(f"backbone.{key}" for key in ("feature_grad", "activation_dropout", "layerdrop", "specials")),
+    *(f"loss.{key}" for key in ("spans.*", "channels.*", "channels_first", "label_smoothing")),
+)
+
 
 def write(model: Any, path: Path) -> list[Path]:
     """Write config.json and model.safetensors into the folder `path`; head and teacher of pretraining have no place
@@ -30,6 +36,8 @@ def write(model: Any, path: Path) -> list[Path]:
     name = backbone_is(model, "data2vec_audio", "data2vec_text", "data2vec_vision")
     config, tensors, extra = {"data2vec_audio": _audio, "data2vec_text": _text, "data2vec_vision": _vision}[name](model)
     folder = Path(path)
+    read = hugging_face.read_parts(config, tensors, extra, folder)
+    check_written(model, read, "data2vec_hf", training_only=_TRAINING_ONLY, objective=read.loss["name"] != "data2vec")
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "model.safetensors", tensors)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
@@ -43,8 +51,9 @@ def write(model: Any, path: Path) -> list[Path]:
 def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     c = model.backbone.config
     check(
-        not c.norm_first and c.positions_depth > 0 and c.project,
-        "the Hugging Face class knows post-norm models with plain positional convolutions and a projection only",
+        not c.norm_first and c.positions_depth > 0 and c.project and c.extractor == "layer_norm",
+        "the Hugging Face class knows post-norm models with a norm after every convolution, plain positional "
+        "convolutions and a projection only",
         fix="export as data2vec_fairseq",
         error=CheckpointError,
     )

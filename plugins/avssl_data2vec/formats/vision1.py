@@ -47,11 +47,11 @@ def read(path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | No
     updates (the file stores epochs only). pooled_norm: see VisionConfig; by default False for a classifier.
     """
     with whole(path):
-        return _read(path, heads=heads, updates=updates, pooled_norm=pooled_norm)
+        return read_data(load_torch(path), path, heads=heads, updates=updates, pooled_norm=pooled_norm)
 
 
-def _read(path: Path, *, heads: int, updates: int, pooled_norm: bool | None) -> Imported:
-    data = load_torch(path)
+def read_data(data: Any, path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | None = None) -> Imported:
+    """The content of the file at `path`, as `read` reads it."""
     model = _model(data, path)
     tensors = tensors_only(model, str(path))
     args = plain(data.get("args") or {}) if isinstance(data, Mapping) else {}
