@@ -365,3 +365,65 @@ def test_what_only_training_would_miss_is_said(tmp_path: Path, capsys: pytest.Ca
     tables = merged({**example.audio(tmp_path), "loss": AUDIO}, {"backbone": {"feature_grad": 0.5}})
     to_hugging_face.write(opened(tables, tmp_path / "model"), tmp_path / "hf")
     assert "data2vec_hf has no place for backbone.feature_grad = 0.5" in capsys.readouterr().err
+
+
+def image_model(folder: Path, loss: Mapping[str, Any], **pixels: Any) -> Any:
+    tables = merged({**example.vision(folder), "loss": loss}, {"frontend": pixels})
+    if "classes" in loss:
+        tables["backbone"]["pooled_norm"] = False
+    return opened(tables, folder / "model")
+
+
+INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+CLASSIFIER = {"name": "data2vec_image_classify", "classes": 5}
+TAUGHT = {**FIRST, "teacher": {"delay": 1}}
+
+
+@pytest.mark.parametrize("pixels", [{}, INCEPTION], ids=["imagenet", "inception"])
+@pytest.mark.parametrize("loss", [TAUGHT, CLASSIFIER], ids=["pretrained", "classifier"])
+@pytest.mark.parametrize("writer", [to_vision1, to_hugging_face], ids=["vision1", "hf"])
+def test_the_normalisation_of_pixels_goes_out_and_in(writer, loss, pixels, tmp_path: Path):
+    model = image_model(tmp_path, loss, **pixels)
+    writer.write(model, tmp_path / "out")
+    write_imported(import_checkpoint(tmp_path / "out"), tmp_path / "again")
+    again = open_model(tmp_path / "again").frontend.config
+    assert (again.mean, again.std) == (model.frontend.config.mean, model.frontend.config.std)
+    assert again.eval_crop == pytest.approx(model.frontend.config.eval_crop, abs=0.02)  # whole pixels
+
+
+@pytest.mark.parametrize("loss", [TAUGHT, CLASSIFIER], ids=["pretrained", "classifier"])
+def test_a_file_that_does_not_say_its_pixels_is_of_the_published_commands(loss, tmp_path: Path):
+    to_vision1.write(image_model(tmp_path, loss, **(INCEPTION if "classes" in loss else {})), tmp_path / "out.pth")
+    data = load_torch(tmp_path / "out.pth")
+    del data["args"]["imagenet_default_mean_and_std"]
+    torch.save(data, tmp_path / "out.pth")
+    frontend = import_checkpoint(tmp_path / "out.pth").frontend
+    assert frontend.get("mean", "imagenet") == ([0.5] * 3 if "classes" in loss else "imagenet")
+
+
+def test_pixels_that_the_vision_file_cannot_say_are_an_error(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"frontend\.mean"):
+        to_vision1.write(image_model(tmp_path, CLASSIFIER, mean=[0.4, 0.5, 0.5]), tmp_path / "out.pth")
+
+
+def test_a_processor_that_does_not_scale_pixels_is_read_as_what_it_does(tmp_path: Path):
+    import json
+
+    to_hugging_face.write(image_model(tmp_path, CLASSIFIER), tmp_path / "hf")
+    file = tmp_path / "hf" / "preprocessor_config.json"
+    own = json.loads(file.read_text())
+    own |= {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3}
+    file.write_text(json.dumps(own | {"do_center_crop": False, "size": 32}))
+    frontend = import_checkpoint(tmp_path / "hf").frontend
+    assert frontend == {"size": 32, "mean": [0.5] * 3, "std": [0.2] * 3, "eval_crop": 1.0}
+
+
+def test_what_a_recogniser_hears_goes_out_and_in(tmp_path: Path):
+    tables = {**example.audio(tmp_path), "frontend": {"normalise": False, "rate": 8000}, "loss": AUDIO}
+    tables["backbone"]["rate"] = 8000
+    model = opened(tables, tmp_path / "model")
+    to_fairseq.write(model, tmp_path / "out.pt")
+    to_hugging_face.write(model, tmp_path / "hf")
+    for path in (tmp_path / "out.pt", tmp_path / "hf"):
+        again = import_checkpoint(path)
+        assert again.frontend == {"normalise": False, "rate": 8000} and again.backbone["rate"] == 8000

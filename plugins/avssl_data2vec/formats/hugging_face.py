@@ -14,9 +14,10 @@ from avssl.imports import Imported
 from avssl.safeload import load_safetensors, load_torch
 from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown, whole
+from avssl_data2vec.formats.vision1 import INCEPTION
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
-BESIDE = ("vocab.json",)  # files that some models bring
+BESIDE = ("vocab.json", "preprocessor_config.json")  # files that some models bring
 _OTHER_HEAD = "a head of another task"
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -172,15 +173,22 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[
         import torch
 
         ours["mask_token"] = torch.zeros(int(c["hidden_size"]))
+    heard = beside.get("preprocessor_config.json", {})
+    frontend = {"normalise": bool(heard.get("do_normalize", True)), "rate": int(heard.get("sampling_rate", 16000))}
+    backbone["rate"] = frontend["rate"]
     if "lm_head.weight" in head:
-        return _recogniser(backbone, ours, c, head, beside)
+        return _recogniser(backbone, ours, c, head, beside, frontend)
     if set(head) == {f"{name}.{w}" for name in ("projector", "classifier") for w in ("weight", "bias")}:
-        return _tagger(backbone, ours, c, head)
-    return _encoder(backbone, ours, {"normalise": True}, dict.fromkeys(sorted(head), _OTHER_HEAD))
+        return _tagger(backbone, ours, c, head, frontend)
+    return _encoder(backbone, ours, frontend, dict.fromkeys(sorted(head), _OTHER_HEAD))
 
 
 def _tagger(
-    backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[str, Any], head: Mapping[str, Tensor]
+    backbone: dict[str, Any],
+    ours: dict[str, Tensor],
+    c: Mapping[str, Any],
+    head: Mapping[str, Tensor],
+    frontend: dict[str, Any],
 ) -> Imported:
     """A classifier of clips. Nothing stands between projector, mean and classifier: together they are one linear layer."""
     weight = head["classifier.weight"] @ head["projector.weight"]
@@ -188,7 +196,7 @@ def _tagger(
     loss = {"name": "data2vec_audio_classify", "classes": len(bias), "pooling": "average_before"}
     return _finetuned(
         backbone, loss, {**prefixed(ours, "backbone."), "head.linear.weight": weight, "head.linear.bias": bias}, c,
-        {"normalise": True},
+        frontend,
     )  # fmt: skip
 
 
@@ -198,6 +206,7 @@ def _recogniser(
     c: Mapping[str, Any],
     weights: Mapping[str, Tensor],
     beside: Mapping[str, Any],
+    frontend: dict[str, Any],
 ) -> Imported:
     size = int(weights["lm_head.weight"].shape[0])
     symbols = [f"<{i}>" for i in range(size)]
@@ -218,9 +227,7 @@ def _recogniser(
     }
     head = prefixed(part(weights, "lm_head."), "head.linear.")
     tensors = {**prefixed(ours, "backbone."), **head}
-    return _finetuned(
-        backbone, loss, tensors, c, {"normalise": True}, targets={"kind": "characters", "classes": symbols}
-    )
+    return _finetuned(backbone, loss, tensors, c, frontend, targets={"kind": "characters", "classes": symbols})
 
 
 def _finetuned(
@@ -343,7 +350,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping
         "drop_path": c["drop_path_rate"],
         "pooled_norm": not pooler,
     }
-    frontend = {"size": c["image_size"]}
+    frontend = {"size": c["image_size"], **_pixels(beside.get("preprocessor_config.json"), bool(classifier))}
     if classifier:
         loss = {
             "name": "data2vec_image_classify",
@@ -357,6 +364,26 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping
     ignored |= {k: "the norm of the pooled patches, without a classifier" for k in base if k.startswith("pooler.")}
     ignored |= dict.fromkeys(sorted(head), _OTHER_HEAD)
     return _encoder(backbone, ours, frontend, ignored)
+
+
+def _pixels(seen: Mapping[str, Any] | None, classifier: bool) -> dict[str, Any]:
+    """How images are cropped and normalised; without a processor's file as pretraining or fine-tuning does."""
+    if seen is None:
+        return INCEPTION if classifier else {}
+    unit = 255 * (float(seen.get("rescale_factor", 1 / 255)) if seen.get("do_rescale", True) else 1.0)
+    normal = bool(seen.get("do_normalize", True))
+    mean, std = (seen[k] if normal else [d] * 3 for k, d in (("image_mean", 0.0), ("image_std", 1.0)))
+    resized, kept = (_edge(seen.get(k, 224)) for k in ("size", "crop_size"))
+    return {
+        "mean": [float(x) / unit for x in mean],
+        "std": [float(x) / unit for x in std],
+        "eval_crop": kept / resized if seen.get("do_center_crop") else 1.0,
+    }
+
+
+def _edge(size: Any) -> int:
+    """A side in pixels, from the ways in which processors of several versions write it."""
+    return int(size.get("shortest_edge", size.get("height", 0)) if isinstance(size, Mapping) else size)
 
 
 def _encoder(

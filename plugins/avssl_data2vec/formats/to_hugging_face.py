@@ -13,6 +13,7 @@ from avssl_data2vec.classify import SentenceHead
 from avssl_data2vec.formats import hugging_face, tables
 from avssl_data2vec.formats.faithful import check_written
 from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, prefixed
+from avssl_data2vec.frontends.configs import VisionFrontendConfig
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -86,8 +87,20 @@ def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+    heard = model.frontend.config
+    beside: dict[str, Any] = {
+        "preprocessor_config.json": {
+            "do_normalize": getattr(heard, "normalise", True),
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": True,
+            "sampling_rate": c.rate,
+        }
+    }
     if model.recipe["loss"]["name"] != "ctc":
-        return config, tensors, {}
+        return config, tensors, beside
     loss = model.recipe["loss"]
     head = {f"lm_head.{k}": v for k, v in model.head.linear.state_dict().items()}
     spans, channels = loss.get("spans", {}), loss.get("channels", {})
@@ -103,8 +116,9 @@ def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "mask_feature_prob": channels.get("probability", 0.0),
         "mask_feature_length": channels.get("length", 64),
     }
-    symbols = {} if model.codec is None else {"vocab.json": {s: i for i, s in enumerate(model.codec.classes)}}
-    return config, {**prefixed(tensors, "data2vec_audio."), **head}, symbols
+    if model.codec is not None:
+        beside["vocab.json"] = {s: i for i, s in enumerate(model.codec.classes)}
+    return config, {**prefixed(tensors, "data2vec_audio."), **head}, beside
 
 
 def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -179,16 +193,37 @@ def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
         "layer_scale_init_value": c.layer_scale,
         "drop_path_rate": c.drop_path,
     }
+    seen = model.frontend.config
+    beside = {"preprocessor_config.json": _processor(seen)} if isinstance(seen, VisionFrontendConfig) else {}
     own = image_head(model)
     if own is None:
-        return config, tensors, {}
+        return config, tensors, beside
     head = {f"classifier.{k}": v for k, v in own.linear.state_dict().items()}
     config["architectures"] = ["Data2VecVisionForImageClassification"]
     if own.norm is not None:
         head |= {f"data2vec_vision.pooler.layernorm.{k}": v for k, v in own.norm.state_dict().items()}
         tensors = {k: v for k, v in tensors.items() if not k.startswith("layernorm.")}
         config["use_mean_pooling"] = True
-    return config | _labels(model), {**prefixed(tensors, "data2vec_vision."), **head}, {}
+    return config | _labels(model), {**prefixed(tensors, "data2vec_vision."), **head}, beside
+
+
+def _processor(f: VisionFrontendConfig) -> dict[str, Any]:
+    """The image processor that does what our frontend does outside training."""
+    side = {"height": f.size, "width": f.size}
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(f.size / f.eval_crop)},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": side,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(f.mean),
+        "image_std": list(f.std),
+        "do_reduce_labels": False,
+    }
 
 
 def _labels(model: Any) -> dict[str, Any]:

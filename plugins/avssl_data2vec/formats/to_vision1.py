@@ -37,6 +37,7 @@ def write(model: Any, path: Path) -> list[Path]:
         "drop_rate": c.dropout,
         "attn_drop_rate": c.attention_dropout,
         "drop_path_rate": c.drop_path,
+        "imagenet_default_mean_and_std": list(getattr(model.frontend.config, "mean", ())) != vision1.INCEPTION["mean"],
     }
     student = _names(own_tensors(model), c)
     if (own_head := image_head(model)) is not None:
@@ -45,6 +46,7 @@ def write(model: Any, path: Path) -> list[Path]:
             student = {k: v for k, v in student.items() if not k.startswith("norm.")}
             student |= {f"fc_norm.{k}": v for k, v in own_head.norm.state_dict().items()}
         student = {k: v for k, v in student.items() if k != "mask_token"}
+        args["smoothing"] = model.recipe["loss"].get("label_smoothing", 0.1)
         return _save(model, path, {"model": student, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args})
     state = training_state(model)
     head = {f"lm_head.{k}": v for k, v in part(state, "heads.vision.0.").items()}

@@ -21,6 +21,7 @@ from avssl_data2vec.vision import relative_index
 
 SOURCE = "github.com/facebookresearch/data2vec_vision (data2vec parts CC-BY-NC 4.0)"
 LICENCE = "CC-BY-NC-4.0"
+INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # of the pixels; our default is ImageNet's
 _INDEX = "relative_position_index"
 
 
@@ -61,8 +62,12 @@ def read_data(data: Any, path: Path, *, heads: int = 0, updates: int = 0, pooled
     if pooled_norm is None:
         pooled_norm = not classifier
     backbone["pooled_norm"] = pooled_norm
+    # The published pretraining passes the flag, the published fine-tuning does not.
+    imagenet = args.get("imagenet_default_mean_and_std", not classifier)
+    frontend = {"size": backbone["image_size"], **({} if imagenet else INCEPTION)}
     if classifier:
-        return _classifier(ours, tensors, left, backbone, str(path))
+        smoothing = float(args.get("smoothing", 0.1))
+        return _classifier(ours, tensors, left, backbone, frontend, smoothing, str(path))
     unknown(left - {"lm_head.weight", "lm_head.bias"}, str(path))
     ema = data.get("model_ema") if isinstance(data, Mapping) else None
     if "lm_head.weight" in tensors or ema:
@@ -86,7 +91,7 @@ def read_data(data: Any, path: Path, *, heads: int = 0, updates: int = 0, pooled
         backbone={"name": "data2vec_vision", **backbone},
         loss=_loss(args, int(backbone["depth"])),
         tensors=out,
-        frontend={"size": backbone["image_size"]},
+        frontend=frontend,
         ignored={_INDEX: "computed from the grid"},
         licence=LICENCE,
         source=SOURCE,
@@ -219,7 +224,13 @@ def _loss(args: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _classifier(
-    ours: dict[str, Tensor], tensors: Mapping[str, Tensor], left: set[str], backbone: dict[str, Any], where: str
+    ours: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    left: set[str],
+    backbone: dict[str, Any],
+    frontend: dict[str, Any],
+    smoothing: float,
+    where: str,
 ) -> Imported:
     names = {
         "head.weight": "head.linear.weight",
@@ -243,9 +254,10 @@ def _classifier(
             "classes": classes,
             "class_token": class_token,
             "norm": not class_token,
+            "label_smoothing": smoothing,
         },
         tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names if k in tensors}},
-        frontend={"size": backbone["image_size"]},
+        frontend=frontend,
         ignored={_INDEX: "computed from the grid"},
         licence=LICENCE,
         source=SOURCE,
