@@ -367,16 +367,79 @@ def test_what_only_training_would_miss_is_said(tmp_path: Path, capsys: pytest.Ca
     assert "data2vec_hf has no place for backbone.feature_grad = 0.5" in capsys.readouterr().err
 
 
+INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+CLASSIFIER = {"name": "data2vec_image_classify", "classes": 5}
+TAUGHT = {**FIRST, "teacher": {"delay": 1}}
+
+
+def paths_of(table: Mapping[str, Any], *above: str) -> list[tuple[str, ...]]:
+    own = [(*above, k) for k in table if k not in ("_name", "model", "w2v_args", "pretrained_model_args")]
+    return own + [p for k, v in table.items() if isinstance(v, Mapping) for p in paths_of(v, *above, k)]
+
+
+def without(table: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    first, *rest = path
+    if not rest:
+        return {k: v for k, v in table.items() if k != first}
+    return {**table, first: without(table[first], tuple(rest))}
+
+
+LETTERS = {"name": "ctc", "classes": 6, "spans": {"probability": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "encoder,loss",
+    [
+        (example.audio, AUDIO), (example.text, FIRST), (example.audio2, SECOND), (example.vision2, SECOND),
+        (example.text2, SECOND), (example.audio, LETTERS), (example.audio2, LETTERS),
+        (example.vision2, {**CLASSIFIER}), (example.text2, {"name": "data2vec_text_classify", "classes": 3}),
+    ],
+    ids=lambda x: x["name"] if isinstance(x, dict) else x.__name__,
+)  # fmt: skip
+def test_every_key_that_a_fairseq_file_leaves_out_has_its_official_default(encoder, loss, tmp_path: Path):
+    """Such a file may then say other sizes than its tensors have, but it is never half a file."""
+    to_fairseq.write(opened({**encoder(tmp_path), "loss": loss}, tmp_path / "model"), tmp_path / "out.pt")
+    data = load_torch(tmp_path / "out.pt")
+    paths = [p for p in paths_of(data["cfg"]) if p[0] in ("model", "task") and len(p) > 1]
+    assert len(paths) > 20
+    for path in paths:
+        try:
+            fairseq.read_data({**data, "cfg": without(data["cfg"], path)}, tmp_path / "out.pt")
+        except CheckpointError as error:
+            assert "unknown tensors" in str(error), path
+
+
+def test_the_teacher_of_a_file_that_says_nothing_is_the_official_default(tmp_path: Path):
+    to_fairseq.write(opened({**example.audio(tmp_path), "loss": AUDIO}, tmp_path / "a"), tmp_path / "a.pt")
+    to_fairseq.write(opened({**example.text(tmp_path), "loss": FIRST}, tmp_path / "t"), tmp_path / "t.pt")
+    for name, key, copied in (
+        ("a.pt", "ema_layers_only", ["positions.*"]),
+        ("t.pt", "ema_transformer_layers_only", ["embed.positions.*", "embed.norm.*", "embed.tokens.*"]),
+    ):
+        data = load_torch(tmp_path / name)
+        assert data["cfg"]["model"].pop(key) is False
+        del data["cfg"]["model"]["ema_anneal_end_step"]
+        data["cfg"]["optimization"] = {"max_update": 123}
+        teacher = fairseq.read_data(data, tmp_path / name).loss["teacher"]
+        assert teacher["copied"] == copied and teacher["anneal"] == 123
+
+
+def test_the_scale_of_an_old_file_without_a_dimension_for_layers_is_read(tmp_path: Path):
+    tables = {**example.audio2(tmp_path), "loss": SECOND}
+    tables["backbone"]["alibi"] = {"use": True, "learned_scale": True, "per_head": True}
+    (file,) = to_fairseq.write(opened(tables, tmp_path / "model"), tmp_path / "new.pt")
+    data = load_torch(file)
+    for part in (data["model"], data["model"]["_ema"]):
+        part["modality_encoders.AUDIO.alibi_scale"] = part["modality_encoders.AUDIO.alibi_scale"][0]
+    torch.save(data, tmp_path / "old.pt")
+    same(import_checkpoint(tmp_path / "old.pt").tensors, import_checkpoint(file).tensors)
+
+
 def image_model(folder: Path, loss: Mapping[str, Any], **pixels: Any) -> Any:
     tables = merged({**example.vision(folder), "loss": loss}, {"frontend": pixels})
     if "classes" in loss:
         tables["backbone"]["pooled_norm"] = False
     return opened(tables, folder / "model")
-
-
-INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-CLASSIFIER = {"name": "data2vec_image_classify", "classes": 5}
-TAUGHT = {**FIRST, "teacher": {"delay": 1}}
 
 
 @pytest.mark.parametrize("pixels", [{}, INCEPTION], ids=["imagenet", "inception"])

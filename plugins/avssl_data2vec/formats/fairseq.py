@@ -10,6 +10,7 @@ from typing import Any
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
+from avssl_data2vec.formats import defaults
 from avssl_data2vec.formats.names import whole
 
 _MARKS = (b"data2vec_audio", b"data2vec_text", b"data2vec_multi")  # also in what was fine-tuned from them
@@ -83,13 +84,14 @@ def _resolved(value: Any, root: Mapping[str, Any]) -> Any:
 def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`cfg` as plain dictionaries; old files have the command line's `args` instead."""
     cfg = plain(data.get("cfg"))
-    if cfg:
-        return _resolved(cfg, cfg)
-    args = plain(data.get("args"))
-    check(
-        isinstance(args, dict) and bool(args),
-        f"{path} has neither cfg nor args",
-        fix="is the file complete?",
-        error=CheckpointError,
-    )
-    return {"model": {"_name": args.get("arch", ""), **args}, "task": args}
+    if not cfg:
+        args = plain(data.get("args"))
+        check(
+            isinstance(args, dict) and bool(args),
+            f"{path} has neither cfg nor args",
+            fix="is the file complete?",
+            error=CheckpointError,
+        )
+        cfg = {"model": {"_name": args.get("arch", ""), **args}, "task": args}
+    cfg["model"] = defaults.full(cfg["model"], defaults.MODELS.get(cfg["model"].get("_name", ""), {}))
+    return _resolved(cfg, defaults.full(cfg, defaults.ROOT))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError, check
@@ -170,8 +171,6 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[
         "layerdrop": c["layerdrop"],
     }
     if "mask_token" not in ours:  # models that were never masked leave it out
-        import torch
-
         ours["mask_token"] = torch.zeros(int(c["hidden_size"]))
     heard = beside.get("preprocessor_config.json", {})
     frontend = {"normalise": bool(heard.get("do_normalize", True)), "rate": int(heard.get("sampling_rate", 16000))}
@@ -315,8 +314,6 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[s
 
 
 def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
-    import torch
-
     base, head = _split(weights, "data2vec_vision.")
     _only(c, folder, hidden_act="gelu")
     ignored = {k: "computed from the grid" for k in base if k.endswith("relative_position_index")}
@@ -394,8 +391,6 @@ def _encoder(
 ) -> Imported:
     """An encoder alone: the conversion to Hugging Face drops head and teacher. The objective is the published one, its
     teacher a copy of the encoder and its head new (from a fixed seed), as at the start of pretraining."""
-    import torch
-
     modality = backbone["name"].removeprefix("data2vec_")
     objective = _OBJECTIVES[modality]
     depth = int(backbone["depth"])

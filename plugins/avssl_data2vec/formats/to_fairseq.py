@@ -8,11 +8,7 @@ from typing import Any
 
 from avssl_data2vec.formats import fairseq, to_fairseq1, to_fairseq2, to_fairseq_tasks
 from avssl_data2vec.formats.faithful import check_written
-from avssl_data2vec.formats.training_state import (
-    backbone_is,
-    save_torch,
-    training_state,
-)
+from avssl_data2vec.formats.training_state import backbone_is, save_torch, training_state
 
 _PRETRAINED = ("loss.guard.*",)  # when a run stops: neither text nor any file says how late it begins
 _FINE_TUNED = ("loss.spans.*", "loss.channels.*", "loss.channels_first", "loss.dropout")

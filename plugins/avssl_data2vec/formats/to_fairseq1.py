@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError, check
@@ -15,12 +16,8 @@ from avssl_data2vec.config import (
     TargetConfig,
 )
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.training_state import (
-    own_tensors,
-    part,
-    prefixed,
-    training_state,
-)
+from avssl_data2vec.formats.names import part, prefixed
+from avssl_data2vec.formats.training_state import own_tensors, training_state
 
 _LOCAL = ("mask_token", "extractor.", "feature_norm.", "project.")
 
@@ -61,8 +58,6 @@ def audio(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def text(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    import torch
-
     state, c = training_state(model), model.backbone.config
     version = {"version": torch.tensor([3.0])}
     encoder = tables.TEXT_ENCODER.to_theirs(own_tensors(model))

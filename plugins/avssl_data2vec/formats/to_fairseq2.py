@@ -9,12 +9,8 @@ from avssl_data2vec.config import (
     DecoderConfig,
 )
 from avssl_data2vec.formats import fairseq2, tables, to_fairseq1
-from avssl_data2vec.formats.names import Names
-from avssl_data2vec.formats.training_state import (
-    own_tensors,
-    part,
-    training_state,
-)
+from avssl_data2vec.formats.names import Names, part
+from avssl_data2vec.formats.training_state import own_tensors, training_state
 
 _KEYS = {"audio": "AUDIO", "vision": "IMAGE", "text": "TEXT"}
 

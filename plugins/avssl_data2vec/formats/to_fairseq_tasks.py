@@ -10,10 +10,8 @@ from avssl_data2vec.config import (
     ImageClassifyConfig,
 )
 from avssl_data2vec.formats import tables, to_fairseq1, to_fairseq2
-from avssl_data2vec.formats.training_state import (
-    own_tensors,
-    prefixed,
-)
+from avssl_data2vec.formats.names import prefixed
+from avssl_data2vec.formats.training_state import own_tensors
 
 
 # -- fine-tuned ------------------------------------------------------------------------------------------------------

@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from avssl.errors import CheckpointError, check
 from avssl.files import write_text
 from avssl.model import save_tensors
 from avssl_data2vec.classify import SentenceHead
 from avssl_data2vec.formats import hugging_face, tables
 from avssl_data2vec.formats.faithful import check_written
-from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, prefixed
+from avssl_data2vec.formats.names import prefixed
+from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors
 from avssl_data2vec.frontends.configs import VisionFrontendConfig
 
 _ACTIVATIONS = {
@@ -122,8 +125,6 @@ def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
 
 
 def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    import torch
-
     c = model.backbone.config
     check(
         not c.norm_first

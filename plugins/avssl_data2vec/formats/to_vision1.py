@@ -12,7 +12,8 @@ from avssl.schema import structure
 from avssl_data2vec.config import Data2VecConfig
 from avssl_data2vec.formats import tables, vision1
 from avssl_data2vec.formats.faithful import check_written
-from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, part, save_torch, training_state
+from avssl_data2vec.formats.names import part
+from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, save_torch, training_state
 from avssl_data2vec.vision import relative_index
 
 

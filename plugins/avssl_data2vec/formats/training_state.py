@@ -13,7 +13,6 @@ from avssl.errors import CheckpointError, check
 from avssl.files import replacing
 from avssl.model import TRAINING
 from avssl.safeload import load_safetensors
-from avssl_data2vec.formats.names import part, prefixed
 
 
 def own_tensors(model: Any) -> dict[str, Tensor]:
@@ -70,6 +69,3 @@ def save_torch(path: Path, data: Mapping[str, Any]) -> list[Path]:
     with replacing(Path(path)) as temporary:
         torch.save(owned(data), temporary)
     return [Path(path)]
-
-
-__all__ = ["backbone_is", "own_tensors", "part", "prefixed", "save_torch", "training_state"]
