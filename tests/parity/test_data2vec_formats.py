@@ -490,3 +490,38 @@ def test_what_a_recogniser_hears_goes_out_and_in(tmp_path: Path):
     for path in (tmp_path / "out.pt", tmp_path / "hf"):
         again = import_checkpoint(path)
         assert again.frontend == {"normalise": False, "rate": 8000} and again.backbone["rate"] == 8000
+
+
+def old_text(folder: Path, loss: Mapping[str, Any]) -> dict[str, Any]:
+    """A text file under the names of older versions, with what they had beside."""
+    (file,) = to_fairseq.write(
+        opened({**example.text(folder), "loss": dict(loss)}, folder / "model"), folder / "new.pt"
+    )
+    data = load_torch(file)
+    teacher = {k: v + 1 for k, v in data["model"].get("encoder._ema", {}).items() if k != "version"}
+    beside = {f"encoder.emb_head.dense.{w}": torch.zeros(2) for w in ("weight", "bias")}
+    beside |= {"encoder.lm_head.weight": torch.zeros(2), **{f"encoder.target_model.{k}": v for k, v in teacher.items()}}
+    data["model"] = {k.replace("regression_head", "lm_head"): v for k, v in data["model"].items()} | beside
+    return data
+
+
+def test_an_older_text_file_has_its_teacher_under_another_name(tmp_path: Path):
+    data = old_text(tmp_path, FIRST)
+    newest = fairseq.read_data(data, tmp_path / "both.pt")
+    assert set(newest.ignored) == {
+        "encoder.target_model.", "encoder.emb_head.dense.weight", "encoder.emb_head.dense.bias", "encoder.lm_head.weight"
+    }  # fmt: skip
+    same(newest.tensors, import_checkpoint(tmp_path / "new.pt").tensors)
+    del data["model"]["encoder._ema"]
+    oldest = fairseq.read_data(data, tmp_path / "old.pt")
+    teacher = {k: v + 1 if k.startswith("teacher.") else v for k, v in newest.tensors.items()}
+    same(oldest.tensors, teacher)
+    assert "encoder.target_model." not in oldest.ignored
+
+
+def test_an_older_text_classifier_leaves_the_heads_of_pretraining_out(tmp_path: Path):
+    data = old_text(tmp_path, {"name": "data2vec_text_classify", "classes": 3})
+    data["model"]["encoder.target_model.embed_tokens.weight"] = torch.zeros(2)
+    again = fairseq.read_data(data, tmp_path / "old.pt")
+    same(again.tensors, import_checkpoint(tmp_path / "new.pt").tensors)
+    assert {"target_model.", "lm_head.", "emb_head."} <= set(again.ignored)

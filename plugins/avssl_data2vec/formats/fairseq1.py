@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from avssl_data2vec.formats.defaults import full
 from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown
 
 FAIRSEQ = "github.com/facebookresearch/fairseq, examples/data2vec (MIT)"
+OTHER_HEADS = ("encoder.lm_head.", "encoder.emb_head.")  # of a text file; the official code deletes them
+OLD_TEACHER = "encoder.target_model."
 _NORMS = {"batch_norm_target_layer": "batch", "instance_norm_target_layer": "instance"}
 
 
@@ -177,10 +180,13 @@ def _audio_teacher(
 def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pad: int, mask: int | None) -> Imported:
     """A pretraining checkpoint of the text model; names of older files are understood."""
     model = modern_text(data["model"])
-    ema = model.pop("encoder._ema", None)
-    tensors = tensors_only(model, where)
+    ema, old = model.pop("encoder._ema", None), part(model, OLD_TEACHER)
+    ignored = {OLD_TEACHER: "an older teacher than encoder._ema"} if old and ema is not None else {}
+    ema = old or None if ema is None else ema
+    tensors = tensors_only({k: v for k, v in model.items() if not k.startswith(OLD_TEACHER)}, where)
     backbone, ours, left = text_encoder(tensors, cfg, pad, mask)
-    heads = {k for k in left if k.startswith("classification_heads.")}
+    heads = {k for k in left if k.startswith(("classification_heads.", *OTHER_HEADS))}
+    ignored |= {k: "a head of another task beside the pretraining model" for k in sorted(heads)}
     head, left = _take(tensors, left - heads, "encoder.regression_head.", "heads.text.")
     if not head and ema is None:
         head = fresh_head("text", int(backbone["dim"]), int(cfg["head_layers"]))
@@ -214,7 +220,6 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
         # the text model of fairseq has no guard
         "guard": {"min_target_std": 0.0, "min_prediction_std": 0.0},
     }
-    ignored = {k: "a classification head beside the pretraining model" for k in sorted(heads)}
     return Imported(
         backbone=backbone,
         loss=loss,
@@ -274,7 +279,8 @@ def text_encoder(
 def _modern_text_name(key: str) -> str:
     if key.startswith("decoder."):
         key = "encoder." + key[len("decoder.") :]
-    return key.replace(".emb_layer_norm.", ".layernorm_embedding.").replace(".lm_head.", ".regression_head.")
+    key = key.replace(".emb_layer_norm.", ".layernorm_embedding.")
+    return re.sub(r"\.lm_head\.(?=[0-9])", ".regression_head.", key)  # a numbered one; a language model's has names
 
 
 def spans(cfg: Mapping[str, Any]) -> dict[str, Any]:

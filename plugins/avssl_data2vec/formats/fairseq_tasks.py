@@ -26,6 +26,9 @@ _OVERRIDDEN = (  # ours, and what fine-tuning sets anew in data2vec 1
 
 _LEFT_OUT = {
     "_ema": "the teacher of pretraining",
+    "target_model.": "the teacher of pretraining",
+    "lm_head.": "the head of pretraining",
+    "emb_head.": "the head of pretraining",
     "final_proj.": "the head of pretraining",
     "regression_head.": "the head of pretraining",
     "decoder.": "the decoder of pretraining",
@@ -102,7 +105,8 @@ def read_sentences(data: Mapping[str, Any], where: str, *, pad: int, mask: int |
     if cfg["_name"] == "data2vec_text":
         tensors = tensors_only(fairseq1.modern_text(data["model"]), where, besides=("encoder._ema",))
         backbone, ours, left = fairseq1.text_encoder(tensors, cfg, pad, mask)
-        rest = {k: tensors[k] for k in left if not k.startswith(("encoder.regression_head.", "encoder.lm_head."))}
+        unused = ("encoder.regression_head.", fairseq1.OLD_TEACHER, *fairseq1.OTHER_HEADS)
+        rest = {k: tensors[k] for k in left if not k.startswith(unused)}
     else:
         inner, rest = _split(data, "model.", where)
         backbone, ours = _second(cfg["pretrained_model_args"], inner, "TEXT", where, pad=pad, mask=mask)
