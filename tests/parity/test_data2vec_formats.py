@@ -525,3 +525,49 @@ def test_an_older_text_classifier_leaves_the_heads_of_pretraining_out(tmp_path: 
     again = fairseq.read_data(data, tmp_path / "old.pt")
     same(again.tensors, import_checkpoint(tmp_path / "new.pt").tensors)
     assert {"target_model.", "lm_head.", "emb_head."} <= set(again.ignored)
+
+
+def test_noise_in_place_of_hidden_frames_goes_out_and_in_and_is_drawn_again(tmp_path: Path):
+    from avssl.imports import build
+
+    tables = {**example.audio2(tmp_path), "loss": {**LETTERS, "channels": {"probability": 0.2, "length": 4}}}
+    tables["loss"]["spans"] = {"probability": 0.5, "add": True, "dropout": 0.1}
+    tables["backbone"]["hidden_noise"] = 0.02
+    (file,) = to_fairseq.write(opened(tables, tmp_path / "model"), tmp_path / "ctc.pt")
+    inner = load_torch(file)["cfg"]["model"]["w2v_args"]["model"]["modalities"]["audio"]
+    assert not inner["encoder_zero_mask"] and inner["mask_noise_std"] == 0.02 and inner["mask_prob"] == 0.5
+    again = import_checkpoint(file)
+    assert again.backbone["hidden_noise"] == 0.02
+    loss = build(again).train()
+    assert (loss.config.spans.add, loss.config.spans.dropout, loss.config.channels.length) == (True, 0.1, 4)
+    batch = Batch(("a", "b"), torch.tensor([7, 8]), {"audio": Stream(torch.randn(2, 8000))})
+    hide = {"audio": torch.arange(24).expand(2, 24) % 2 == 0}
+    local = torch.ones(2, 24, 32)
+
+    def tokens(seeds: list[int]) -> torch.Tensor:
+        return loss.backbone._hidden(local, hide["audio"], torch.tensor(seeds))
+
+    first = tokens([7, 8])
+    hidden, shown = first[hide["audio"]], first[~hide["audio"]]
+    assert torch.equal(shown, torch.ones_like(shown)) and 0.017 < float(hidden.std()) < 0.023
+    assert torch.equal(first, tokens([7, 8])) and torch.equal(first[1:], tokens([9, 8])[1:])
+    assert not torch.equal(first[:1], tokens([9, 8])[:1])
+    seen = [loss.backbone(batch, hide=hide).tokens["audio"] for _ in range(2)]
+    assert torch.equal(*seen) and not torch.allclose(seen[0], loss.backbone(batch).tokens["audio"])
+
+
+@pytest.mark.parametrize("option,value", [("mask_prob_min", 0.1), ("encoder_zero_mask", False)])
+def test_an_option_that_no_encoder_of_ours_has_is_refused(option, value, tmp_path: Path):
+    for encoder, loss in ((example.audio2, SECOND), (example.audio2, LETTERS)):
+        (file,) = to_fairseq.write(
+            opened({**encoder(tmp_path), "loss": loss}, tmp_path / loss["name"]), tmp_path / "x.pt"
+        )
+        data = load_torch(file)
+        own = data["cfg"]["model"]
+        own = own.get("w2v_args", {"model": own})["model"]["modalities"]["audio"]
+        own[option] = value
+        if (option, loss) == ("encoder_zero_mask", LETTERS):
+            assert fairseq.read_data(data, file).backbone["hidden_noise"] == 0.01
+            continue
+        with pytest.raises(CheckpointError, match=option):
+            fairseq.read_data(data, file)

@@ -57,7 +57,7 @@ _MODALITY: dict[str, Any] = {
     "end_drop_path_rate": 0, "num_extra_tokens": 0, "init_extra_token_zero": True, "mask_noise_std": 0.01,
     "mask_prob_min": None, "mask_prob": 0.7, "inverse_mask": False, "mask_prob_adjust": 0, "keep_masked_pct": 0,
     "mask_length": 5, "add_masks": False, "mask_dropout": 0.0, "encoder_zero_mask": True, "mask_channel_prob": 0.0,
-    "ema_local_encoder": False, "local_grad_mult": 1.0, "use_alibi_encoder": False, "alibi_scale": 1.0,
+    "mask_channel_length": 64, "ema_local_encoder": False, "local_grad_mult": 1.0, "use_alibi_encoder": False, "alibi_scale": 1.0,
     "learned_alibi": False, "learned_alibi_scale": False, "learned_alibi_scale_per_head": False,
     "learned_alibi_scale_per_layer": False, "decoder": DECODER,
 }  # fmt: skip

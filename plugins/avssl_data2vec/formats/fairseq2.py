@@ -15,10 +15,12 @@ from avssl_data2vec.formats.defaults import DECODER, full
 from avssl_data2vec.formats.names import Names, part, prefixed, tensors_only, unknown
 
 _MODALITIES = {"AUDIO": "audio", "IMAGE": "vision", "TEXT": "text"}
-_UNSUPPORTED = {  # options of no published model, and the value that leaves them off
+# Options of no published model, and the value that leaves them off. Fine-tuning sets masks of its own, has no decoder
+# and drops no tokens.
+_UNSUPPORTED: dict[str, Any] = {
     "keep_masked_pct": 0, "encoder_zero_mask": True, "mask_channel_prob": 0, "transformer_decoder": False,
-    "remove_masks": False, "mask_prob_min": None,
 }  # fmt: skip
+_NEVER: dict[str, Any] = {"mask_prob_min": None}
 
 
 def read(
@@ -30,14 +32,7 @@ def read(
     tensors = tensors_only(model, where)
     key = _choose(tensors, modality, where)
     m = cfg["modalities"][key.lower()]
-    for option, off in _UNSUPPORTED.items():
-        check(
-            m.get(option, off) in (off, None),
-            f"{where}: {option} = {m.get(option)!r} is not supported",
-            fix=f"only {off!r} is",
-            error=CheckpointError,
-        )
-    backbone, ours, left = encoder(cfg, tensors, key, pad, mask)
+    backbone, ours, left = encoder(cfg, tensors, key, pad, mask, where)
     frontend = _frontend(backbone, data)
     backbone |= {k: v for k, v in frontend.items() if k == "rate"}
     names = names_of(backbone)
@@ -102,10 +97,27 @@ def read(
 
 
 def encoder(
-    cfg: Mapping[str, Any], tensors: Mapping[str, Tensor], key: str, pad: int, mask: int | None
+    cfg: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    key: str,
+    pad: int,
+    mask: int | None,
+    where: str,
+    *,
+    fine_tuned: bool = False,
 ) -> tuple[dict[str, Any], dict[str, Tensor], set[str]]:
     """Table and tensors of one modality's encoder, and the names that are none of it."""
-    backbone = _backbone(cfg, cfg["modalities"][key.lower()], tensors, key, pad, mask)
+    m = cfg["modalities"][key.lower()]
+    for option, off in (_NEVER if fine_tuned else {**_UNSUPPORTED, **_NEVER}).items():
+        check(
+            m.get(option, off) in (off, None),
+            f"{where}: {option} = {m.get(option)!r} is not supported",
+            fix=f"only {off!r} is",
+            error=CheckpointError,
+        )
+    backbone = _backbone(cfg, m, tensors, key, pad, mask)
+    if fine_tuned and not m["encoder_zero_mask"]:
+        backbone["hidden_noise"] = float(m["mask_noise_std"])
     ours, left = names_of(backbone).to_ours(flat(tensors, key))
     return backbone, ours, left
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl_data2vec.formats import fairseq1, fairseq2, tables
-from avssl_data2vec.formats.defaults import AUDIO1, MULTI, full
+from avssl_data2vec.formats.defaults import AUDIO1, FINE_TUNED_AUDIO, MULTI, full
 from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown
 from avssl_data2vec.letters import FAIRSEQ_LETTERS
 
@@ -43,7 +43,12 @@ def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
     head = prefixed(part(rest, "w2v_encoder.proj."), "head.linear.")
     unknown({k for k in rest if not k.startswith("w2v_encoder.proj.")}, where)
     size = int(head["head.linear.weight"].shape[0])
-    loss = {"name": "ctc", "classes": size, "final_dropout": float(cfg["final_dropout"]), **_masks(cfg)}
+    loss = {
+        "name": "ctc",
+        "classes": size,
+        "final_dropout": float(cfg["final_dropout"]),
+        **_masks(cfg, cfg["w2v_args"]),
+    }
     symbols = list(FAIRSEQ_LETTERS) if size == len(FAIRSEQ_LETTERS) else [f"<{i}>" for i in range(size)]
     targets = {"targets": {"kind": "characters", "classes": symbols}}
     return _imported(data, backbone, loss, ours, head, _heard(data, cfg["w2v_args"]), targets)
@@ -69,7 +74,7 @@ def read_tags(data: Mapping[str, Any], where: str) -> Imported:
         "classes": int(head["head.linear.weight"].shape[0]),
         "pooling": pooling,
         "final_dropout": float(cfg["final_dropout"]),
-        **_masks(cfg),
+        **_masks(cfg, cfg["d2v_args"]),
     }
     return _imported(data, backbone, loss, ours, head, _heard(data, cfg["d2v_args"]))
 
@@ -181,7 +186,7 @@ def _second(
         fix="only data2vec_multi is known",
         error=CheckpointError,
     )
-    backbone, ours, left = fairseq2.encoder(full(own, MULTI), tensors, key, pad, mask)
+    backbone, ours, left = fairseq2.encoder(full(own, MULTI), tensors, key, pad, mask, where, fine_tuned=True)
     unknown({k for k in left if not k.startswith("decoder.")}, where)
     return backbone, ours
 
@@ -190,10 +195,18 @@ def _is_second(own: Mapping[str, Any]) -> bool:
     return "modalities" in own or own.get("_name") == "data2vec_multi"
 
 
-def _masks(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What training hides; nothing without `apply_mask`."""
+def _masks(cfg: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict[str, Any]:
+    """What training hides; nothing without `apply_mask`. data2vec 2.0 reads few of these options."""
     if not cfg["apply_mask"]:
         return {}
+    own = pretraining.get("model", pretraining)
+    if _is_second(own):
+        read = {
+            k: cfg[k] for k in ("mask_prob", "mask_length", "mask_dropout", "mask_channel_prob", "mask_channel_length")
+        }
+        cfg = {**FINE_TUNED_AUDIO, **read}
+        add = bool(full(own, MULTI)["modalities"]["audio"]["add_masks"])
+        return {"spans": {**fairseq1.spans(cfg), "add": add}, "channels": fairseq1.channels(cfg)}
     first = bool(cfg["mask_channel_before"])
     return {"spans": fairseq1.spans(cfg), "channels": fairseq1.channels(cfg), "channels_first": first}
 

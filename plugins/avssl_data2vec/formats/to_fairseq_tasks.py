@@ -9,7 +9,7 @@ from avssl_data2vec.config import (
     CtcConfig,
     ImageClassifyConfig,
 )
-from avssl_data2vec.formats import tables, to_fairseq1, to_fairseq2
+from avssl_data2vec.formats import defaults, tables, to_fairseq1, to_fairseq2
 from avssl_data2vec.formats.names import prefixed
 from avssl_data2vec.formats.training_state import own_tensors
 
@@ -25,6 +25,20 @@ def _encoder(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for modality in cfg["model"]["modalities"].values():
         modality["decoder"] = None
     return tensors, cfg
+
+
+def _overridden(pretraining: dict[str, Any], masks: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The pretraining's configuration with what fine-tuning sets: the official code takes it from there."""
+    own, c = pretraining["model"], model.backbone.config
+    if "modalities" not in own:
+        own |= {k: v for k, v in masks.items() if k in defaults.AUDIO1}
+        return pretraining
+    m = own["modalities"]["audio"]
+    m |= {k: v for k, v in masks.items() if k in m or k == "mask_channel_length"}
+    m |= {"inverse_mask": False, "add_masks": model.recipe["loss"].get("spans", {}).get("add", False)}
+    if c.hidden_noise:
+        m |= {"encoder_zero_mask": False, "mask_noise_std": c.hidden_noise}
+    return pretraining
 
 
 def _head(model: Any, prefix: str) -> dict[str, Any]:
@@ -54,19 +68,27 @@ def _masked(model: Any, cls: type) -> dict[str, Any]:
 def ctc(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     encoder, pretraining = _encoder(model)
     out = prefixed(encoder, "w2v_encoder.w2v_model.") | _head(model, "w2v_encoder.proj.")
-    cfg = {"_name": "wav2vec_ctc", "w2v_path": "", **_masked(model, CtcConfig), "w2v_args": pretraining}
+    masks, c = _masked(model, CtcConfig), model.backbone.config
+    cfg = {
+        "_name": "wav2vec_ctc",
+        "w2v_path": "",
+        **masks,
+        "zero_mask": not getattr(c, "hidden_noise", 0.0),
+        "w2v_args": _overridden(pretraining, masks, model),
+    }
     return out, {"model": cfg, "task": to_fairseq1.audio_task(model)}
 
 
 def tags(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     encoder, pretraining = _encoder(model)
     out = prefixed(encoder, "d2v_model.") | _head(model, "proj.")
+    masks = _masked(model, AudioClassifyConfig)
     cfg = {
         "_name": "audio_classification",
         "model_path": "",
         "prediction_mode": model.head.pooling,
-        **_masked(model, AudioClassifyConfig),
-        "d2v_args": pretraining,
+        **masks,
+        "d2v_args": _overridden(pretraining, masks, model),
     }
     return out, {"model": cfg, "task": to_fairseq1.audio_task(model)}
 
