@@ -51,7 +51,8 @@ def write(model: Any, path: Path) -> list[Path]:
         return _save(model, path, {"model": student, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args})
     state = training_state(model)
     head = {f"lm_head.{k}": v for k, v in part(state, "heads.vision.0.").items()}
-    data: dict[str, Any] = {"model": {**student, **head}, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args}
+    counted = {"state": {0: {"step": int(state.get("updates", 0))}}, "param_groups": []}
+    data: dict[str, Any] = {"model": {**student, **head}, "optimizer": counted, "epoch": 0, "scaler": {}, "args": args}
     table = {k: v for k, v in model.recipe["loss"].items() if k != "name"}
     if model.recipe["loss"]["name"] == "data2vec":
         args |= _loss_args(structure(Data2VecConfig, table, "loss"), c)

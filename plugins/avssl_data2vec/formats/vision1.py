@@ -41,17 +41,20 @@ def detect(path: Path) -> bool:
     )
 
 
-def read(path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | None = None) -> Imported:
+def read(path: Path, *, heads: int = 0, updates: int | None = None, pooled_norm: bool | None = None) -> Imported:
     """A pretraining checkpoint (with `lm_head`), or a fine-tuned classifier (with `head`).
 
     heads: attention heads, for a model without relative positions whose args do not say. updates: finished optimiser
-    updates (the file stores epochs only). pooled_norm: see VisionConfig; by default False for a classifier.
+    updates, by default those that the file's optimiser counted. pooled_norm: see VisionConfig; by default False for a
+    classifier.
     """
     with whole(path):
         return read_data(load_torch(path), path, heads=heads, updates=updates, pooled_norm=pooled_norm)
 
 
-def read_data(data: Any, path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | None = None) -> Imported:
+def read_data(
+    data: Any, path: Path, *, heads: int = 0, updates: int | None = None, pooled_norm: bool | None = None
+) -> Imported:
     """The content of the file at `path`, as `read` reads it."""
     model = _model(data, path)
     tensors = tensors_only(model, str(path))
@@ -85,7 +88,7 @@ def read_data(data: Any, path: Path, *, heads: int = 0, updates: int = 0, pooled
         **head,
         **prefixed(teacher, "teacher."),
         **prefixed(teacher_head, "teacher_heads."),
-        "updates": torch.tensor(int(updates)),
+        "updates": torch.tensor(_steps(data) if updates is None else int(updates)),
     }
     return Imported(
         backbone={"name": "data2vec_vision", **backbone},
@@ -109,6 +112,13 @@ def _model(data: Any, path: Path) -> Mapping[str, Any]:
         error=CheckpointError,
     )
     return data
+
+
+def _steps(data: Any) -> int:
+    """Updates that the optimiser of a file counted; 0 for a file without its state."""
+    optimizer = data.get("optimizer") if isinstance(data, Mapping) else None
+    states = (optimizer.get("state") or {}) if isinstance(optimizer, Mapping) else {}
+    return max((int(s["step"]) for s in states.values() if "step" in s), default=0)
 
 
 def _ours(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], set[str]]:
@@ -172,7 +182,7 @@ def _backbone(ours: Mapping[str, Tensor], args: Mapping[str, Any], heads: int) -
 
 def _loss(args: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """Our loss table; options that the file does not hold are those of the published command."""
-    layers = args.get("target_layers", list(range(depth // 2, depth)))
+    layers = args.get("target_layers", list(range(max(0, depth - 6), depth)))
     layers = ast.literal_eval(layers) if isinstance(layers, str) else layers
     last = args.get("target_layer_norm_last", not args.get("no_target_layer_norm_last", False))
     per_layer = [
