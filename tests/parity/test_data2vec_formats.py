@@ -590,3 +590,55 @@ def test_a_vision_file_without_args_has_the_layers_of_the_published_command(tmp_
     data = load_torch(file)
     del data["args"]["target_layers"]
     assert vision1.read_data(data, file).loss["targets"]["indices"] == list(range(10, 16))
+
+
+def test_a_head_that_no_class_of_hugging_face_has_is_an_error(tmp_path: Path):
+    for encoder, loss in ((example.vision, CLASSIFIER), (example.audio, LETTERS), (example.audio, AUDIO)):
+        tables = merged({**encoder(tmp_path), "loss": loss}, {"backbone": {}})
+        if encoder is example.vision:
+            tables["backbone"]["pooled_norm"] = False
+        folder = tmp_path / f"hf{loss['name']}"
+        to_hugging_face.write(opened(tables, tmp_path / loss["name"]), folder)
+        weights, config = load_safetensors(folder / "model.safetensors"), load_json(folder / "config.json")
+        if loss is AUDIO:
+            weights = {f"data2vec_audio.{k}": v for k, v in weights.items()}
+        elif loss is CLASSIFIER:  # a known head of another task beside it does not hide the classifier
+            read = hugging_face.read_parts(config, {**weights, "fpn1.0.weight": torch.zeros(2)}, {}, folder)
+            assert read.loss["name"] == loss["name"] and set(read.ignored) == {"fpn1.0.weight"}
+        with pytest.raises(CheckpointError, match="surprise"):
+            hugging_face.read_parts(config, {**weights, "surprise.weight": torch.zeros(2)}, {}, folder)
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    import json
+
+    return json.loads(path.read_text())
+
+
+def test_the_masks_of_a_hugging_face_recogniser_go_in_and_out(tmp_path: Path):
+    from avssl.imports import build
+
+    masks = {
+        "spans": {"probability": 0.3, "length": 4, "min_spans": 3, "same_count": False},
+        "channels": {"probability": 0.2, "length": 5, "min_spans": 1, "same_count": False},
+    }
+    tables = {**example.audio(tmp_path), "loss": {**LETTERS, **masks}}
+    to_hugging_face.write(opened(tables, tmp_path / "model"), tmp_path / "hf")
+    assert {k: dict(v) for k, v in import_checkpoint(tmp_path / "hf").loss.items() if k in masks} == masks
+    config, weights = (
+        load_json(tmp_path / "hf" / "config.json"),
+        load_safetensors(tmp_path / "hf" / "model.safetensors"),
+    )
+
+    def read(**options: Any) -> Any:
+        left = {k: v for k, v in config.items() if not k.startswith("mask_")}
+        return build(hugging_face.read_parts({**left, **options}, weights, {}, tmp_path)).config
+
+    plain = read()  # the defaults of their configuration class
+    assert (plain.spans.probability, plain.spans.length, plain.spans.min_spans) == (0.05, 10, 2)
+    assert (plain.channels.probability, plain.channels.min_spans) == (0.0, 0) and not plain.spans.same_count
+    off = read(apply_spec_augment=False, mask_feature_prob=0.5)
+    assert off.spans.probability == off.channels.probability == 0.0
+    tables = {**example.audio(tmp_path), "loss": {"name": "ctc", "classes": 6}}  # nothing is hidden
+    to_hugging_face.write(opened(tables, tmp_path / "shown"), tmp_path / "none")
+    assert not load_json(tmp_path / "none" / "config.json")["apply_spec_augment"]

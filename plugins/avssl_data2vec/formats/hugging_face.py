@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,37 @@ _ACTIVATIONS = {
     "swish": "swish",
     "tanh": "tanh",
     "linear": "linear",
+}
+
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of the configuration classes, for keys that a config.json leaves out
+    "data2vec-audio": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "hidden_dropout": 0.1, "activation_dropout": 0.1, "attention_dropout": 0.1,
+        "feat_proj_dropout": 0.0, "final_dropout": 0.1, "layerdrop": 0.1, "layer_norm_eps": 1e-5,
+        "conv_dim": [512] * 7, "conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+        "conv_bias": False, "num_conv_pos_embedding_groups": 16, "conv_pos_kernel_size": 19,
+        "num_conv_pos_embeddings": 5, "pad_token_id": 0, "apply_spec_augment": True, "mask_time_prob": 0.05,
+        "mask_time_length": 10, "mask_time_min_masks": 2, "mask_feature_prob": 0.0, "mask_feature_length": 10,
+        "mask_feature_min_masks": 0,
+    },
+    "data2vec-text": {
+        "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "intermediate_size": 3072, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
+        "pad_token_id": 1, "classifier_dropout": None,
+    },
+    "data2vec-vision": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3,
+        "use_absolute_position_embeddings": False, "use_relative_position_bias": False,
+        "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1, "drop_path_rate": 0.1,
+    },
+}  # fmt: skip
+_OTHER_HEADS = {  # what the classes of other tasks call theirs
+    "data2vec-audio": {"projector", "classifier", "tdnn", "feature_extractor", "objective", "layer_weights"},
+    "data2vec-text": {"lm_head", "classifier", "qa_outputs"},
+    "data2vec-vision": {"decode_head", "auxiliary_head", "fpn1", "fpn2"},
 }
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {  # of the published models (arXiv:2202.03555, Sec. 4)
@@ -92,7 +123,7 @@ def read_parts(
         fix=f"one of {', '.join(readers)} is known",
         error=CheckpointError,
     )
-    return readers[kind](settings, weights, beside, folder)
+    return readers[kind]({**_DEFAULTS[kind], **settings}, weights, beside, folder)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -132,6 +163,27 @@ def _split(weights: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor
     return (base, {k: v for k, v in weights.items() if not k.startswith(prefix)}) if base else (dict(weights), {})
 
 
+def _others(c: Mapping[str, Any], head: Iterable[str], folder: Path) -> dict[str, str]:
+    """Why the tensors of another task's head are not needed. Raises CheckpointError for those of no known one."""
+    known = _OTHER_HEADS[c["model_type"]]
+    unknown({k for k in head if k.split(".")[0] not in known}, str(folder))
+    return dict.fromkeys(sorted(head), _OTHER_HEAD)
+
+
+def _spec_augment(c: Mapping[str, Any]) -> dict[str, Any]:
+    """What training hides; their batches are not brought to equal counts."""
+
+    def spans(kind: str) -> dict[str, Any]:
+        return {
+            "probability": float(c[f"mask_{kind}_prob"]) if c["apply_spec_augment"] else 0.0,
+            "length": int(c[f"mask_{kind}_length"]),
+            "min_spans": int(c[f"mask_{kind}_min_masks"]),
+            "same_count": False,
+        }
+
+    return {"spans": spans("time"), "channels": spans("feature")}
+
+
 def _only(c: Mapping[str, Any], folder: Path, **known: Any) -> None:
     """Raises CheckpointError for an option that changes the numbers in a way that our encoders do not follow."""
     for key, value in known.items():
@@ -158,7 +210,7 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[
         "ffn": c["intermediate_size"],
         "conv_layers": [list(x) for x in layers],
         "extractor": "layer_norm" if "extractor.norms.1.weight" in ours else "default",
-        "conv_bias": bool(c.get("conv_bias", False)),
+        "conv_bias": bool(c["conv_bias"]),
         "positions_depth": depth,
         "positions_width": int(c["conv_pos_kernel_size"]) * depth,
         "positions_groups": c["num_conv_pos_embedding_groups"],
@@ -176,10 +228,11 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[
     frontend = {"normalise": bool(heard.get("do_normalize", True)), "rate": int(heard.get("sampling_rate", 16000))}
     backbone["rate"] = frontend["rate"]
     if "lm_head.weight" in head:
+        unknown(set(head) - {"lm_head.weight", "lm_head.bias"}, str(folder))
         return _recogniser(backbone, ours, c, head, beside, frontend)
     if set(head) == {f"{name}.{w}" for name in ("projector", "classifier") for w in ("weight", "bias")}:
         return _tagger(backbone, ours, c, head, frontend)
-    return _encoder(backbone, ours, frontend, dict.fromkeys(sorted(head), _OTHER_HEAD))
+    return _encoder(backbone, ours, frontend, _others(c, head, folder))
 
 
 def _tagger(
@@ -192,7 +245,7 @@ def _tagger(
     """A classifier of clips. Nothing stands between projector, mean and classifier: together they are one linear layer."""
     weight = head["classifier.weight"] @ head["projector.weight"]
     bias = head["classifier.weight"] @ head["projector.bias"] + head["classifier.bias"]
-    loss = {"name": "data2vec_audio_classify", "classes": len(bias), "pooling": "average_before"}
+    loss = {"name": "data2vec_audio_classify", "classes": len(bias), "pooling": "average_before", **_spec_augment(c)}
     return _finetuned(
         backbone, loss, {**prefixed(ours, "backbone."), "head.linear.weight": weight, "head.linear.bias": bias}, c,
         frontend,
@@ -215,14 +268,9 @@ def _recogniser(
     loss = {
         "name": "ctc",
         "classes": size,
-        "blank": int(c.get("pad_token_id", 0)),
-        "final_dropout": float(c.get("final_dropout", 0.0)),
-        "spans": {"probability": c.get("mask_time_prob", 0.0), "length": c.get("mask_time_length", 10)},
-        "channels": {
-            "probability": c.get("mask_feature_prob", 0.0),
-            "length": c.get("mask_feature_length", 64),
-            "min_spans": 0,
-        },
+        "blank": int(c["pad_token_id"]),
+        "final_dropout": float(c["final_dropout"]),
+        **_spec_augment(c),
     }
     head = prefixed(part(weights, "lm_head."), "head.linear.")
     tensors = {**prefixed(ours, "backbone."), **head}
@@ -277,7 +325,7 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[s
         ours["embed.tokens.weight"] = (
             ours["embed.tokens.weight"] + extra[0] if bool(extra[0].any()) else ours["embed.tokens.weight"]
         )
-    pad = int(c.get("pad_token_id", 1))
+    pad = int(c["pad_token_id"])
     vocabulary = int(c["vocab_size"])
     backbone = {
         "name": "data2vec_text",
@@ -300,7 +348,7 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[s
     sentence, other = tables.HF_SENTENCE.to_ours(head)
     if len(sentence) == 4:
         classes = len(sentence["linear.bias"])
-        dropout = c.get("classifier_dropout")
+        dropout = c["classifier_dropout"]
         loss = {
             "name": "data2vec_text_classify",
             **({"regression": True} if classes == 1 else {"classes": classes}),
@@ -310,7 +358,7 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[s
         return _finetuned(
             backbone, loss, {**prefixed(ours, "backbone."), **prefixed(sentence, "head.")}, c, frontend, ignored
         )
-    return _encoder(backbone, ours, frontend, ignored | dict.fromkeys(sorted(head), _OTHER_HEAD))
+    return _encoder(backbone, ours, frontend, ignored | _others(c, head, folder))
 
 
 def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
@@ -320,7 +368,8 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping
     pooler = {
         f"head.norm.{w}": base[f"pooler.layernorm.{w}"] for w in ("weight", "bias") if f"pooler.layernorm.{w}" in base
     }
-    classifier = prefixed(part(head, "classifier."), "head.linear.") if len(head) == 2 else {}
+    classifier = prefixed(part(head, "classifier."), "head.linear.")
+    head = {k: v for k, v in head.items() if not k.startswith("classifier.")}
     known = {k: v for k, v in base.items() if k not in ignored and not k.startswith("pooler.")}
     ours, left = tables.HF_VISION.to_ours(known)
     unknown(left, str(folder))
@@ -328,7 +377,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping
     ours.setdefault("mask_token", torch.zeros(1, 1, dim))  # left out where nothing is ever hidden
     if "norm.weight" not in ours:  # mean pooling moves the last norm behind the pooling
         ours |= {"norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim)}
-    shared, own = c.get("use_shared_relative_position_bias"), c.get("use_relative_position_bias")
+    shared, own = c["use_shared_relative_position_bias"], c["use_relative_position_bias"]
     backbone = {
         "name": "data2vec_vision",
         "dim": dim,
@@ -339,7 +388,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping
         "patch": c["patch_size"],
         "channels": c["num_channels"],
         "positions": "both" if shared and own else "shared_relative" if shared else "relative" if own else "none",
-        "absolute_positions": bool(c.get("use_absolute_position_embeddings")),
+        "absolute_positions": bool(c["use_absolute_position_embeddings"]),
         "layer_scale": float(c["layer_scale_init_value"] or 1e-4) if "layers.0.gamma1" in ours else 0.0,
         "norm_eps": c["layer_norm_eps"],
         "dropout": c["hidden_dropout_prob"],
@@ -357,9 +406,9 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping
             "norm_eps": c["layer_norm_eps"],
         }
         tensors = {**prefixed(ours, "backbone."), **pooler, **classifier}
-        return _finetuned(backbone, loss, tensors, c, frontend, ignored)
+        return _finetuned(backbone, loss, tensors, c, frontend, ignored | _others(c, head, folder))
     ignored |= {k: "the norm of the pooled patches, without a classifier" for k in base if k.startswith("pooler.")}
-    ignored |= dict.fromkeys(sorted(head), _OTHER_HEAD)
+    ignored |= _others(c, head, folder)
     return _encoder(backbone, ours, frontend, ignored)
 
 

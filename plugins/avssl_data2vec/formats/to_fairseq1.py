@@ -17,7 +17,7 @@ from avssl_data2vec.config import (
 )
 from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.names import part, prefixed
-from avssl_data2vec.formats.training_state import own_tensors, training_state
+from avssl_data2vec.formats.training_state import objective_of, own_tensors, training_state
 
 _LOCAL = ("mask_token", "extractor.", "feature_norm.", "project.")
 
@@ -149,14 +149,6 @@ def audio_task(model: Any) -> dict[str, Any]:
         "sample_rate": table.get("rate", 16000),
         "normalize": table.get("normalise", True),
     }
-
-
-def objective_of(model: Any, name: str, cls: type) -> Any:
-    """The objective's config: the model's own, or the defaults for a model that was trained otherwise since."""
-    from avssl.schema import structure
-
-    table = dict(model.recipe["loss"])
-    return structure(cls, table, "loss") if table.pop("name") == name else cls()
 
 
 def _objective_cfg(o: Data2VecConfig, dim: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from avssl_data2vec.config import (
 )
 from avssl_data2vec.formats import fairseq2, tables, to_fairseq1
 from avssl_data2vec.formats.names import Names, part
-from avssl_data2vec.formats.training_state import own_tensors, training_state
+from avssl_data2vec.formats.training_state import objective_of, own_tensors, training_state
 
 _KEYS = {"audio": "AUDIO", "vision": "IMAGE", "text": "TEXT"}
 
@@ -20,7 +20,7 @@ def multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     state, c = training_state(model), model.backbone.config
     modality = model.backbone.modality
     key = _KEYS[modality]
-    objective = to_fairseq1.objective_of(model, "data2vec2", Data2Vec2Config)
+    objective = objective_of(model, "data2vec2", Data2Vec2Config)
     names = _multi_names(model)
     encoder = names.to_theirs(own_tensors(model))
     encoder |= tables.decoder2(objective.decoder.projection_layers).to_theirs(part(state, "decoder."))

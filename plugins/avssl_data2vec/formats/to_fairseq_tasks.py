@@ -11,7 +11,7 @@ from avssl_data2vec.config import (
 )
 from avssl_data2vec.formats import defaults, tables, to_fairseq1, to_fairseq2
 from avssl_data2vec.formats.names import prefixed
-from avssl_data2vec.formats.training_state import own_tensors
+from avssl_data2vec.formats.training_state import objective_of, own_tensors
 
 
 # -- fine-tuned ------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def _head(model: Any, prefix: str) -> dict[str, Any]:
 
 def _masked(model: Any, cls: type) -> dict[str, Any]:
     """What fine-tuning of sounds sets: masks and dropouts."""
-    o, c = to_fairseq1.objective_of(model, model.recipe["loss"]["name"], cls), model.backbone.config
+    o, c = objective_of(model, model.recipe["loss"]["name"], cls), model.backbone.config
     first = model.recipe["backbone"]["name"] == "data2vec_audio"
     return {
         "final_dropout": o.final_dropout,
@@ -95,7 +95,7 @@ def tags(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def images(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     encoder, pretraining = _encoder(model)
-    o = to_fairseq1.objective_of(model, "data2vec_image_classify", ImageClassifyConfig)
+    o = objective_of(model, "data2vec_image_classify", ImageClassifyConfig)
     out = prefixed(encoder, "model.") | _head(model, "head.")
     if model.head.norm is not None:
         out |= {f"fc_norm.{k}": v.detach().cpu() for k, v in model.head.norm.state_dict().items()}

@@ -12,10 +12,11 @@ from avssl.errors import CheckpointError, check
 from avssl.files import write_text
 from avssl.model import save_tensors
 from avssl_data2vec.classify import SentenceHead
+from avssl_data2vec.config import CtcConfig
 from avssl_data2vec.formats import hugging_face, tables
 from avssl_data2vec.formats.faithful import check_written
 from avssl_data2vec.formats.names import prefixed
-from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors
+from avssl_data2vec.formats.training_state import backbone_is, image_head, objective_of, own_tensors
 from avssl_data2vec.frontends.configs import VisionFrontendConfig
 
 _ACTIVATIONS = {
@@ -104,20 +105,22 @@ def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     }
     if model.recipe["loss"]["name"] != "ctc":
         return config, tensors, beside
-    loss = model.recipe["loss"]
+    o: CtcConfig = objective_of(model, "ctc", CtcConfig)
     head = {f"lm_head.{k}": v for k, v in model.head.linear.state_dict().items()}
-    spans, channels = loss.get("spans", {}), loss.get("channels", {})
     config |= {
         "architectures": ["Data2VecAudioForCTC"],
         "vocab_size": model.head.linear.out_features,
-        "pad_token_id": loss.get("blank", 0),
-        "final_dropout": loss.get("final_dropout", 0.0),
+        "pad_token_id": o.blank,
+        "final_dropout": o.final_dropout,
         "ctc_loss_reduction": "sum",
         "ctc_zero_infinity": True,
-        "mask_time_prob": spans.get("probability", 0.0),
-        "mask_time_length": spans.get("length", 10),
-        "mask_feature_prob": channels.get("probability", 0.0),
-        "mask_feature_length": channels.get("length", 64),
+        "apply_spec_augment": o.spans.probability > 0 or o.channels.probability > 0,
+        "mask_time_prob": o.spans.probability,
+        "mask_time_length": o.spans.length,
+        "mask_time_min_masks": o.spans.min_spans,
+        "mask_feature_prob": o.channels.probability,
+        "mask_feature_length": o.channels.length,
+        "mask_feature_min_masks": o.channels.min_spans,
     }
     if model.codec is not None:
         beside["vocab.json"] = {s: i for i, s in enumerate(model.codec.classes)}

@@ -8,12 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from avssl.schema import structure
 from avssl_data2vec.config import Data2VecConfig
 from avssl_data2vec.formats import tables, vision1
 from avssl_data2vec.formats.faithful import check_written
 from avssl_data2vec.formats.names import part
-from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, save_torch, training_state
+from avssl_data2vec.formats.training_state import (
+    backbone_is,
+    image_head,
+    objective_of,
+    own_tensors,
+    save_torch,
+    training_state,
+)
 from avssl_data2vec.vision import relative_index
 
 
@@ -53,9 +59,8 @@ def write(model: Any, path: Path) -> list[Path]:
     head = {f"lm_head.{k}": v for k, v in part(state, "heads.vision.0.").items()}
     counted = {"state": {0: {"step": int(state.get("updates", 0))}}, "param_groups": []}
     data: dict[str, Any] = {"model": {**student, **head}, "optimizer": counted, "epoch": 0, "scaler": {}, "args": args}
-    table = {k: v for k, v in model.recipe["loss"].items() if k != "name"}
     if model.recipe["loss"]["name"] == "data2vec":
-        args |= _loss_args(structure(Data2VecConfig, table, "loss"), c)
+        args |= _loss_args(objective_of(model, "data2vec", Data2VecConfig), c)
     if teacher := part(state, "teacher."):
         own = {f"lm_head.{k}": v for k, v in part(state, "teacher_heads.vision.0.").items()}
         data["model_ema"] = {**_names(teacher, c), **(own or head)}
