@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from avssl.model_import import write_imported
 from avssl.safeload import load_safetensors, load_torch
 from avssl_data2vec import example
 from avssl_data2vec.formats import fairseq, hugging_face, to_fairseq, to_hugging_face, to_vision1, vision1
+from avssl_data2vec.formats.faithful import check_written
 from parity.harness import Case, cases
 
 EVERY = cases("data2vec")
@@ -359,9 +361,33 @@ def test_what_a_format_says_in_other_words_goes_out(encoder, objective, words, w
 
 
 def test_what_only_training_would_miss_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    tables = merged({**example.audio(tmp_path), "loss": AUDIO}, {"backbone": {"feature_grad": 0.5}})
+    tables = merged({**example.audio(tmp_path), "loss": LETTERS}, {"backbone": {"feature_grad": 0.5}})
     to_hugging_face.write(opened(tables, tmp_path / "model"), tmp_path / "hf")
-    assert "data2vec_hf has no place for backbone.feature_grad = 0.5" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said == "note: data2vec_hf has no place for backbone.feature_grad = 0.5, loss.spans.same_count = True\n"
+    to_fairseq.write(open_model(tmp_path / "model"), tmp_path / "ctc.pt")
+    assert not capsys.readouterr().err
+    tables["loss"] = {"name": "classify", "classes": 3}
+    to_fairseq.write(opened(tables, tmp_path / "other"), tmp_path / "alone.pt")
+    assert "no place for the loss classify" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["loss.shared_decoder", "backbone.prenet_layerdrop", "frontend.rate", "loss.beta"])
+def test_the_check_of_a_written_file_covers_every_field(key, tmp_path: Path):
+    """A reader that loses one is noticed, whatever the field; an optional table too."""
+    tables = merged(
+        {**example.audio2(tmp_path), "loss": SECOND}, {"loss": {"shared_decoder": {"dim": 16, "groups": 4}}}
+    )
+    model = opened(merged(tables, {"loss": {"beta": 0.5}}), tmp_path / "model")
+    table = model.recipe
+    read = Imported(**{k: dict(table[k]) for k in ("backbone", "loss", "frontend")}, tensors={})
+    check_written(model, read, "a format")
+    part, field = key.split(".")
+    lost = {**dict(getattr(read, part)), field: 8000 if field == "rate" else 0.25}
+    if field == "shared_decoder":
+        del lost[field]
+    with pytest.raises(CheckpointError, match=rf"a format has no place for {part}\.{field}"):
+        check_written(model, dataclasses.replace(read, **{part: lost}), "a format")
 
 
 INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}

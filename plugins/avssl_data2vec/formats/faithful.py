@@ -47,48 +47,48 @@ def check_written(
     named on stderr. Any other difference is a CheckpointError: the file would be another network, or train on towards
     another objective. objective: whether the format has it; a backbone under a loss that it lacks goes out alone.
     """
-    ours, theirs = _facts(model, None), _facts(model, read)
-    if not objective:
-        theirs = {k: v for k, v in theirs.items() if not k.startswith("loss.")}
-    lost = []
-    for key in sorted(ours):
-        if key not in theirs or _same(ours[key], theirs[key]) or key in _NO_NUMBERS:
+    loss = model.recipe["loss"]["name"]
+    objective = objective and read.loss["name"] == loss
+    c = model.backbone.config
+    theirs = _facts(
+        model, _structured(type(c), read.backbone, "backbone"), read.frontend, read.loss if objective else {}
+    )
+    ours = _facts(model, c, model.frontend.config, model.recipe["loss"] if objective else {})
+    lost = [] if objective else [f"the loss {loss}, its head and its teacher"]
+    for key in sorted(ours.keys() | theirs.keys()):
+        own, said = ours.get(key), theirs.get(key)
+        if _same(own, said) or key in _NO_NUMBERS:
             continue
         if any(fnmatch.fnmatchcase(key, glob) for glob in training_only):
-            lost.append(f"{key} = {ours[key]!r}")
+            lost.append(f"{key} = {_short(own)}")
             continue
         raise CheckpointError(
-            f"{name} has no place for {key} = {_short(ours[key])}: the file would say {_short(theirs[key])}",
+            f"{name} has no place for {key} = {_short(own)}: the file would say {_short(said)}",
             fix=f"export to another format, or, where that is as good, set it so in a copy of {model.path}/recipe.toml",
         )
     if lost:
-        print(
-            f"note: {name} has no place for {', '.join(lost)}: training on from the file goes without", file=sys.stderr
-        )
+        print(f"note: {name} has no place for {', '.join(lost)}", file=sys.stderr)
 
 
-def _facts(model: Any, read: Imported | None) -> dict[str, Any]:
-    """Dotted keys and comparable values of the model's own tables, or of those that a reader gave."""
-    backbone, loss = model.backbone.config, dict(model.recipe["loss"])
-    name = loss.pop("name")
-    if read is not None:
-        table = {k: v for k, v in read.backbone.items() if k != "name"}
-        backbone, loss = structure(type(backbone), table, "backbone"), dict(read.loss)
-    out = _flat("backbone", _backbone(backbone)) | _frontend(model, None if read is None else read.frontend)
-    if loss.pop("name", name) != name:
+def _structured(cls: type, table: Mapping[str, Any], where: str) -> Any:
+    return structure(cls, {k: v for k, v in table.items() if k != "name"}, where)
+
+
+def _facts(model: Any, backbone: Any, frontend: Any, loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys and comparable values. frontend: a configuration, or the table that a reader gave; loss: a table, or
+    {} to leave it out."""
+    (modality,) = model.backbone.modalities
+    if isinstance(frontend, Mapping):
+        kind = load("backbone", model.recipe["backbone"]["name"], "frontend_config")
+        frontend = _structured(kind, frontend, "frontend")
+    seen = {f"frontend.{k}": getattr(frontend, k) for k in _FRONTEND[modality] if hasattr(model.frontend.config, k)}
+    out = _flat("backbone", _backbone(backbone)) | seen
+    if not loss:
         return out
-    objective = structure(load("loss", name, "config"), loss, "loss")
+    objective = _structured(load("loss", loss["name"], "config"), loss, "loss")
     if getattr(objective, "class_token", False):  # no pooled patches are deployed
         out.pop("backbone.pooled_norm", None)
     return out | _flat("loss", _loss(objective, model, backbone))
-
-
-def _frontend(model: Any, table: Mapping[str, Any] | None) -> dict[str, Any]:
-    config = model.frontend.config
-    if table is not None:
-        config = structure(load("backbone", model.recipe["backbone"]["name"], "frontend_config"), table, "frontend")
-    (modality,) = model.backbone.modalities
-    return {f"frontend.{k}": getattr(config, k) for k in _FRONTEND[modality] if hasattr(config, k)}
 
 
 def _flat(where: str, value: Any) -> dict[str, Any]:
