@@ -11,6 +11,7 @@ from typing import Any
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
+from avssl_data2vec.formats import defaults
 from avssl_data2vec.formats.names import whole
 from avssl_data2vec.frontends import tokens
 
@@ -35,7 +36,7 @@ def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = Non
     tokenizer.json; by default what lies beside the file. Raises CheckpointError for any other file.
     """
     with whole(path):
-        found = _read(path, modality=modality, pad=pad, mask=mask)
+        found = read_data(load_torch(path), path, modality=modality, pad=pad, mask=mask)
     if "vocabulary" in found.backbone:
         frontend = {**found.frontend, **tokens.imported(tokenizer, path.parent, found.backbone)}
         return replace(found, frontend=frontend)
@@ -43,10 +44,10 @@ def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = Non
     return found
 
 
-def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:
+def read_data(data: Any, path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None) -> Imported:
+    """The content of the file at `path`, as `read` reads it."""
     from avssl_data2vec.formats import fairseq1, fairseq2, fairseq_tasks
 
-    data = load_torch(path)
     check(
         isinstance(data, Mapping) and isinstance(data.get("model"), Mapping),
         f"{path} is no fairseq checkpoint",
@@ -91,13 +92,14 @@ def _resolved(value: Any, root: Mapping[str, Any]) -> Any:
 def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`cfg` as plain dictionaries; old files have the command line's `args` instead."""
     cfg = plain(data.get("cfg"))
-    if cfg:
-        return _resolved(cfg, cfg)
-    args = plain(data.get("args"))
-    check(
-        isinstance(args, dict) and bool(args),
-        f"{path} has neither cfg nor args",
-        fix="is the file complete?",
-        error=CheckpointError,
-    )
-    return {"model": {"_name": args.get("arch", ""), **args}, "task": args}
+    if not cfg:
+        args = plain(data.get("args"))
+        check(
+            isinstance(args, dict) and bool(args),
+            f"{path} has neither cfg nor args",
+            fix="is the file complete?",
+            error=CheckpointError,
+        )
+        cfg = {"model": {"_name": args.get("arch", ""), **args}, "task": args}
+    cfg["model"] = defaults.full(cfg["model"], defaults.MODELS.get(cfg["model"].get("_name", ""), {}))
+    return _resolved(cfg, defaults.full(cfg, defaults.ROOT))
