@@ -242,10 +242,9 @@ class Run:
             return False
         if name not in metrics:
             raise UsageError(f"train.best = {name!r} is no validation metric", fix=f"one of {', '.join(metrics)}")
-        value = metrics[name]
         lower = name == "loss" or name in self.terms or name.rpartition(".")[2] in LOWER_IS_BETTER
-        better = not math.isnan(value) and (self.best is None or (value < self.best if lower else value > self.best))
-        self.best = value if better else self.best
+        better = improves(metrics[name], self.best, lower)
+        self.best = metrics[name] if better else self.best
         return better
 
     # -- saving --------------------------------------------------------------------------------------------------
@@ -301,6 +300,13 @@ class Run:
                 f"{self.folder} is at update {self.done}, the recipe ends at {self.total}",
                 fix="raise train.updates or train.epochs, or use the recipe that it was started with",
             )
+
+
+def improves(value: float, best: float | None, lower: bool) -> bool:
+    """Whether a metric is better than the best so far; one that is no number never is."""
+    if math.isnan(value) or best is None:
+        return not math.isnan(value)
+    return value < best if lower else value > best
 
 
 def memory(device: torch.device) -> float:
