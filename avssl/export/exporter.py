@@ -192,7 +192,7 @@ def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str)
     quantised = calibrate(plan, frames(context.calibration).split(16))
     length = context.frames[0].shape[1]
     folder = context.out / "c"
-    files, need = c_code.write_c(
+    c_code.write_c(
         folder,
         plan,
         quantised,
@@ -203,15 +203,9 @@ def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str)
         licence=context.model.licence,
         test=_test_vector(context, sound, frames),
     )
-    size = need.flash
-    note = f"flash {need.flash:,} B; RAM int8 {need.ram_int8:,} B + input {need.frames_int8:,} B; {len(files)} files"
+    need = c_code.memory(plan, sound, length)
     f32, int8 = (
-        Exported(
-            f"c-{kind}",
-            "c",
-            size if kind == "int8" else 4 * sum(d.weight.size + d.bias.size for d in plan.dense().values()),
-            notes=[note],
-        )
+        Exported(f"c-{kind}", "c", getattr(need, f"flash_{kind}") + need.flash_frontend, notes=[_memory_note(need)])
         for kind in ("float32", "int8")
     )
     if c_code.compiler() is None:
@@ -230,6 +224,20 @@ def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str)
         compare(f32, context, f32_run(x))
         compare(int8, context, int8_run(x))
     return [f32, int8]
+
+
+def _memory_note(need: c_code.Memory) -> str:
+    """What a device needs: flash without code, RAM from the microphone to the label."""
+    front = (
+        f"its sound and float frames {need.clip_float:,} (they are standardised over the clip), "
+        if need.clip_float
+        else "the clip itself is not kept, "
+    )
+    return (
+        f"C: the bytes are flash without code, {need.flash_frontend:,} of them the front end's tables; RAM from PCM to label "
+        f"{need.total_int8:,} B with int8 ({need.total_float32:,} with float32): front end {need.ram_frontend:,}, "
+        f"{front}frames {need.frames_int8:,}, forward pass {need.ram_int8:,}"
+    )
 
 
 def _test_vector(
