@@ -16,6 +16,7 @@ from avssl.export import c_code
 from avssl.export.exporter import export_model
 from avssl.export.interpret import calibrate, forward, forward_int8
 from avssl.export.plan import folded, plan_of
+from avssl_tiny.cost import cost
 
 needs_cc = pytest.mark.skipif(c_code.compiler() is None, reason="there is no C compiler (cc, gcc, clang)")
 MFCC = {"kind": "mfcc", "n_mels": 64, "coefficients": 20, "standardise": "none"}
@@ -262,6 +263,16 @@ def test_the_stack_is_what_gcc_reserves(variant, tmp_path):
 def test_memory_of_a_stem_is_three_rows_of_its_maps(sizes):
     plan, sound, _frames = prepared(tiny_model(sizes), clips(2))
     assert c_code.memory(plan, sound, 79).ram_int8 < 6000  # the first map alone would be 10,240 bytes
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "head" not in v])
+def test_the_cost_of_a_size_is_that_of_the_built_model(variant):
+    model = tiny_model(*VARIANTS[variant])
+    plan, _, _ = prepared(model, clips(2))
+    listed, need = cost(model.backbone.config, 3, 100), c_code.memory(plan, None, 100)
+    assert listed["parameters"] == sum(p.numel() for p in (*model.backbone.parameters(), *model.head.parameters()))
+    assert (listed["macs"], listed["tokens"]) == (plan.macs(100), plan.tokens(100))
+    assert (listed["ram_int8"], listed["ram_float32"]) == (need.ram_int8, need.ram_float32)
 
 
 def test_multiply_accumulates_of_the_encoder_of_the_paper():
