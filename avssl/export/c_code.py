@@ -17,7 +17,7 @@ from torch import Tensor
 
 from avssl import __version__
 from avssl.errors import UsageError, check
-from avssl.export.interpret import Quantised, forward, forward_int8, input_point
+from avssl.export.interpret import MOST_INPUTS, Quantised, forward, forward_int8, input_point
 from avssl.export.plan import EncoderPlan, SoundPlan
 from avssl.files import write_text
 
@@ -72,6 +72,8 @@ def write_c(
         f"{size:,} parameters are too many for a C header",
         fix="export to ONNX; C is for models of up to 4 million",
     )
+    widest = max(d.weight.shape[1] for d in plan.dense().values())
+    check(widest <= MOST_INPUTS, f"a sum of {widest:,} int8 products may overflow 32 bits", fix="export to ONNX")
     if sound is not None and sound.kind != "raw" and sound.n_fft & (sound.n_fft - 1):
         raise UsageError(
             f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024"

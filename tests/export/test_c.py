@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import shutil
 import subprocess
 
@@ -14,9 +16,9 @@ from avssl.batch import Stream
 from avssl.errors import UsageError
 from avssl.export import c_code
 from avssl.export.exporter import export_model
-from avssl.export.interpret import calibrate, forward, forward_int8
-from avssl.export.plan import folded, plan_of
-from avssl_tiny.cost import cost
+from avssl.export.interpret import calibrate, forward, forward_int8, quantise_dense
+from avssl.export.plan import Dense, folded, plan_of
+from avssl_tiny.cost import cost, shapes
 
 needs_cc = pytest.mark.skipif(c_code.compiler() is None, reason="there is no C compiler (cc, gcc, clang)")
 MFCC = {"kind": "mfcc", "n_mels": 64, "coefficients": 20, "standardise": "none"}
@@ -71,6 +73,15 @@ VARIANTS = {
 }
 
 
+@functools.cache
+def sanitized() -> tuple[str, ...]:
+    """Flags under which a build aborts on undefined behaviour, where the compiler has them."""
+    flags = ("-O0", "-fsanitize=undefined,address", "-fno-sanitize-recover")
+    command = [c_code.compiler(), *flags, "-x", "c", "-", "-o", os.devnull]
+    done = subprocess.run(command, input=b"int main(void) { return 0; }", capture_output=True)
+    return flags if done.returncode == 0 else ("-O0",)
+
+
 def prepared(model, batch):
     """(plan, sound plan, standardised frames) of a model, the affine folded away."""
     original, sound = plan_of(model)
@@ -93,7 +104,7 @@ def test_c_repeats_pytorch_in_float_and_its_definition_in_int8(variant, tmp_path
     quantised = calibrate(plan, [frames])
     pcm = (batch.need("audio").x.numpy() * 32768).astype(np.int16)
     c_code.write_c(tmp_path, plan, quantised, sound, frames.shape[1], test=(pcm[0], frames[:1]))
-    binary = c_code.compile_c(tmp_path, flags=["-O0", "-fsanitize=undefined,address", "-fno-sanitize-recover"])
+    binary = c_code.compile_c(tmp_path, flags=sanitized())
     np.testing.assert_allclose(c_code.run_c(binary, "f32", "frames", frames.numpy()), want, rtol=0, atol=1e-5)
     small = forward_int8(quantised, frames).numpy()
     # A float that falls exactly between two integers may round the other way in C: a step of one activation.
@@ -163,7 +174,7 @@ def test_frames_made_while_the_sound_arrives_are_those_of_the_whole_clip(variant
     plan, sound, frames = prepared(model, clips(2))
     pcm = (clips(3).need("audio").x.numpy() * 32768).astype(np.int16)
     c_code.write_c(tmp_path, plan, calibrate(plan, [frames]), sound, frames.shape[1], test=(pcm[0], frames[:1]))
-    binary = c_code.compile_c(tmp_path, flags=["-O0", "-fsanitize=undefined,address", "-fno-sanitize-recover"])
+    binary = c_code.compile_c(tmp_path, flags=sanitized())
     window, hop = c_code.window(sound), sound.hop
     shortest = 1 if sound.kind == "raw" else window // 2 + 1
     for length in (shortest, window - 1, window, window + 1, 3 * hop - 1, 3 * hop, 3 * hop + 1, 15999, 16000):
@@ -271,6 +282,7 @@ def test_the_cost_of_a_size_is_that_of_the_built_model(variant):
     plan, _, _ = prepared(model, clips(2))
     listed, need = cost(model.backbone.config, 3, 100), c_code.memory(plan, None, 100)
     assert listed["parameters"] == sum(p.numel() for p in (*model.backbone.parameters(), *model.head.parameters()))
+    assert shapes(model.backbone.config, 3).macs_executed(100) == plan.macs_executed(100)
     assert (listed["macs"], listed["tokens"]) == (plan.macs(100), plan.tokens(100))
     assert (listed["ram_int8"], listed["ram_float32"]) == (need.ram_int8, need.ram_float32)
 
@@ -312,6 +324,40 @@ int main()
         ["./app"],
     ):
         subprocess.run(command, cwd=tmp_path, check=True)
+
+
+@needs_cc
+@pytest.mark.parametrize("gain", [0.0, 1e-30, 1e-10, 1e-6])
+@pytest.mark.parametrize("where", ["stem", "project"])
+def test_a_bias_beside_weights_of_nothing_overflows_no_sum(where, gain, tmp_path):
+    """A dead channel of a BatchNorm, a row that training drove to zero: their bias is all they give."""
+    model = tiny_model(*VARIANTS["a convolutional stem"])
+    with torch.no_grad():
+        if where == "stem":
+            norm = model.backbone.stem.norms[0]
+            norm.weight[1], norm.bias[1] = gain, 1.0
+        else:
+            model.backbone.proj.weight[3] *= gain
+            model.backbone.proj.bias[3] = -0.7
+    batch = clips(6)
+    plan, sound, frames = prepared(model, batch)
+    quantised = calibrate(plan, [frames])
+    name = "stem0" if where == "stem" else "project"
+    q, row = quantised.dense[name], 1 if where == "stem" else 3
+    np.testing.assert_allclose(q.bias[row] * q.scale[row].astype(np.float64), plan.dense()[name].bias[row], rtol=1e-6)
+    pcm = (batch.need("audio").x[0].numpy() * 32768).astype(np.int16)
+    c_code.write_c(tmp_path, plan, quantised, sound, frames.shape[1], test=(pcm, frames[:1]))
+    got = c_code.run_c(c_code.compile_c(tmp_path, flags=sanitized()), "int8", "frames", frames.numpy())
+    np.testing.assert_allclose(got, forward_int8(quantised, frames).numpy(), rtol=0, atol=0.02)
+    want = forward(plan, frames).numpy()
+    assert np.abs(got - want).max() < 0.15 * np.ptp(want) + 0.02
+
+
+@pytest.mark.parametrize("weight, bias", [(0, 0), (1e-44, 0), (0, 1e-40), (1e-44, 1e-44)])
+def test_rows_of_nothing_stay_zeros(weight, bias):
+    layer = Dense(np.full((2, 3), weight, np.float32), np.full(2, bias, np.float32))
+    q = quantise_dense(layer, np.float32(1e-3))
+    assert not q.weight.any() and not q.bias.any() and (q.scale > 0).all()
 
 
 def test_what_c_cannot_hold_is_refused_before_anything_is_written(tmp_path):
