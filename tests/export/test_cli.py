@@ -12,6 +12,7 @@ import torch
 from export.models import RATE, clips
 
 from avssl.cli import main
+from avssl.cli.export import spread
 from avssl.data.targets import Codec
 from avssl.errors import Exit
 from avssl.model import build_backbone, build_frontend, build_loss, save_model
@@ -87,6 +88,59 @@ def test_export_writes_the_files_and_one_report(folder, tmp_path, capsys):
 def test_int8_without_clips_is_refused_before_anything_is_written(folder, tmp_path, capsys):
     assert avssl("export", folder / "model", "--out", tmp_path / "x", "--to", "c") == Exit.USAGE
     assert "calibration" in capsys.readouterr().err and not (tmp_path / "x").exists()
+
+
+@pytest.fixture(scope="module")
+def sorted_by_class(folder):
+    """A manifest of 30 rows sorted by class, with folds and splits."""
+    rows = []
+    for label in ("cat", "dog", "rain"):
+        (file, *_) = sorted((folder / "data" / label).iterdir())
+        for i in range(10):
+            split = "test" if i in (0, 5) else "val" if i == 1 else "train"
+            row = {"id": f"{label}{i}", "audio": str(file), "labels": [label], "fold": i % 5, "split": split}
+            rows.append(json.dumps(row))
+    path = folder / "sorted.jsonl"
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "options, clips, said",
+    [
+        (
+            ["--fold", "1"],
+            (6, 24),
+            "compared on all 6 clips of fold 1; int8 is calibrated on all 24 clips of the other",
+        ),
+        ([], (6, 21), "compared on all 6 clips of split test; int8 is calibrated on all 21 clips of split train"),
+        (
+            ["--test", "3", "--calibrate", "4"],
+            (3, 4),
+            "on 3 of 6 clips of split test; int8 is calibrated on 4 of 21 clips",
+        ),
+    ],
+)
+def test_the_report_says_what_the_accuracy_is_of(folder, sorted_by_class, tmp_path, capsys, options, clips, said):
+    arguments = ["export", folder / "model", "--out", tmp_path / "x", "--data", sorted_by_class, *options]
+    assert avssl(*arguments) == Exit.OK
+    assert said in capsys.readouterr().out
+    report = json.loads((tmp_path / "x" / "report.json").read_text())
+    assert (report["test_clips"], report["calibration_clips"]) == clips and said in report["note"]
+    assert "flattered" not in report["note"]
+
+
+def test_without_folds_or_splits_the_report_says_that_the_clips_are_the_same(folder, tmp_path, capsys):
+    assert avssl("export", folder / "model", "--out", tmp_path / "x", "--data", folder / "data") == Exit.OK
+    said = capsys.readouterr().out
+    assert "all 6 clips of all the data" in said and "same clips, perhaps those that the model was trained on" in said
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 299, 300, 301])
+def test_clips_are_chosen_from_all_of_the_data(count):
+    rows = list(range(300))  # sorted by class, 100 each
+    got = spread(rows, count)
+    assert len(got) == len(set(got)) == min(count, 300) and {x // 100 for x in got} == {0, 1, 2}
 
 
 def test_classify_prints_labels_with_times(folder, capsys):
