@@ -30,10 +30,16 @@ class Frontend(nn.Module):
     # may then put items of unequal lengths into one evaluation batch
     fixed: ClassVar[frozenset[str]] = frozenset()
     pad_values: Mapping[str, float] = MappingProxyType({})  # what unequal items are padded with, per modality
+    seconds_field: ClassVar[str] = ""  # field of the config that holds `seconds`; "" when it cannot be chosen
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def seconds(self) -> float | None:
+        """The longest sound that `item` takes at evaluation: what is longer is cut; None = any length, or no sound."""
+        return getattr(self.config, self.seconds_field) if self.seconds_field else None
 
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
         """What to decode of a row; random crops are chosen here, so that nothing is decoded in vain."""

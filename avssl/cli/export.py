@@ -165,12 +165,12 @@ def _batch(model: Model, chosen: Sequence[Row]) -> Batch:
 
 
 def _made_up(model: Model) -> Batch:
-    """An item to fix the shapes and to compare on when there are no data: five seconds of faint noise, a grey picture, a word."""
+    """An item to fix the shapes and to compare on when there are no data: faint noise as long as a clip, a grey picture, a word."""
     import numpy as np
 
     from avssl.data.clip import Clip, Frames, Waveform
 
-    seconds = getattr(model.frontend.config, "seconds", None) or 5.0
+    seconds = model.frontend.seconds or 5.0
     noise = np.random.default_rng(0).normal(0, 1e-3, (1, round(16000 * seconds))).astype(np.float32)
     made = {
         "audio": Waveform(noise, 16000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from export.models import RATE, clips
 
 from avssl.cli import main
-from avssl.cli.export import spread
+from avssl.cli.export import _made_up, spread
 from avssl.data.targets import Codec
 from avssl.errors import Exit
 from avssl.model import build_backbone, build_frontend, build_loss, save_model
@@ -136,7 +137,13 @@ def test_without_folds_or_splits_the_report_says_that_the_clips_are_the_same(fol
     assert "all 6 clips of all the data" in said and "same clips, perhaps those that the model was trained on" in said
 
 
-@pytest.mark.parametrize("count", [3, 4, 7, 299, 300, 301])
+def test_without_data_the_made_up_clip_is_as_long_as_the_model_hears():
+    frontend = build_frontend({"backbone": {"name": "cav_mae"}, "frontend": {"modalities": ["audio"]}}, Path()).eval()
+    clip = _made_up(SimpleNamespace(frontend=frontend))
+    assert clip.need("audio").x.shape[1] == 16000 * 10.255
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 160, 299, 300, 301])
 def test_clips_are_chosen_from_all_of_the_data(count):
     rows = list(range(300))  # sorted by class, 100 each
     got = spread(rows, count)

@@ -23,6 +23,7 @@ class AudioFrontend(Frontend):
     """audio.x (B, L) mono samples at `rate`; unequal lengths are padded with 0 at the end and carry a pad mask."""
 
     modalities = frozenset({"audio"})
+    seconds_field = "eval_seconds"
     config: AudioFrontendConfig
 
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
