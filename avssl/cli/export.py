@@ -11,7 +11,7 @@ from avssl.cli.inputs import ReaderOptions, need_model, reader_options
 from avssl.cli.inputs import opened as open_model
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, say
-from avssl.errors import DataError, check
+from avssl.errors import DataError, check, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,8 +53,13 @@ def export(
     from avssl.registry import load, registry
 
     need_model(model)
-    check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
+    check(
+        not out.exists() or (out.is_dir() and not any(out.iterdir())),
+        f"--out {out} exists already",
+        fix="choose another directory",
+    )
     from avssl.export.exporter import TARGETS, export_model, table
+    from avssl.files import completing
 
     check(
         format not in TARGETS,
@@ -62,28 +67,39 @@ def export(
         fix=f"--to {format}",
     )
     targets = to or ["onnx"]
+    formats = registry().entries["format"]
+    for name in targets:
+        known = (*TARGETS, *formats)
+        check(name in known, f"unknown target {name!r}", fix=nearest(name, known))
+    writers = {n: load("format", n, "write") for n in targets if n not in TARGETS}
+    targets = [t for t in targets if t in TARGETS]
     opened = open_model(model, format, options=reader_options(option))
     files: list[str] = []
-    for name in [t for t in targets if t not in TARGETS and t in registry().entries["format"]]:
-        files += [str(p) for p in load("format", name, "write")(opened, out)]
-        targets = [t for t in targets if t != name]
     report: dict[str, Any] = {"files": []}
-    if targets:
-        calibration, held, note = _clips(opened, data, fold, calibrate, test)
-        example = calibration if calibration is not None else _made_up(opened)
-        report = export_model(
-            opened,
-            out,
-            targets,
-            example=example,
-            frontend=frontend,
-            calibration=calibration,
-            test=held if data is not None else example,
-            note=note,
-            stream=stream,
-            dynamic=dynamic,
-            name=str(opened.recipe.get("name", model.name)),
-        )
+    with completing(out) as folder:
+        for write in writers.values():
+            files += [str(out / Path(p).relative_to(folder)) for p in write(opened, folder)]
+        if targets:
+            check(
+                not folder.is_file(),
+                f"--to {' --to '.join(writers)} writes one file, and other targets need a folder",
+                fix="export it by itself",
+            )
+            calibration, held, note = _clips(opened, data, fold, calibrate, test)
+            example = calibration if calibration is not None else _made_up(opened)
+            report = export_model(
+                opened,
+                folder,
+                targets,
+                example=example,
+                frontend=frontend,
+                calibration=calibration,
+                test=held if data is not None else example,
+                note=note,
+                stream=stream,
+                dynamic=dynamic,
+                name=str(opened.recipe.get("name", model.name)),
+            )
     if as_json:
         print_json({**report, "published": files})
         return

@@ -66,18 +66,7 @@ def write_c(
     test: (int16 PCM (L,) or an empty array, its standardised frames (1, T, F)).
     Returns the files.
     """
-    size = sum(d.weight.size + d.bias.size for d in plan.dense().values())
-    check(
-        size <= MAX_PARAMETERS,
-        f"{size:,} parameters are too many for a C header",
-        fix="export to ONNX; C is for models of up to 4 million",
-    )
-    widest = max(d.weight.shape[1] for d in plan.dense().values())
-    check(widest <= MOST_INPUTS, f"a sum of {widest:,} int8 products may overflow 32 bits", fix="export to ONNX")
-    if sound is not None and sound.kind != "raw" and sound.n_fft & (sound.n_fft - 1):
-        raise UsageError(
-            f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024"
-        )
+    check_plan(plan, sound)
     out.mkdir(parents=True, exist_ok=True)
     head = _banner(name, licence)
     texts = {
@@ -95,6 +84,22 @@ def write_c(
     for file, text in texts.items():
         write_text(out / file, text)
     return [out / file for file in texts]
+
+
+def check_plan(plan: EncoderPlan, sound: SoundPlan | None) -> None:
+    """Raise UsageError for what the C code cannot hold or compute."""
+    size = sum(d.weight.size + d.bias.size for d in plan.dense().values())
+    check(
+        size <= MAX_PARAMETERS,
+        f"{size:,} parameters are too many for a C header",
+        fix="export to ONNX; C is for models of up to 4 million",
+    )
+    widest = max(d.weight.shape[1] for d in plan.dense().values())
+    check(widest <= MOST_INPUTS, f"a sum of {widest:,} int8 products may overflow 32 bits", fix="export to ONNX")
+    if sound is not None and sound.kind != "raw" and sound.n_fft & (sound.n_fft - 1):
+        raise UsageError(
+            f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024"
+        )
 
 
 def memory(plan: EncoderPlan, sound: SoundPlan | None, frames: int) -> Memory:

@@ -13,13 +13,13 @@ from torch import Tensor
 from avssl import __version__
 from avssl.batch import Batch
 from avssl.errors import CheckpointError, check, nearest
-from avssl.export import c_code, onnx_graph
+from avssl.export import c_code, onnx_graph, runtimes
 from avssl.export.context import Context, Exportable, context_of, items, on_cpu
 from avssl.export.interpret import calibrate, forward, forward_int8
 from avssl.export.plan import EncoderPlan, SoundPlan, folded, plan_of
 from avssl.export.report import Exported, compare, measure, report_of, table
 from avssl.export.snippet import snippet
-from avssl.files import write_json, write_text
+from avssl.files import completing, write_json, write_text
 
 TARGETS = ("onnx", "onnx-int8-dynamic", "onnx-int8", "c", "executorch", "litert")
 SLOWER = (
@@ -50,8 +50,8 @@ def export_model(
     test: clips the outputs are compared on; with targets, accuracy before and after. frontend: inside the ONNX graph.
     dynamic: leave dimension 1 (time) free in ONNX. stream: the embedding of a model without a head.
     note: for the reader of the report, e.g. that `test` is made up.
-    Returns the report. Raises UsageError for a target that this model or this installation cannot serve, before
-    anything is written.
+    Returns the report. Raises UsageError for a target that this model or this installation cannot serve; then nothing
+    is written.
     """
     check(bool(targets), "nothing to export to", fix=f"give one of {', '.join(TARGETS)}")
     for target in targets:
@@ -64,9 +64,27 @@ def export_model(
         )
     if any(t.startswith("onnx") for t in targets):
         onnx_graph.require_onnx()
+    for target in set(targets) & set(runtimes.PACKAGES):
+        runtimes.require(target)
     plans = plan_of(model) if "c" in targets else None
-    context = context_of(model, out, example, calibration, test, stream)
-    out.mkdir(parents=True, exist_ok=True)
+    if plans is not None:
+        check(tuple(example.streams) == ("audio",), "the C forward pass reads sound", fix="export to ONNX")
+        c_code.check_plan(*folded(*plans))
+    with completing(out) as folder:
+        folder.mkdir()
+        context = context_of(model, folder, example, calibration, test, stream)
+        return _write(context, targets, plans, frontend, dynamic, name, note)
+
+
+def _write(
+    context: Context,
+    targets: Collection[str],
+    plans: tuple[EncoderPlan, SoundPlan | None] | None,
+    frontend: bool,
+    dynamic: bool,
+    name: str,
+    note: str,
+) -> dict[str, Any]:
     files: list[Exported] = []
     steps: dict[str, Callable[[], list[Exported]]] = {
         "onnx": lambda: _onnx(context, targets, frontend, dynamic),
@@ -78,8 +96,8 @@ def export_model(
         if any(t == step or t.startswith(step + "-") for t in targets):
             files += make()
     report = report_of(context, files, plans, name) | {"note": note}
-    write_text(out / "labels.txt", "".join(f"{label}\n" for label in context.labels))
-    write_json(out / "report.json", report)
+    write_text(context.out / "labels.txt", "".join(f"{label}\n" for label in context.labels))
+    write_json(context.out / "report.json", report)
     return report
 
 
@@ -178,7 +196,6 @@ def _about(context: Context, front: bool) -> dict[str, str]:
 
 # ---- C ---------------------------------------------------------------------------------------------------------------
 def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str) -> list[Exported]:
-    check(context.names == ("audio",), "the C forward pass reads sound", fix="export to ONNX")
     original, _ = plans
     plan, sound = folded(*plans)
 
@@ -264,8 +281,6 @@ def _bench(binary: Path, passes: int = 20) -> list[float]:
 
 # ---- other runtimes --------------------------------------------------------------------------------------------------
 def _other(context: Context, target: Literal["executorch", "litert"]) -> list[Exported]:
-    from avssl.export import runtimes
-
     file = {"executorch": "model.pte", "litert": "model.tflite"}[target]
     run = getattr(runtimes, f"to_{target}")(context.network, context.frames, context.out / file)
     one = Exported(target, file, (context.out / file).stat().st_size)

@@ -360,6 +360,23 @@ def test_rows_of_nothing_stay_zeros(weight, bias):
     assert not q.weight.any() and not q.bias.any() and (q.scale > 0).all()
 
 
+@needs_cc
+def test_a_second_export_to_a_folder_replaces_its_own_files(tmp_path):
+    mine = tmp_path / "notes.txt"
+    mine.write_text("mine")
+    for seconds in (1.0, 0.5):
+        batch = clips(2, seconds)
+        export_model(tiny_model({}, {"seconds": seconds}), tmp_path, ["c"], example=batch, calibration=batch)
+    assert mine.read_text() == "mine" and "AVSSL_MAX_FRAMES 32\n" in (tmp_path / "c" / "model_config.h").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {"c", "notes.txt", "labels.txt", "report.json"}
+
+
+def test_sums_that_32_bits_cannot_hold_are_refused():
+    model = tiny_model({"features": 400, "dim": 2, "heads": 1, "layers": 1, "ff": 2, "stack": 200}, {"kind": "raw"})
+    with pytest.raises(UsageError, match="a sum of 80,000 int8 products may overflow"):
+        c_code.check_plan(*folded(*plan_of(model)))
+
+
 def test_what_c_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     batch = clips(2)
     for backbone, frontend, message in (
@@ -369,7 +386,7 @@ def test_what_c_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     ):
         model = tiny_model(backbone, frontend)
         with pytest.raises(UsageError, match=message):
-            export_model(model, tmp_path / "out", ["c"], example=batch, calibration=batch)
-        assert not list(tmp_path.glob("out/c/*"))
+            export_model(model, tmp_path / "out", ["onnx", "c"], example=batch, calibration=batch)
+        assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="calibration"):
         export_model(tiny_model(), tmp_path / "out", ["c"], example=batch)

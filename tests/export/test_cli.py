@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import io
 import json
 from pathlib import Path
@@ -148,6 +150,55 @@ def test_clips_are_chosen_from_all_of_the_data(count):
     rows = list(range(300))  # sorted by class, 100 each
     got = spread(rows, count)
     assert len(got) == len(set(got)) == min(count, 300) and {x // 100 for x in got} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "targets, said",
+    [
+        (["tiny", "onxx"], "unknown target 'onxx'"),
+        (["tiny", "c"], "int8 needs calibration clips"),
+        (["onnx", "executorch"], "needs the package executorch"),
+        (["onnx", "litert"], "needs the package litert-torch"),
+    ],
+)
+def test_a_refused_target_leaves_nothing_behind(folder, tmp_path, capsys, monkeypatch, targets, said):
+    """So that the corrected command finds its --out free."""
+    found = importlib.util.find_spec
+    hidden = {"executorch", "litert_torch", "ai_edge_torch"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in hidden else found(name, *a))
+    wanted = [word for target in targets for word in ("--to", target)]
+    assert avssl("export", folder / "model", "--out", tmp_path / "x", *wanted) == Exit.USAGE
+    assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_failure_while_files_are_written_leaves_nothing_behind(folder, tmp_path, capsys, monkeypatch):
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("avssl.export.exporter.write_text", full)
+    assert avssl("export", folder / "model", "--out", tmp_path / "x") != Exit.OK
+    assert str(tmp_path / "x" / "run_onnx.py") in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_format_of_one_file_is_not_mixed_with_others(folder, tmp_path, capsys, monkeypatch):
+    def write(model, path):
+        path.write_text("weights")
+        return [path]
+
+    monkeypatch.setattr("avssl_tiny.checkpoint.write", write)
+    both = ["export", folder / "model", "--out", tmp_path / "x", "--to", "tiny", "--to", "onnx"]
+    assert avssl(*both) == Exit.USAGE
+    assert "--to tiny writes one file" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert avssl(*both[:-2]) == Exit.OK
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / "x")] and (tmp_path / "x").read_text() == "weights"
+    assert avssl(*both[:-2]) == Exit.USAGE and "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--test", "0"], ["--calibrate", "0"]])
+def test_no_clips_at_all_are_refused(folder, tmp_path, capsys, options):
+    arguments = ["export", folder / "model", "--out", tmp_path / "x", "--data", folder / "data", *options]
+    assert avssl(*arguments) == Exit.USAGE
+    assert "0 clips are asked for" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_classify_prints_labels_with_times(folder, capsys):
