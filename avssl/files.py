@@ -42,6 +42,7 @@ def completing(out: Path) -> Iterator[Path]:
     A folder that is there already keeps what else is in it.
     """
     holder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(holder, ignore_errors=True)  # of a process that was killed
     holder.mkdir(parents=True)
     made = holder / out.name
     try:

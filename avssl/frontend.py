@@ -57,6 +57,11 @@ class Frontend(nn.Module):
         """`batch`: what a device, a compiler and an exporter see of a frontend."""
         return self.batch(batch)
 
+    def portable(self) -> Frontend:
+        """The same at evaluation with every change of numbers in `batch`, so that a deployed graph reads sound and
+        pictures as they were recorded; one whose `item` only crops, resamples and scales pictures is that already."""
+        return self
+
     def save_assets(self, folder: Path) -> Any:
         """Write the files that this frontend needs (a tokenizer) into `folder` and give the config that names them
         there as "assets/NAME"; a frontend without files returns its config."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,6 +81,8 @@ def export(
         for write in writers.values():
             files += [str(out / Path(p).relative_to(folder)) for p in write(opened, folder)]
         if targets:
+            if frontend:
+                opened = dataclasses.replace(opened, frontend=opened.frontend.portable())
             check(
                 not folder.is_file(),
                 f"--to {' --to '.join(writers)} writes one file, and other targets need a folder",

@@ -26,6 +26,10 @@ SLOWER = (
     "int8 makes a small model's file smaller and suits integer hardware; on a desktop CPU it is not faster than "
     "float32, as the quantising nodes cost more than they save"
 )
+OUTSIDE = (
+    "the clips are normalised before the ONNX graph, as `frontend.item` does it: for a graph that reads them as they were "
+    "recorded, export with `frontend.portable()`"
+)
 LIMIT_FP32 = 1e-4  # largest logit difference that a float32 export may show
 
 
@@ -47,8 +51,9 @@ def export_model(
 
     example, calibration, test: batches as a loader makes them (before `frontend.batch`), items of equal shape. example:
     one item is used, it fixes the shapes. calibration: for static int8 and C, at least 100 training clips are advised.
-    test: clips the outputs are compared on; with targets, accuracy before and after. frontend: inside the ONNX graph.
-    dynamic: leave dimension 1 (time) free in ONNX. stream: the embedding of a model without a head.
+    test: clips the outputs are compared on; with targets, accuracy before and after. frontend: inside the ONNX graph;
+    for a graph that reads what was recorded, model and batches are those of `frontend.portable()`. dynamic: leave
+    dimension 1 (time) free in ONNX. stream: the embedding of a model without a head.
     note: for the reader of the report, e.g. that `test` is made up.
     Returns the report. Raises UsageError for a target that this model or this installation cannot serve; then nothing
     is written.
@@ -152,6 +157,8 @@ def _onnx(context: Context, targets: Collection[str], frontend: bool, dynamic: b
             session = onnx_graph.Session(finish(path))
             feeds = _feeds(context, front is not None)
             one = Exported(target, file, path.stat().st_size, notes=[SLOWER] if "int8" in target else [])
+            if frontend and context.model.frontend.portable() is not context.model.frontend:
+                one.notes.append(OUTSIDE)
             first = context.inputs if front is not None else context.frames
             measure(one, context, lambda *x, run=session: run(*x), feeds, first)
             if target == "onnx" and one.max_logit_difference is not None:

@@ -14,13 +14,16 @@ import soundfile
 import torch
 from export.models import RATE, clips
 
+from avssl import load
+from avssl.classify import Classifier
 from avssl.cli import main
 from avssl.cli.export import _made_up, spread
 from avssl.data.targets import Codec
 from avssl.errors import Exit
 from avssl.model import build_backbone, build_frontend, build_loss, save_model
+from avssl_data2vec.example import audio
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +146,27 @@ def test_without_data_the_made_up_clip_is_as_long_as_the_model_hears():
     frontend = build_frontend({"backbone": {"name": "cav_mae"}, "frontend": {"modalities": ["audio"]}}, Path()).eval()
     clip = _made_up(SimpleNamespace(frontend=frontend))
     assert clip.need("audio").x.shape[1] == 16000 * 10.255
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_export_of_data2vec_reads_recorded_sound_with_the_front_end_inside(folder, tmp_path, capsys, inside):
+    tables = {**audio(tmp_path), "name": "d2v", "loss": {"name": "classify", "classes": 3}}
+    loss = build_loss(tables, build_backbone(tables))
+    save_model(tmp_path / "m", loss, build_frontend(tables, tmp_path), tables, Codec("index", ("cat", "dog", "rain")))
+    option = "--frontend" if inside else "--no-frontend"
+    arguments = ["export", tmp_path / "m", "--out", tmp_path / "x", "--data", folder / "data", option]
+    assert avssl(*arguments) == Exit.OK, capsys.readouterr().err
+    report = json.loads((tmp_path / "x" / "report.json").read_text())
+    assert report["files"][0]["max_logit_difference"] < 1e-4 and not report["files"][0]["notes"]
+    assert ("SOUND.wav" in (tmp_path / "x" / "run_onnx.py").read_text()) == inside
+    wave = clips(2).need("audio").x[:1]
+    if not inside:
+        wave = (wave - wave.mean()) / (wave.var(correction=0) + 1e-5).sqrt()
+    session = onnxruntime.InferenceSession(str(tmp_path / "x" / "model.onnx"), providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {"audio": wave.numpy()})
+    (heard,) = Classifier(load(tmp_path / "m"), top=3).array(clips(2).need("audio").x[0].numpy(), RATE)
+    share = torch.from_numpy(got[0]).softmax(0).tolist()
+    assert dict(zip(("cat", "dog", "rain"), share, strict=True)) == pytest.approx(dict(heard.labels), abs=1e-4)
 
 
 @pytest.mark.parametrize("count", [3, 4, 7, 160, 299, 300, 301])
