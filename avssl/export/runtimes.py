@@ -51,7 +51,14 @@ def to_executorch(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> Ru
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(str(path)).load_method("forward")
-    return lambda *x: method.execute([t.contiguous() for t in x])[0].numpy().copy()
+
+    def run(*x: Tensor) -> np.ndarray:
+        try:
+            return method.execute([t.contiguous() for t in x])[0].numpy().copy()
+        except RuntimeError as error:  # an operator that it converts and has no kernel for
+            raise _failed("ExecuTorch", error) from error
+
+    return run
 
 
 def to_litert(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> Run:
