@@ -38,6 +38,27 @@ def test_a_waveform_is_normalised_over_its_clip():
     )
 
 
+def test_the_portable_frontend_gives_the_same_numbers_from_recorded_sound():
+    """Loud, quiet, off centre, padded or not."""
+    frontend = AudioFrontend(AudioFrontendConfig())
+    portable = frontend.portable()
+    clips = []
+    for i, (n, gain, offset) in enumerate(
+        [(16000, 1.0, 0.0), (16000, 1e-3, 0.0), (16000, 0.1, 0.3), (9000, 0.5, -0.1)]
+    ):
+        samples = gain * sound(n, str(i)).parts["audio"].samples + np.float32(offset)
+        clips.append(Clip(str(i), {"audio": Waveform(samples.astype(np.float32), 16000)}))
+    for chosen in (clips[:3], clips):
+        want = frontend(Batch.cat([frontend.item([c], None) for c in chosen])).need("audio")
+        raw = Batch.cat([portable.item([c], None) for c in chosen])
+        assert raw.need("audio").x[1].abs().max() < 0.01
+        got = portable(raw).need("audio")
+        torch.testing.assert_close(got.x, want.x, rtol=1e-5, atol=1e-5)
+        assert (got.pad is None) == (want.pad is None)
+    as_it_is = AudioFrontend(AudioFrontendConfig(normalise=False))
+    assert as_it_is.portable() is as_it_is and portable.portable() is portable
+
+
 def test_batches_are_cropped_to_their_shortest_item_in_training_only():
     frontend = AudioFrontend(AudioFrontendConfig(crop="shortest"))
     batch = Batch.cat([frontend.item([sound(n, str(n))], None) for n in (8000, 9000, 12000)])
