@@ -38,8 +38,9 @@ class Frontend(nn.Module):
 
     @property
     def seconds(self) -> float | None:
-        """The longest sound that `item` takes at evaluation: what is longer is cut; None = any length, or no sound."""
-        return getattr(self.config, self.seconds_field) if self.seconds_field else None
+        """The longest sound that `item` takes at evaluation: what is longer is cut; None (0 in the config) = any length,
+        or no sound."""
+        return (getattr(self.config, self.seconds_field) or None) if self.seconds_field else None
 
     def bind(self, backbone: Any) -> None:
         """Told, when it is built, the config of the backbone that will read its items: what must agree with it (a

@@ -277,8 +277,8 @@ def _refuse_other_origin(now: Mapping[str, Any], out: Path) -> None:
     names = [model["path"] if model else "scratch" for model in (old, new)]
     check(
         (old and old["sha256"]) == (new and new["sha256"]),
-        f"{out} was started from {names[0]}, not from {names[1]}"
-        + (", which has changed since" * (names[0] == names[1])),
+        f"{out} was started from {names[0]}, "
+        + ("which has changed since" if names[0] == names[1] else f"not from {names[1]}"),
         fix="resume with the same model, or start a new run",
     )
 

@@ -15,6 +15,7 @@ import torch
 import avssl
 from avssl.cli import main
 from avssl.data.clip import Row
+from avssl.data.manifest import write_rows
 from avssl.errors import DataError, UsageError
 from avssl.files import finite
 from avssl.recipe import load_run
@@ -26,6 +27,7 @@ from avssl.training.setup import Machine, plan_data
 
 MACHINE = Machine(device="cpu", workers=0)
 SMALL = ["backbone.dim=8", "backbone.layers=1", "backbone.ff=8", "frontend.seconds=0.5", "data.batch_size=4"]
+MATCHING = ["backbone.features=128", "backbone.heads=4", "frontend.n_mels=128"]  # as of tiny/masked
 
 
 def run(*words: str) -> int:
@@ -42,7 +44,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     for i in range(24):
         path = folder / f"{i:02d}.wav"
         low = i < 12
-        wave = np.sin(np.arange(8000) * (0.1 if low else 0.4)) * 0.2 + np.random.default_rng(i).normal(0, 0.05, 8000)
+        wave = np.sin(np.arange(8000) * (0.1 if low else 0.11)) * 0.1 + np.random.default_rng(i).normal(0, 0.1, 8000)
         soundfile.write(path, wave.astype(np.float32), 16_000)
         split = "val" if i % 3 == 2 else "train"
         out.append(
@@ -56,8 +58,8 @@ def pretrain(rows: list[Row], out: Path, *overrides: str, **options: Any) -> dic
 
 
 def finetune(rows: list[Row], out: Path, *overrides: str, **options: Any) -> dict[str, Any]:
+    changes = [*SMALL, *(MATCHING if "source" in options else []), "frontend.mixup=0", *overrides]
     source = options.pop("source", None)
-    changes = [*SMALL, "frontend.mixup=0", *overrides]
     return avssl.finetune("tiny/6k-esc50", source, rows, out, overrides=changes, machine=MACHINE, **options)
 
 
@@ -101,13 +103,16 @@ def test_an_average_of_epochs_that_never_come_is_refused(rows: list[Row], tmp_pa
 
 # -- averages ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "average", ["train.ema=0.7", "train.weight_average=[2, 4]", "train.ema=0.7 train.best=accuracy"]
+    "average", ["train.ema=0.7", "train.weight_average=[2,4]", "train.ema=0.7 train.best=accuracy"]
 )
 def test_what_is_deployed_is_what_was_validated(average: str, rows: list[Row], tmp_path: Path) -> None:
     report = finetune(
         rows, tmp_path / "run", *average.split(), "train.epochs=4", "optim.lr=3e-2", "optim.weight_decay=0"
     )
-    judged = avssl.evaluate(tmp_path / "run", rows, "classification", overrides=["split=val", "workers=0"])
+    write_rows(rows, tmp_path / "rows.parquet")
+    judged = avssl.evaluate(
+        tmp_path / "run", tmp_path / "rows.parquet", "classification", overrides=["split=val", "workers=0"]
+    )
     for name in ("accuracy", "map", "auc"):
         assert judged.metrics[f"classification.{name}"] == pytest.approx(report["validation"][name]), name
     state = checkpoint.read(tmp_path / "run" / "checkpoints" / checkpoint.name_of(report["updates"])).tensors["loss"]
@@ -177,6 +182,13 @@ def test_a_run_goes_on_from_the_model_and_fold_that_it_began_with(rows: list[Row
     (tmp_path / "moved").mkdir()
     (tmp_path / "a").rename(tmp_path / "moved" / "a")  # the same model at another place is the same
     finetune(rows, out, "train.updates=2", **{**again, "source": tmp_path / "moved" / "a"})
+    (tmp_path / "b").rename(tmp_path / "a")
+    with pytest.raises(UsageError) as error:
+        finetune(rows, out, "train.updates=2", **again)
+    assert str(error.value) == (
+        f"{out} was started from {tmp_path / 'a'}, which has changed since "
+        "(resume with the same model, or start a new run)"
+    )
 
 
 # -- folds -------------------------------------------------------------------------------------------------------------
@@ -212,8 +224,6 @@ def test_options_that_cannot_be_meant(
 
 
 def test_fine_tuning_can_be_tried_dry(rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from avssl.data.manifest import write_rows
-
     write_rows(rows, tmp_path / "rows.parquet")
     changes = [word for change in SMALL for word in ("--set", change)]
     assert (

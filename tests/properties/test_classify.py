@@ -116,7 +116,7 @@ def test_another_window_is_not_padded():
         ("data2vec_audio", {"seconds": 7.0, "eval_seconds": 4.0}, 4.0),
         ("data2vec_audio", {"seconds": 7.0}, None),
         ("tiny", {"seconds": 2.0}, 2.0),
-        ("tiny", {"seconds": None}, None),
+        ("tiny", {"seconds": 0}, None),
     ],
 )
 def test_a_window_is_what_the_frontend_hears(name, config, seconds):
