@@ -284,11 +284,8 @@ AUDIO = {**FIRST, "teacher": {"own_local": False}}
 UNSAYABLE = [  # encoder, objective, what is unusual, writer
     (example.audio2, SECOND, {"backbone": {"norm_first": True, "mend_norm_first": True}}, to_fairseq),
     (example.audio2, SECOND, {"backbone": {"positions_over_padding": False}}, to_fairseq),
-    (example.audio2, SECOND, {"loss": {"mask": {"over_padding": False}}}, to_fairseq),
-    (example.text2, SECOND, {"loss": {"targets": {"count_padding": False}}}, to_fairseq),
     (example.audio, AUDIO, {"backbone": {"norm_eps": 1e-3}}, to_fairseq),
     (example.audio, AUDIO, {"backbone": {"positions_over_padding": False}}, to_fairseq),
-    (example.audio, AUDIO, {"loss": {"targets": {"count_padding": False}}}, to_fairseq),
     (example.audio, AUDIO, {"loss": {"targets": {"indices": [0]}}}, to_fairseq),
     (example.audio, AUDIO, {"loss": {"targets": {"per_layer": ["layer", "instance"]}}}, to_fairseq),
     (example.audio, AUDIO, {"loss": {"absolute": True}}, to_fairseq),
@@ -367,6 +364,10 @@ def test_what_only_training_would_miss_is_said(tmp_path: Path, capsys: pytest.Ca
     assert said == "note: data2vec_hf has no place for backbone.feature_grad = 0.5, loss.spans.same_count = True\n"
     to_fairseq.write(open_model(tmp_path / "model"), tmp_path / "ctc.pt")
     assert not capsys.readouterr().err
+    padding = {"targets": {"count_padding": False}}
+    tables = merged({**example.audio(tmp_path), "loss": AUDIO}, {"loss": padding})
+    to_fairseq.write(opened(tables, tmp_path / "padding"), tmp_path / "padding.pt")
+    assert "has no place for loss.targets.count_padding = False\n" in capsys.readouterr().err
     tables["loss"] = {"name": "classify", "classes": 3}
     to_fairseq.write(opened(tables, tmp_path / "other"), tmp_path / "alone.pt")
     assert "no place for the loss classify" in capsys.readouterr().err

@@ -164,11 +164,13 @@ def test_a_hugging_face_model_has_its_own_tokenizer(published: Path, tmp_path: P
     checkpoint(tmp_path, vocabulary_of(published), example.text(tmp_path))
     to_hugging_face.write(open_model(tmp_path / "made"), tmp_path / "hf")
     tokens = Trained(str(published))
-    for options in ({"tokenizer": str(published)}, {}):
-        if not options:
-            tokens.save(tmp_path / "hf" / "tokenizer.json")
-        found = import_checkpoint(tmp_path / "hf", **options)
-        assert tokens_of(found.frontend["tokenizer"]).ids(TEXTS[1]) == tokens.ids(TEXTS[1])
+    found = import_checkpoint(tmp_path / "hf", tokenizer=str(published))
+    assert tokens_of(found.frontend["tokenizer"]).ids(TEXTS[1]) == tokens.ids(TEXTS[1])
+    assert not (tmp_path / "hf" / "tokenizer.json").exists(), "a model that reads bytes has none"
+    write_imported(found, tmp_path / "own")
+    to_hugging_face.write(open_model(tmp_path / "own"), tmp_path / "out")
+    again = import_checkpoint(tmp_path / "out")  # from what lies beside the weights
+    assert tokens_of(again.frontend["tokenizer"]).ids(TEXTS[1]) == tokens.ids(TEXTS[1])
 
 
 def test_text_is_refused_where_the_tokenizer_is_not_the_models(published: Path, tmp_path: Path) -> None:

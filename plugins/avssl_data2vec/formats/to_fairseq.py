@@ -10,7 +10,11 @@ from avssl_data2vec.formats import fairseq, to_fairseq1, to_fairseq2, to_fairseq
 from avssl_data2vec.formats.faithful import check_written
 from avssl_data2vec.formats.training_state import backbone_is, save_torch, training_state
 
-_PRETRAINED = ("loss.guard.*",)  # when a run stops: neither text nor any file says how late it begins
+_PRETRAINED = (
+    "loss.guard.*",  # when a run stops: neither text nor any file says how late it begins
+    "loss.mask.over_padding",  # what of a padded batch is hidden, and what targets are normalised over
+    "loss.targets.count_padding",
+)
 _FINE_TUNED = ("loss.spans.*", "loss.channels.*", "loss.channels_first", "loss.dropout")
 
 
