@@ -39,7 +39,7 @@ def model_card(folder: Path) -> str:
         _table("Model", _model(tables, report)),
         _table("Front-end", _flat(tables.get("frontend", {}))),
         _data(rows, report),
-        _training(tables, report),
+        _training(tables, report, _json(folder / "data.json")),
         _metrics(report, evaluations),
         _licence(tables, report),
     ]
@@ -93,11 +93,12 @@ def _data(rows: Sequence[Row], report: Mapping[str, Any]) -> str:
     return _table("Data", facts)
 
 
-def _training(tables: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+def _training(tables: Mapping[str, Any], report: Mapping[str, Any], began: Mapping[str, Any]) -> str:
     if report.get("kind") == "import" or not report:
         return ""
     environment = report.get("environment", {})
     facts: dict[str, Any] = {
+        "started from": (began.get("init") or {}).get("path", ""),
         "updates": f"{report.get('updates', 0):,}",
         "batch": tables.get("data", {}).get("batch_size", ""),
         "seed": tables.get("train", {}).get("seed", ""),
@@ -113,7 +114,7 @@ def _metrics(report: Mapping[str, Any], evaluations: Sequence[Mapping[str, Any]]
     parts = []
     held = report.get("validation") or {}
     if held:
-        parts.append(_table("Validation split, last look", {k: _number(v) for k, v in held.items()}))
+        parts.append(_table("Validation split, as deployed", {k: _number(v) for k, v in held.items()}))
     for found in evaluations:
         intervals = found.get("intervals", {})
         lines = ["| metric | value | interval | chance |", "| --- | ---: | ---: | ---: |"]

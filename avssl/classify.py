@@ -37,10 +37,10 @@ class Heard:
 class Classifier:
     """A model with a head over sound, applied every `hop` seconds to the last `window` seconds.
 
-    window: seconds; None = the frontend's clip length. Where the frontend has one, it is set to the window: then
-    nothing is padded. hop: default half the window. top: labels per window. threshold: leave out lower scores.
+    window: seconds; None = the frontend's clip length. Where that can be chosen, it is set to the window: then nothing
+    is padded. hop: default half the window. top: labels per window. threshold: leave out lower scores.
     Scores are a softmax, or independent sigmoids where a clip may have several labels.
-    Raises CheckpointError for a model without a head, UsageError for one that does not hear.
+    Raises CheckpointError for a model without a head, UsageError for one that does not hear, or not so long a window.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Classifier:
         check("audio" in model.frontend.modalities, f"{model.path} does not hear", fix="give a model that reads audio")
         check(window is None or window > 0, f"window is {window}", fix="give seconds above 0")
         self.model, self.frontend = model, model.frontend
-        length = getattr(model.frontend.config, "seconds", None)
+        length, field = model.frontend.seconds, model.frontend.seconds_field
         self.window = window or length or DEFAULT_WINDOW
         self.hop = self.window / 2 if hop is None else hop
         check(
@@ -71,8 +71,13 @@ class Classifier:
             fix=f"give a hop between {SHORTEST_HOP} and it",
         )
         check(top > 0, f"top is {top}", fix="give at least 1")
-        if length is not None and self.window != length:
-            config = dataclasses.replace(model.frontend.config, seconds=self.window)
+        check(
+            length is None or bool(field) or self.window <= length,
+            f"a window of {self.window:g} s, and {model.path} hears {length or 0:.4g} s at once",
+            fix="give a shorter --window",
+        )
+        if length is not None and field and self.window != length:
+            config = dataclasses.replace(model.frontend.config, **{field: self.window})
             self.frontend = type(model.frontend)(config).eval().to(model.device)
         self.top, self.threshold, self.batch_size = top, threshold, batch_size
         codec = model.codec

@@ -77,7 +77,8 @@ class LossEntry(Entry):
     min_modalities: how many different ones; requires: capabilities of the backbone (`BackboneEntry.supports`).
     supervised: needs targets (a fine-tuning loss). frontend: replaces the backbone's frontend when the objective needs
     other data (composed clips, negatives). sampler: import string of a sampler class, or "". example: as for
-    backbones: `example(folder) -> {"loss": {...}, "frontend": {...}}`.
+    backbones: `example(folder) -> {"loss": {...}, "frontend": {...}}`. average: under which prefix of its state dict it
+    keeps a slow average of its backbone ("teacher."), which `train.init = "average"` starts from, or "".
     """
 
     kind = "loss"
@@ -92,6 +93,7 @@ class LossEntry(Entry):
     frontend_config: str = ""
     sampler: str = ""
     example: str = ""
+    average: str = ""
 
     def __post_init__(self) -> None:
         for name in ("backbones", "modalities", "requires"):

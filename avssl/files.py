@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,33 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
         refused.filename = str(path)
         raise refused from None
+
+
+@contextmanager
+def completing(out: Path) -> Iterator[Path]:
+    """A path of the same name to write a file or folder to, which takes its place at the end, or goes away.
+
+    A folder that is there already keeps what else is in it.
+    """
+    holder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(holder, ignore_errors=True)  # of a process that was killed
+    holder.mkdir(parents=True)
+    made = holder / out.name
+    try:
+        yield made
+        if made.is_dir() and out.is_dir():
+            for path in made.iterdir():
+                if path.is_dir() and (out / path.name).is_dir():
+                    shutil.rmtree(out / path.name)
+                os.replace(path, out / path.name)
+        else:
+            os.replace(made, out)
+        sync(out.parent)
+    except OSError as error:
+        error.filename = str(error.filename).replace(str(made), str(out)) if error.filename else None
+        raise
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
 
 
 def os_error(error: BaseException) -> OSError | None:

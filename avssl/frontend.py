@@ -30,10 +30,21 @@ class Frontend(nn.Module):
     # may then put items of unequal lengths into one evaluation batch
     fixed: ClassVar[frozenset[str]] = frozenset()
     pad_values: Mapping[str, float] = MappingProxyType({})  # what unequal items are padded with, per modality
+    seconds_field: ClassVar[str] = ""  # field of the config that holds `seconds`; "" when it cannot be chosen
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def seconds(self) -> float | None:
+        """The longest sound that `item` takes at evaluation: what is longer is cut; None (0 in the config) = any length,
+        or no sound."""
+        return (getattr(self.config, self.seconds_field) or None) if self.seconds_field else None
+
+    def bind(self, backbone: Any) -> None:
+        """Told, when it is built, the config of the backbone that will read its items: what must agree with it (a
+        vocabulary) is refused in `item`, so that a model opens whatever it is used for."""
 
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
         """What to decode of a row; random crops are chosen here, so that nothing is decoded in vain."""
@@ -50,6 +61,11 @@ class Frontend(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         """`batch`: what a device, a compiler and an exporter see of a frontend."""
         return self.batch(batch)
+
+    def portable(self) -> Frontend:
+        """The same at evaluation with every change of numbers in `batch`, so that a deployed graph reads sound and
+        pictures as they were recorded; one whose `item` only crops, resamples and scales pictures is that already."""
+        return self
 
     def save_assets(self, folder: Path) -> Any:
         """Write the files that this frontend needs (a tokenizer) into `folder` and give the config that names them

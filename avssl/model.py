@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
@@ -222,16 +223,26 @@ def read_tables(path: Path) -> dict[str, Any]:
 
 def build_backbone(tables: Mapping[str, Any]) -> Backbone:
     """The backbone of a plain recipe, freshly initialised."""
-    table = dict(tables["backbone"])
-    name = table.pop("name")
-    return load("backbone", name)(structure(load("backbone", name, "config"), table, "backbone"))
+    return load("backbone", tables["backbone"]["name"])(_backbone_config(tables))
 
 
 def build_frontend(tables: Mapping[str, Any], folder: Path) -> Frontend:
     """The frontend of a plain recipe; values that begin with "assets/" are files of the model folder."""
     cls, config_cls = _frontend_entry(tables)
-    table = {k: str(folder / v) if _is_asset(v) else v for k, v in dict(tables.get("frontend", {})).items()}
-    return cls(structure(config_cls, table, "frontend"))
+    frontend = cls(structure(config_cls, _located(tables.get("frontend", {}), folder), "frontend"))
+    frontend.bind(_backbone_config(tables))
+    return frontend
+
+
+def _backbone_config(tables: Mapping[str, Any]) -> Any:
+    table = dict(tables["backbone"])
+    name = table.pop("name")
+    return structure(load("backbone", name, "config"), table, "backbone")
+
+
+def _located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A frontend's table with the assets of a model folder as paths."""
+    return {k: str(folder / v) if _is_asset(v) else v for k, v in table.items()}
 
 
 def _is_asset(value: Any) -> bool:
@@ -323,11 +334,35 @@ class Initial:
     tables: Mapping[str, Any]
     targets: Mapping[str, Any] | None = None  # state of the codec that its head was trained with
 
+    def digest(self) -> str:
+        """SHA-256 of the tensors, whatever file they came in."""
+        made = hashlib.sha256()
+        for name, tensor in sorted(self.tensors.items()):
+            made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            made.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return made.hexdigest()
+
     def without_head(self) -> Initial:
         """The same, for other classes."""
         return dataclasses.replace(
             self, tensors={k: v for k, v in self.tensors.items() if not k.startswith("head.")}, targets=None
         )
+
+    def averaged(self) -> Initial:
+        """The same with the slow average that its loss kept in the place of the backbone's weights, where it has them.
+
+        Raises CheckpointError where there is none, or one that is a mere copy (of a file that held none)."""
+        prefix = registry().get("loss", self.tables["loss"]["name"]).average
+        average = {
+            f"backbone.{k.removeprefix(prefix)}": v for k, v in self.tensors.items() if prefix and k.startswith(prefix)
+        }
+        check(
+            any(k not in self.tensors or not torch.equal(v, self.tensors[k]) for k, v in average.items()),
+            f"{self.path} holds no average of its weights",
+            fix="--set train.init=weights, or start from another model",
+            error=CheckpointError,
+        )
+        return dataclasses.replace(self, tensors={**self.tensors, **average})
 
     def into_backbone(self, backbone: Backbone, name: str) -> None:
         """Load the backbone, strictly, after `backbone.adapt` fitted what may be fitted (position tables)."""
@@ -368,6 +403,7 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
     path = Path(path)
     if (path / RECIPE).is_file() and not format:
         tables = read_tables(path)
+        tables["frontend"] = _located(tables.get("frontend", {}), path)
         targets = json.loads((path / TARGETS).read_text(encoding="utf-8")) if (path / TARGETS).is_file() else None
         check(
             (path / WEIGHTS).is_file(),
@@ -386,6 +422,4 @@ def read_initial(path: str | Path | Initial, format: str = "", **options: Any) -
         imported = import_checkpoint(path, format, **options)
         tables, tensors = imported_tables(imported), dict(imported.tensors)
         targets = imported.assets.get("targets")
-    table = dict(tables["backbone"])
-    name = table.pop("name")
-    return Initial(path, tensors, name, structure(load("backbone", name, "config"), table, "backbone"), tables, targets)
+    return Initial(path, tensors, tables["backbone"]["name"], _backbone_config(tables), tables, targets)

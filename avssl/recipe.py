@@ -111,6 +111,8 @@ class TrainConfig:
     log_every: int = 10
     weight_average: tuple[int, int] | None = None  # (first, last) epochs whose weights are averaged into the model
     ema: float | None = None  # decay of an average of the deployed weights; None = none
+    # what to take of the model that the run starts from: its weights, or the slow average of them that its loss kept
+    init: Literal["weights", "average"] = "weights"
     on_nonfinite: str = "stop"  # or "skip-N": skip up to N steps in the run
     best: str = ""  # metric of the validation split that selects checkpoints/best; "" = keep none
     validate_every: float = 1.0  # epochs, when the data have a validation split

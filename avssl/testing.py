@@ -303,7 +303,7 @@ def loss_step(loss: Loss, s: Subject, batch: Batch) -> None:
 
 
 def loss_save_and_load(loss: Loss, s: Subject, batch: Batch) -> None:
-    """The state dict, through safetensors into a fresh loss, gives the same total."""
+    """The state dict, through safetensors into a fresh loss, gives the same total; an average has the backbone's names."""
     from safetensors import torch as safetensors
 
     seed_everything(6)
@@ -317,6 +317,11 @@ def loss_save_and_load(loss: Loss, s: Subject, batch: Batch) -> None:
         a, b = loss(batch, draw).total(), fresh(batch, draw).total()
     loss.train()
     assert torch.equal(a, b), f"a saved and loaded loss gives {float(b)} for {float(a)}"
+    prefix = registry().get("loss", s.tables["loss"]["name"]).average
+    average = {k.removeprefix(prefix) for k in loss.state_dict() if k.startswith(prefix)} if prefix else set()
+    assert average or not prefix, f"its entry names an average {prefix!r}, and its state has none"
+    strange = sorted(average - s.backbone.state_dict().keys())
+    assert not strange, f"its average has {strange[0]}, its backbone has not"
 
 
 def loss_wrong_pair(entry: LossEntry) -> None:

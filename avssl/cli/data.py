@@ -1,4 +1,4 @@
-"""avssl data: scan, check, split, show, stats, prepare."""
+"""avssl data: scan, check, split, show, stats, prepare, tokenizer."""
 
 from __future__ import annotations
 
@@ -245,6 +245,29 @@ def prepare(
         print(out / MANIFEST)
         listed = f": see {out / 'bad_files.csv'}" if problems else ""
         say(f"{counted(len(made), 'item')} prepared, {counted(len(problems), 'problem')}{listed}")
+
+
+@app.command()
+def tokenizer(
+    data: Data,
+    out: Annotated[Path, Option(help="The tokenizer.json to write.")],
+    size: Annotated[int, Option(help="Tokens, with the 4 special ones and the mask.")] = 8000,
+    as_json: AsJson = False,
+) -> None:
+    """Learn tokens from texts, a byte-level BPE, for a text encoder that is trained from scratch."""
+    from avssl.data.manifest import read_rows
+    from avssl.data.tokenizer import texts, train_bpe
+
+    check(not out.exists(), f"{out} exists already", fix="choose another name")
+    check(out.parent.is_dir(), f"{out}: the folder {out.parent} does not exist", fix=f"mkdir -p {out.parent}")
+    rows = read_rows(data, modalities=["text"])
+    with shown(), steps("reading", len(rows)) as step:
+        found = train_bpe(texts(rows, step), size, out)
+    if as_json:
+        print_json({"out": str(out), "tokens": found, "texts": len(rows)})
+        return
+    print(f"--set 'frontend.tokenizer={out}' --set backbone.vocabulary={found} --set backbone.mask={found - 1}")
+    say(f"{counted(found, 'token')} of {counted(len(rows), 'text')}")
 
 
 def _fresh(out: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ from avssl.cli.inputs import ReaderOptions, need_model, reader_options
 from avssl.cli.inputs import opened as open_model
 from avssl.cli.listing import AsJson
 from avssl.cli.output import print_json, say
-from avssl.errors import DataError, check
+from avssl.errors import DataError, check, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ def export(
     dynamic: Annotated[bool, Option("--dynamic", help="Leave the length (dimension 1) free in ONNX.")] = False,
     stream: Annotated[str, Option(help="Which embedding of a model without a head, e.g. audio.")] = "",
     calibrate: Annotated[int, Option(help="Calibration clips.")] = 128,
-    test: Annotated[int, Option(help="Clips to compare on.")] = 256,
+    test: Annotated[int | None, Option(help="Clips to compare on. [default: all of the fold or test split]")] = None,
     format: Annotated[str, Option(help="Format of MODEL when it is a published checkpoint file.")] = "",
     option: ReaderOptions = None,
     as_json: AsJson = False,
@@ -53,8 +54,13 @@ def export(
     from avssl.registry import load, registry
 
     need_model(model)
-    check(not out.exists() or not any(out.iterdir()), f"--out {out} exists already", fix="choose another directory")
+    check(
+        not out.exists() or (out.is_dir() and not any(out.iterdir())),
+        f"--out {out} exists already",
+        fix="choose another directory",
+    )
     from avssl.export.exporter import TARGETS, export_model, table
+    from avssl.files import completing
 
     check(
         format not in TARGETS,
@@ -62,28 +68,41 @@ def export(
         fix=f"--to {format}",
     )
     targets = to or ["onnx"]
+    formats = registry().entries["format"]
+    for name in targets:
+        known = (*TARGETS, *formats)
+        check(name in known, f"unknown target {name!r}", fix=nearest(name, known))
+    writers = {n: load("format", n, "write") for n in targets if n not in TARGETS}
+    targets = [t for t in targets if t in TARGETS]
     opened = open_model(model, format, options=reader_options(option))
     files: list[str] = []
-    for name in [t for t in targets if t not in TARGETS and t in registry().entries["format"]]:
-        files += [str(p) for p in load("format", name, "write")(opened, out)]
-        targets = [t for t in targets if t != name]
     report: dict[str, Any] = {"files": []}
-    if targets:
-        calibration, held = _clips(opened, data, fold, calibrate, test)
-        example = calibration if calibration is not None else _made_up(opened)
-        report = export_model(
-            opened,
-            out,
-            targets,
-            example=example,
-            frontend=frontend,
-            calibration=calibration,
-            test=held if data is not None else example,
-            note="" if data is not None else MADE_UP,
-            stream=stream,
-            dynamic=dynamic,
-            name=str(opened.recipe.get("name", model.name)),
-        )
+    with completing(out) as folder:
+        for write in writers.values():
+            files += [str(out / Path(p).relative_to(folder)) for p in write(opened, folder)]
+        if targets:
+            if frontend:
+                opened = dataclasses.replace(opened, frontend=opened.frontend.portable())
+            check(
+                not folder.is_file(),
+                f"--to {' --to '.join(writers)} writes one file, and other targets need a folder",
+                fix="export it by itself",
+            )
+            calibration, held, note = _clips(opened, data, fold, calibrate, test)
+            example = calibration if calibration is not None else _made_up(opened)
+            report = export_model(
+                opened,
+                folder,
+                targets,
+                example=example,
+                frontend=frontend,
+                calibration=calibration,
+                test=held if data is not None else example,
+                note=note,
+                stream=stream,
+                dynamic=dynamic,
+                name=str(opened.recipe.get("name", model.name)),
+            )
     if as_json:
         print_json({**report, "published": files})
         return
@@ -96,16 +115,17 @@ def export(
 
 
 def _clips(
-    model: Model, data: str | None, fold: int | None, calibrate: int, test: int
-) -> tuple[Batch | None, Batch | None]:
-    """Calibration clips and clips to compare on: by fold, else by split, else the same rows for both."""
+    model: Model, data: str | None, fold: int | None, calibrate: int, test: int | None
+) -> tuple[Batch | None, Batch | None, str]:
+    """Calibration clips, clips to compare on, and what they are: by fold, else by split, else all rows for both."""
     if data is None:
-        return None, None
+        return None, None, MADE_UP
     from avssl.data.manifest import read_rows
 
     rows = read_rows(data, modalities=model.frontend.modalities)
     if fold is not None:
-        train, held = [r for r in rows if r.fold != fold], [r for r in rows if r.fold == fold]
+        held, source = [r for r in rows if r.fold == fold], f"fold {fold}"
+        train, other = [r for r in rows if r.fold != fold], "the other folds"
         check(
             bool(train and held),
             f"--fold {fold}: the data have no such fold",
@@ -113,18 +133,39 @@ def _clips(
             error=DataError,
         )
     else:
-        train = [r for r in rows if r.split == "train"] or rows
-        held = [r for r in rows if r.split in ("test", "val")] or rows
-    return _batch(model, train, calibrate), _batch(model, held, test)
+        split = next((s for s in ("test", "val") if any(r.split == s for r in rows)), None)
+        held, source = [r for r in rows if split in (None, r.split)], f"split {split}" if split else "all the data"
+        train, other = [r for r in rows if r.split == "train"], "split train"
+        if not train:
+            train, other = rows, "all the data"
+    some, few = spread(train, calibrate), spread(held, len(held) if test is None else test)
+    first, second = _batch(model, some), _batch(model, few)
+    note = f"compared on {_share(second, held)} of {source}; int8 is calibrated on {_share(first, train)} of {other}"
+    if {r.id for r in some} & {r.id for r in few}:
+        note += (
+            ": the same clips, perhaps those that the model was trained on, so agreement and accuracy are flattered "
+            "(give --fold N, or data with a test split)"
+        )
+    return first, second, note
 
 
-def _batch(model: Model, rows: Sequence[Row], count: int) -> Batch:
-    """Up to `count` rows, evenly spread, in one batch of equal shapes; labels only where all are known to the model."""
+def _share(batch: Batch, rows: Sequence[Row]) -> str:
+    return f"all {len(rows)} clips" if len(batch) == len(rows) else f"{len(batch)} of {len(rows)} clips"
+
+
+def spread(rows: Sequence[Row], count: int) -> list[Row]:
+    """`count` rows, the first and the last among them, at even distances: data sorted by class lose no class."""
+    import numpy as np
+
+    check(count > 0, f"{count} clips are asked for", fix="give at least 1 to --test and --calibrate")
+    return [rows[i] for i in np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int)]
+
+
+def _batch(model: Model, chosen: Sequence[Row]) -> Batch:
+    """The rows in one batch of equal shapes; labels only where all are known to the model."""
     from avssl.batch import Batch
     from avssl.data.loader import evaluation_batches
 
-    step = max(1, len(rows) // count)
-    chosen = list(rows)[::step][:count]
     known = model.codec is not None and all(r.labels and set(r.labels) <= set(model.codec.classes) for r in chosen)
     batches = [
         b
@@ -143,12 +184,12 @@ def _batch(model: Model, rows: Sequence[Row], count: int) -> Batch:
 
 
 def _made_up(model: Model) -> Batch:
-    """An item to fix the shapes and to compare on when there are no data: five seconds of faint noise, a grey picture, a word."""
+    """An item to fix the shapes and to compare on when there are no data: faint noise as long as a clip, a grey picture, a word."""
     import numpy as np
 
     from avssl.data.clip import Clip, Frames, Waveform
 
-    seconds = getattr(model.frontend.config, "seconds", None) or 5.0
+    seconds = model.frontend.seconds or 5.0
     noise = np.random.default_rng(0).normal(0, 1e-3, (1, round(16000 * seconds))).astype(np.float32)
     made = {
         "audio": Waveform(noise, 16000),

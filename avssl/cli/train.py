@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from avssl.cli.inputs import ReaderOptions, need_model, reader_options
+from avssl.cli.inputs import ReaderOptions, Workers, need_model, reader_options
 from avssl.cli.listing import AsJson, complete
 from avssl.cli.output import print_json, say
 from avssl.errors import UsageError, check
@@ -26,13 +27,15 @@ RecipeName = Annotated[
 ]
 Data = Annotated[str, Option(help="A folder of media, a manifest, or a known layout.")]
 Out = Annotated[Path, Option(help="Run directory; must not exist, unless --resume.")]
+OutUnlessDry = Annotated[
+    Path | None, Option(help="Run directory; must not exist, unless --resume. A --dry-run needs none.")
+]
 Overrides = Annotated[
     list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change the recipe, e.g. optim.lr=1e-4.")
 ]
 Resume = Annotated[bool, Option("--resume", help="Go on with the run in --out (or start it).")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 Precision = Annotated[str, Option(help="auto, fp32, bf16 or fp16; default: the recipe's.")]
-Workers = Annotated[int | None, Option(help="Data-loading processes; default: chosen from the cores.")]
 Deterministic = Annotated[
     bool,
     Option("--deterministic", help="Only algorithms that give the same bits again: for exact resume on CUDA."),
@@ -46,7 +49,7 @@ TrackerNames = Annotated[list[str] | None, Option("--tracker", help="Also log to
 def pretrain(
     recipe: RecipeName,
     data: Data,
-    out: Out,
+    out: OutUnlessDry = None,
     overrides: Overrides = None,
     init: Annotated[
         str | None, Option(help="Start from this model: a run, an imported model, or a checkpoint file.")
@@ -64,20 +67,22 @@ def pretrain(
 ) -> None:
     """Pretrain a backbone with a self-supervised loss."""
     from avssl.recipe import Pipeline, load_recipe, load_run
+    from avssl.training.trackers import check_trackers
 
+    check_trackers(tracker or ())
     loaded = (load_run if dry_run else load_recipe)(recipe, overrides or [])
     _check_verb(recipe, loaded)
-    _check_places(data, None if dry_run else out, resume, init)
+    _check_places(data, out, resume, init, dry_run)
     from avssl.training.setup import Machine
 
     machine = Machine(device=device, precision=precision, workers=workers, deterministic=deterministic)
     initial = _initial(init, format, option)
-    if dry_run:
+    if dry_run or out is None:
         return _dry_run(loaded, data, initial, machine, as_json)
     if isinstance(loaded, Pipeline):
         from avssl.training.pipeline import run_pipeline
 
-        report = run_pipeline(loaded, data, out, resume=resume, machine=machine, init=initial)
+        report = run_pipeline(loaded, data, out, resume=resume, machine=machine, init=initial, trackers=tracker or ())
     else:
         from avssl.training.run import pretrain as run
 
@@ -88,7 +93,7 @@ def pretrain(
 def finetune(
     recipe: RecipeName,
     data: Data,
-    out: Out,
+    out: OutUnlessDry = None,
     source: Annotated[
         str | None, Option("--from", help="The pretrained model; without it, training starts from scratch.")
     ] = None,
@@ -108,22 +113,38 @@ def finetune(
     precision: Precision = "",
     workers: Workers = None,
     deterministic: Deterministic = False,
+    dry_run: DryRun = False,
     tracker: TrackerNames = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a pretrained model on labels: end to end, or a probe with optim.freeze=backbone."""
-    from avssl.recipe import read_recipe
+    from avssl.recipe import load_run, read_recipe
+    from avssl.training.trackers import check_trackers
 
+    check(not kfold or fold is None, "--kfold makes a run for every fold, --fold one", fix="give one of them")
+    check_trackers(tracker or ())
     read_recipe(recipe)  # its open keys are the model's, which torch must read; that it exists can be said before
-    _check_places(data, out, resume, source)
+    _check_places(data, out, resume, source, dry_run)
     from avssl.training.setup import Machine
 
     machine = Machine(device=device, precision=precision, workers=workers, deterministic=deterministic)
     initial = _initial(source, format, option)
+    if dry_run or out is None:
+        loaded = load_run(recipe, overrides or [], initial.tables if initial is not None else None)
+        return _dry_run(loaded, data, initial, machine, as_json)
     if kfold:
         from avssl.training.pipeline import run_folds
 
-        report = run_folds(recipe, initial, data, out, overrides=overrides or [], resume=resume, machine=machine)
+        report = run_folds(
+            recipe,
+            initial,
+            data,
+            out,
+            overrides=overrides or [],
+            resume=resume,
+            machine=machine,
+            trackers=tracker or (),
+        )
     else:
         from avssl.training.run import finetune as run
 
@@ -141,12 +162,13 @@ def finetune(
     _summary(report, out, as_json)
 
 
-def _check_places(data: str, out: Path | None, resume: bool, model: str | None) -> None:
-    """What a typing mistake breaks, before torch is loaded."""
+def _check_places(data: str, out: Path | None, resume: bool, model: str | None, dry: bool) -> None:
+    """What a typing mistake breaks, before torch is loaded. A dry run needs no place, and leaves one that is named alone."""
     from avssl.data.manifest import check_exists
     from avssl.training.directory import check_directory
 
-    if out is not None:
+    check(dry or out is not None, "--out is missing", fix="name a directory for the run, or use --dry-run")
+    if out is not None and not dry:
         check_directory(out, resume)
     check_exists(data)
     if model is not None:
@@ -166,7 +188,7 @@ def _initial(model: str | None, format: str, option: list[str] | None) -> Initia
 
 
 def _summary(report: dict[str, Any], out: Path, as_json: bool) -> None:
-    if not report:  # not the first process of several
+    if os.environ.get("RANK", "0") != "0":  # of several processes, the first one speaks
         return
     if as_json:
         print_json(report)

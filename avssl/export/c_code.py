@@ -6,7 +6,7 @@ import itertools
 import shutil
 import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -17,27 +17,35 @@ from torch import Tensor
 
 from avssl import __version__
 from avssl.errors import UsageError, check
-from avssl.export.interpret import Quantised, forward, forward_int8, input_point
+from avssl.export.interpret import MOST_INPUTS, Quantised, forward, forward_int8, input_point
 from avssl.export.plan import EncoderPlan, SoundPlan
 from avssl.files import write_text
 
 MAX_PARAMETERS = 4_000_000  # beyond this a header takes a compiler minutes, and no microcontroller holds it
 SOURCES = ("avssl_edge.h", "avssl_edge.c", "avssl_frontend.c", "avssl_host.c")
+SIZES = {"int8_t": 1, "int16_t": 2, "int32_t": 4, "float": 4}
 KINDS = {"mel": 0, "mfcc": 1, "spectrogram": 2, "raw": 3}
 LAYER_PARTS = ("query", "key", "value", "output", "up", "down")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of the C build."""
+    """Bytes of the C build, without its code and the pointers between its tables."""
 
     weights_int8: int  # int8 matrices
-    flash: int  # with biases, scales, norms, positions and front-end tables
-    ram_int8: int  # static work buffers of the int8 pass; its input frames apart
+    flash_int8: int  # matrices, biases, scales, norms, positions
+    flash_float32: int  # matrices, biases, norms, positions
+    flash_frontend: int  # window, twiddle factors, filters
+    ram_int8: int  # work buffers of the int8 pass: static ones and the arrays on its stack
     ram_float32: int
+    stack_int8: int  # what of it lies on the stack
+    stack_float32: int
     frames_int8: int  # the input of one clip
     frames_float32: int
-    frontend_ram: int
+    ram_frontend: int  # the last samples heard and the buffers of the transform
+    clip_float: int  # where frames depend on the clip as a whole: its 16-bit sound and its float frames; else 0
+    total_int8: int  # from PCM to label: front end, one float frame or `clip_float`, int8 frames, int8 pass
+    total_float32: int
 
 
 def write_c(
@@ -51,34 +59,23 @@ def write_c(
     licence: str = "",
     name: str = "model",
     test: tuple[np.ndarray, Tensor] | None = None,
-) -> tuple[list[Path], Memory]:
+) -> list[Path]:
     """Write a folder that compiles as it is: `cc -std=c99 -O2 *.c -lm`.
 
     plan: without an affine of its own (`avssl.export.plan.folded`). frames: the longest input.
     test: (int16 PCM (L,) or an empty array, its standardised frames (1, T, F)).
-    Returns the files and the memory they need.
+    Returns the files.
     """
-    size = sum(d.weight.size + d.bias.size for d in plan.dense().values())
-    check(
-        size <= MAX_PARAMETERS,
-        f"{size:,} parameters are too many for a C header",
-        fix="export to ONNX; C is for models of up to 4 million",
-    )
-    if sound is not None and sound.kind != "raw" and sound.n_fft & (sound.n_fft - 1):
-        raise UsageError(
-            f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024"
-        )
+    check_plan(plan, sound)
     out.mkdir(parents=True, exist_ok=True)
     head = _banner(name, licence)
-    weights = _weights(plan, quantised)
     texts = {
         "model_config.h": head + _config(plan, sound, frames, labels, quantised),
-        "model_weights.h": head + weights.text,
+        "model_weights.h": head + _weights(plan, quantised),
         "model_weights_f32.h": head + _weights_f32(plan),
     }
-    tables = 0
     if sound is not None:
-        texts["frontend.h"], tables = _frontend(sound, head)
+        texts["frontend.h"] = head + "".join(array(*table) for table in _sound_tables(sound))
     if test is not None:
         texts["test_vector.h"] = head + _test_vector(plan, quantised, *test)
     for source in SOURCES:
@@ -86,26 +83,72 @@ def write_c(
             texts[source] = (files("avssl.export") / "c" / source).read_text(encoding="utf-8")
     for file, text in texts.items():
         write_text(out / file, text)
-    return [out / file for file in texts], memory(plan, sound, frames, weights.bytes + tables)
+    return [out / file for file in texts]
 
 
-def memory(plan: EncoderPlan, sound: SoundPlan | None, frames: int, flash: int) -> Memory:
-    n = plan.tokens(frames)
-    matrices = sum(d.weight.size for d in plan.dense().values())
+def check_plan(plan: EncoderPlan, sound: SoundPlan | None) -> None:
+    """Raise UsageError for what the C code cannot hold or compute."""
+    size = sum(d.weight.size + d.bias.size for d in plan.dense().values())
+    check(
+        size <= MAX_PARAMETERS,
+        f"{size:,} parameters are too many for a C header",
+        fix="export to ONNX; C is for models of up to 4 million",
+    )
+    widest = max(d.weight.shape[1] for d in plan.dense().values())
+    check(widest <= MOST_INPUTS, f"a sum of {widest:,} int8 products may overflow 32 bits", fix="export to ONNX")
+    if sound is not None and sound.kind != "raw" and sound.n_fft & (sound.n_fft - 1):
+        raise UsageError(
+            f"n_fft {sound.n_fft} is no power of two", fix="the C front end needs one; train with 512 or 1024"
+        )
+
+
+def memory(plan: EncoderPlan, sound: SoundPlan | None, frames: int) -> Memory:
+    """For clips of up to `frames` frames. sound None: the frames come from elsewhere."""
+    n, dense = plan.tokens(frames), plan.dense().values()
+    matrices, outputs = sum(d.weight.size for d in dense), sum(d.bias.size for d in dense)
+    rest = _bytes(_float_tables(plan))
     inputs = plan.stack * plan.frame_features
-    rows = 4 * (4 * plan.dim + plan.ff) + 4 * n  # rows on the stack, scores
-    if plan.stem:
-        rows += 4 * (stem_widest(plan) + plan.frame_features)
-    frontend = 0 if sound is None or sound.kind == "raw" else 8 * sound.n_fft
+    static = 3 * n * plan.dim + stem_maps(plan, frames)
+    # On the stack lie the rows of the pass and those of what it calls: the stem, or int8 attention.
+    rows = stem_widest(plan) + plan.frame_features if plan.stem else 0
+    called = max(rows + stem_widest(plan) if plan.stem else 0, plan.dim // plan.heads)
+    stack_int8 = 4 * (3 * plan.dim + plan.ff + called) + inputs + plan.ff + plan.dim
+    stack_float32 = 4 * (3 * plan.dim + plan.ff + inputs + rows)
+    frames_int8, frames_float32 = frames * plan.features, 4 * frames * plan.features
+    ram_int8 = static + 4 * n + stack_int8  # 4 n: one row of scores
+    ram_float32 = 4 * (static + n) + stack_float32
+    ram_frontend = clip_float = one = 0
+    if sound is not None:
+        ram_frontend = 2 * window(sound) + (0 if sound.kind == "raw" else 8 * sound.n_fft)
+        one = 4 * plan.features
+        if not streams(sound):
+            clip_float = 2 * (sound.samples or sound.samples_of(frames)) + frames_float32
     return Memory(
         weights_int8=matrices,
-        flash=flash,
-        ram_int8=3 * n * plan.dim + rows + inputs + plan.ff + plan.dim + stem_maps(plan, frames),
-        ram_float32=4 * (3 * n * plan.dim + inputs + stem_maps(plan, frames)) + rows,
-        frames_int8=frames * plan.features,
-        frames_float32=4 * frames * plan.features,
-        frontend_ram=frontend,
+        flash_int8=matrices + 8 * outputs + rest,
+        flash_float32=4 * (matrices + outputs) + rest,
+        flash_frontend=0 if sound is None else _bytes(_sound_tables(sound)),
+        ram_int8=ram_int8,
+        ram_float32=ram_float32,
+        stack_int8=stack_int8,
+        stack_float32=stack_float32,
+        frames_int8=frames_int8,
+        frames_float32=frames_float32,
+        ram_frontend=ram_frontend,
+        clip_float=clip_float,
+        total_int8=ram_frontend + (clip_float or one) + frames_int8 + ram_int8,
+        total_float32=ram_frontend + (clip_float or frames_float32) + ram_float32,
     )
+
+
+def window(sound: SoundPlan) -> int:
+    """Samples that one frame is made of."""
+    return sound.hop if sound.kind == "raw" else sound.n_fft
+
+
+def streams(sound: SoundPlan) -> bool:
+    """Whether a frame depends on its own samples alone, so that neither clip nor float frames need be kept."""
+    return sound.standardise == "none"
 
 
 def stem_widest(plan: EncoderPlan) -> int:
@@ -140,6 +183,7 @@ def compile_c(folder: Path, *, float32: bool = True, flags: Sequence[str] = ("-O
         "-std=c99",
         "-Wall",
         "-Wextra",
+        "-pedantic",
         "-Werror",
         *flags,
         f"-DAVSSL_FLOAT={int(float32)}",
@@ -202,14 +246,11 @@ def array(name: str, values: np.ndarray, kind: str) -> str:
     return f"static const {kind} {name}[{len(flat)}]{aligned} = {{\n" + ",\n".join(lines) + "\n};\n"
 
 
-@dataclass
-class _Text:
-    text: str = ""
-    bytes: int = 0
+Table = tuple[str, Any, str]  # name, values, C type
 
-    def array(self, name: str, values: np.ndarray, kind: str) -> None:
-        self.text += array(name, values, kind)
-        self.bytes += np.asarray(values).size * {"int8_t": 1, "float": 4, "int32_t": 4, "int16_t": 2}[kind]
+
+def _bytes(tables: Iterable[Table]) -> int:
+    return sum(np.asarray(values).size * SIZES[kind] for _, values, kind in tables)
 
 
 def _config(
@@ -217,7 +258,7 @@ def _config(
 ) -> str:
     n = plan.tokens(frames)
     crc = zlib.crc32(b"".join(q.weight.tobytes() for q in quantised.dense.values()))
-    need = memory(plan, sound, frames, 0)
+    need = memory(plan, sound, frames)
     values: dict[str, Any] = {
         "FEATURES": plan.features,
         "FRAME_FEATURES": plan.frame_features,
@@ -256,7 +297,9 @@ def _config(
             "KIND": KINDS[sound.kind],
             "N_FFT": sound.n_fft or 1,
             "HOP": sound.hop,
-            "CENTER": int(sound.center),
+            "WINDOW": window(sound),
+            "CENTER": int(sound.center and sound.kind != "raw"),
+            "HAS_STREAM": int(streams(sound)),
             "BANDS": 0 if sound.bank is None else len(sound.bank),
             "EXPONENT": number(sound.exponent),
             "FLOOR": number(sound.floor),
@@ -270,21 +313,29 @@ def _config(
     return "#ifndef AVSSL_MODEL_CONFIG_H\n#define AVSSL_MODEL_CONFIG_H\n" + "\n".join(lines) + "\n#endif\n"
 
 
-def _weights(plan: EncoderPlan, quantised: Quantised) -> _Text:
-    """int8 matrices, int32 biases, scales; and what stays float: norms, the first token, positions."""
-    out = _Text("/* int8 weights, row-major [output][input]; bias at the accumulator's scale. */\n")
-    for name, q in quantised.dense.items():
-        out.array(f"{name}_q", q.weight, "int8_t")
-        out.array(f"{name}_qb", q.bias, "int32_t")
-        out.array(f"{name}_qs", q.scale, "float")
+def _float_tables(plan: EncoderPlan) -> list[Table]:
+    """What stays float in both passes: norms, the first token, positions."""
+    out: list[Table] = []
     for name, layer in plan.norms().items():
-        out.array(f"{name}_weight", layer.weight, "float")
-        out.array(f"{name}_bias", layer.bias, "float")
-    out.array("first_token", plan.token if plan.token is not None else np.zeros(plan.dim), "float")
-    if plan.position_rates is not None:
-        out.array("position_rates", plan.position_rates, "float")
-    if plan.position_table is not None:
-        out.array("position_table", plan.position_table, "float")
+        out += [(f"{name}_weight", layer.weight, "float"), (f"{name}_bias", layer.bias, "float")]
+    out.append(("first_token", plan.token if plan.token is not None else np.zeros(plan.dim), "float"))
+    for name in ("position_rates", "position_table"):
+        if getattr(plan, name) is not None:
+            out.append((name, getattr(plan, name), "float"))
+    return out
+
+
+def _weights(plan: EncoderPlan, quantised: Quantised) -> str:
+    """int8 matrices, int32 biases, scales; and what stays float."""
+    tables: list[Table] = []
+    for name, q in quantised.dense.items():
+        tables += [
+            (f"{name}_q", q.weight, "int8_t"),
+            (f"{name}_qb", q.bias, "int32_t"),
+            (f"{name}_qs", q.scale, "float"),
+        ]
+    text = "/* int8 weights, row-major [output][input]; bias at the accumulator's scale. */\n"
+    text += "".join(array(*table) for table in tables + _float_tables(plan))
     scales = quantised.scales
 
     def inverse(point: str) -> str:
@@ -296,7 +347,7 @@ def _weights(plan: EncoderPlan, quantised: Quantised) -> _Text:
     def dense_struct(name: str) -> str:
         return f"{{{name}_q, {name}_qb, {name}_qs, {inverse(input_point(name))}}}"
 
-    text = f"static const layer_norm first_norm = {norm_struct('norm')};\n"
+    text += f"static const layer_norm first_norm = {norm_struct('norm')};\n"
     if plan.head_norm is not None:
         text += f"static const layer_norm head_norm = {norm_struct('head_norm')};\n"
     text += "static const layer_common layers_common[AVSSL_LAYERS] = {\n"
@@ -327,8 +378,7 @@ def _weights(plan: EncoderPlan, quantised: Quantised) -> _Text:
     text += "".join(f"static const dense_int8 {name}_int8 = {dense_struct(name)};\n" for name in singles)
     text += "static const struct { const int8_t *data; size_t size; } all_weights[] = {\n"
     text += "".join(f"{{{name}_q, sizeof {name}_q}},\n" for name in quantised.dense) + "};\n"
-    out.text += text
-    return out
+    return text
 
 
 def _weights_f32(plan: EncoderPlan) -> str:
@@ -346,25 +396,21 @@ def _weights_f32(plan: EncoderPlan) -> str:
     return text + "".join(f"static const dense_f32 {n}_f32 = {{{n}_w, {n}_b}};\n" for n in singles)
 
 
-def _frontend(sound: SoundPlan, head: str) -> tuple[str, int]:
-    """Window, twiddle factors, sparse filters, DCT, fixed statistics; and their bytes."""
-    out = _Text(head)
+def _sound_tables(sound: SoundPlan) -> list[Table]:
+    """Window, twiddle factors, sparse filters, DCT, fixed statistics."""
+    out: list[Table] = []
     if sound.kind != "raw":
         angle = 2 * np.pi * np.arange(sound.n_fft // 2) / sound.n_fft
-        out.array("window", sound.window, "float")
-        out.array("twiddle_cos", np.cos(angle), "float")
-        out.array("twiddle_sin", np.sin(angle), "float")
+        out += [("window", sound.window, "float")]
+        out += [("twiddle_cos", np.cos(angle), "float"), ("twiddle_sin", np.sin(angle), "float")]
     if sound.bank is not None:
         starts, lengths, weights = sparse(sound.bank)
-        out.array("mel_start", starts, "int16_t")
-        out.array("mel_length", lengths, "int16_t")
-        out.array("mel_weights", weights, "float")
+        out += [("mel_start", starts, "int16_t"), ("mel_length", lengths, "int16_t"), ("mel_weights", weights, "float")]
     if sound.dct is not None:
-        out.array("dct", sound.dct, "float")
+        out.append(("dct", sound.dct, "float"))
     if sound.gain is not None and sound.shift is not None:
-        out.array("feature_shift", sound.shift, "float")
-        out.array("feature_gain", sound.gain, "float")
-    return out.text, out.bytes
+        out += [("feature_shift", sound.shift, "float"), ("feature_gain", sound.gain, "float")]
+    return out
 
 
 def sparse(bank: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,18 +13,22 @@ from torch import Tensor
 from avssl import __version__
 from avssl.batch import Batch
 from avssl.errors import CheckpointError, check, nearest
-from avssl.export import c_code, onnx_graph
+from avssl.export import c_code, onnx_graph, runtimes
 from avssl.export.context import Context, Exportable, context_of, items, on_cpu
 from avssl.export.interpret import calibrate, forward, forward_int8
 from avssl.export.plan import EncoderPlan, SoundPlan, folded, plan_of
 from avssl.export.report import Exported, compare, measure, report_of, table
 from avssl.export.snippet import snippet
-from avssl.files import write_json, write_text
+from avssl.files import completing, write_json, write_text
 
 TARGETS = ("onnx", "onnx-int8-dynamic", "onnx-int8", "c", "executorch", "litert")
 SLOWER = (
     "int8 makes a small model's file smaller and suits integer hardware; on a desktop CPU it is not faster than "
     "float32, as the quantising nodes cost more than they save"
+)
+OUTSIDE = (
+    "the clips are normalised before the ONNX graph, as `frontend.item` does it: for a graph that reads them as they were "
+    "recorded, export with `frontend.portable()`"
 )
 LIMIT_FP32 = 1e-4  # largest logit difference that a float32 export may show
 
@@ -47,11 +51,12 @@ def export_model(
 
     example, calibration, test: batches as a loader makes them (before `frontend.batch`), items of equal shape. example:
     one item is used, it fixes the shapes. calibration: for static int8 and C, at least 100 training clips are advised.
-    test: clips the outputs are compared on; with targets, accuracy before and after. frontend: inside the ONNX graph.
-    dynamic: leave dimension 1 (time) free in ONNX. stream: the embedding of a model without a head.
+    test: clips the outputs are compared on; with targets, accuracy before and after. frontend: inside the ONNX graph;
+    for a graph that reads what was recorded, model and batches are those of `frontend.portable()`. dynamic: leave
+    dimension 1 (time) free in ONNX. stream: the embedding of a model without a head.
     note: for the reader of the report, e.g. that `test` is made up.
-    Returns the report. Raises UsageError for a target that this model or this installation cannot serve, before
-    anything is written.
+    Returns the report. Raises UsageError for a target that this model or this installation cannot serve; then nothing
+    is written.
     """
     check(bool(targets), "nothing to export to", fix=f"give one of {', '.join(TARGETS)}")
     for target in targets:
@@ -64,9 +69,27 @@ def export_model(
         )
     if any(t.startswith("onnx") for t in targets):
         onnx_graph.require_onnx()
+    for target in set(targets) & set(runtimes.PACKAGES):
+        runtimes.require(target)
     plans = plan_of(model) if "c" in targets else None
-    context = context_of(model, out, example, calibration, test, stream)
-    out.mkdir(parents=True, exist_ok=True)
+    if plans is not None:
+        check(tuple(example.streams) == ("audio",), "the C forward pass reads sound", fix="export to ONNX")
+        c_code.check_plan(*folded(*plans))
+    with completing(out) as folder:
+        folder.mkdir()
+        context = context_of(model, folder, example, calibration, test, stream)
+        return _write(context, targets, plans, frontend, dynamic, name, note)
+
+
+def _write(
+    context: Context,
+    targets: Collection[str],
+    plans: tuple[EncoderPlan, SoundPlan | None] | None,
+    frontend: bool,
+    dynamic: bool,
+    name: str,
+    note: str,
+) -> dict[str, Any]:
     files: list[Exported] = []
     steps: dict[str, Callable[[], list[Exported]]] = {
         "onnx": lambda: _onnx(context, targets, frontend, dynamic),
@@ -78,8 +101,8 @@ def export_model(
         if any(t == step or t.startswith(step + "-") for t in targets):
             files += make()
     report = report_of(context, files, plans, name) | {"note": note}
-    write_text(out / "labels.txt", "".join(f"{label}\n" for label in context.labels))
-    write_json(out / "report.json", report)
+    write_text(context.out / "labels.txt", "".join(f"{label}\n" for label in context.labels))
+    write_json(context.out / "report.json", report)
     return report
 
 
@@ -134,6 +157,8 @@ def _onnx(context: Context, targets: Collection[str], frontend: bool, dynamic: b
             session = onnx_graph.Session(finish(path))
             feeds = _feeds(context, front is not None)
             one = Exported(target, file, path.stat().st_size, notes=[SLOWER] if "int8" in target else [])
+            if frontend and context.model.frontend.portable() is not context.model.frontend:
+                one.notes.append(OUTSIDE)
             first = context.inputs if front is not None else context.frames
             measure(one, context, lambda *x, run=session: run(*x), feeds, first)
             if target == "onnx" and one.max_logit_difference is not None:
@@ -178,7 +203,6 @@ def _about(context: Context, front: bool) -> dict[str, str]:
 
 # ---- C ---------------------------------------------------------------------------------------------------------------
 def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str) -> list[Exported]:
-    check(context.names == ("audio",), "the C forward pass reads sound", fix="export to ONNX")
     original, _ = plans
     plan, sound = folded(*plans)
 
@@ -192,7 +216,7 @@ def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str)
     quantised = calibrate(plan, frames(context.calibration).split(16))
     length = context.frames[0].shape[1]
     folder = context.out / "c"
-    files, need = c_code.write_c(
+    c_code.write_c(
         folder,
         plan,
         quantised,
@@ -203,15 +227,9 @@ def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str)
         licence=context.model.licence,
         test=_test_vector(context, sound, frames),
     )
-    size = need.flash
-    note = f"flash {need.flash:,} B; RAM int8 {need.ram_int8:,} B + input {need.frames_int8:,} B; {len(files)} files"
+    need = c_code.memory(plan, sound, length)
     f32, int8 = (
-        Exported(
-            f"c-{kind}",
-            "c",
-            size if kind == "int8" else 4 * sum(d.weight.size + d.bias.size for d in plan.dense().values()),
-            notes=[note],
-        )
+        Exported(f"c-{kind}", "c", getattr(need, f"flash_{kind}") + need.flash_frontend, notes=[_memory_note(need)])
         for kind in ("float32", "int8")
     )
     if c_code.compiler() is None:
@@ -230,6 +248,20 @@ def _c(context: Context, plans: tuple[EncoderPlan, SoundPlan | None], name: str)
         compare(f32, context, f32_run(x))
         compare(int8, context, int8_run(x))
     return [f32, int8]
+
+
+def _memory_note(need: c_code.Memory) -> str:
+    """What a device needs: flash without code, RAM from the microphone to the label."""
+    front = (
+        f"its sound and float frames {need.clip_float:,} (they are standardised over the clip), "
+        if need.clip_float
+        else "the clip itself is not kept, "
+    )
+    return (
+        f"C: the bytes are flash without code, {need.flash_frontend:,} of them the front end's tables; RAM from PCM to label "
+        f"{need.total_int8:,} B with int8 ({need.total_float32:,} with float32): front end {need.ram_frontend:,}, "
+        f"{front}frames {need.frames_int8:,}, forward pass {need.ram_int8:,}"
+    )
 
 
 def _test_vector(
@@ -256,8 +288,6 @@ def _bench(binary: Path, passes: int = 20) -> list[float]:
 
 # ---- other runtimes --------------------------------------------------------------------------------------------------
 def _other(context: Context, target: Literal["executorch", "litert"]) -> list[Exported]:
-    from avssl.export import runtimes
-
     file = {"executorch": "model.pte", "litert": "model.tflite"}[target]
     run = getattr(runtimes, f"to_{target}")(context.network, context.frames, context.out / file)
     one = Exported(target, file, (context.out / file).stat().st_size)

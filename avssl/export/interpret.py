@@ -16,6 +16,8 @@ from avssl.export.plan import Dense, EncoderPlan, Norm
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
 TOP = 127  # symmetric int8: -127 ... 127
+BIAS_TOP = 2**30  # of the int32 sum ...
+MOST_INPUTS = (2**31 - 1 - BIAS_TOP) // TOP**2 - 1  # ... beside which the products of so many inputs fit
 WEIGHT_TOP = 255  # unsigned int8 of the attention weights, relative to the largest of their row
 
 
@@ -44,12 +46,17 @@ class QuantisedDense:
 
 
 def quantise_dense(layer: Dense, input_scale: np.float32) -> QuantisedDense:
-    """Round-to-nearest, symmetric, per output channel."""
+    """Round-to-nearest, symmetric, per output channel.
+
+    A row of very small weights has its scale from its bias, which must leave the int32 sum room for the products.
+    """
     top = np.abs(layer.weight).max(1)
-    weight_scale = np.where(top > 0, top / TOP, 1).astype(np.float32)
+    from_bias = np.abs(layer.bias.astype(np.float64)) / (float(input_scale) * BIAS_TOP)
+    weight_scale = np.maximum(top / TOP, from_bias).astype(np.float32)
+    weight_scale[weight_scale * input_scale < np.finfo(np.float32).tiny] = 1  # nothing but zeros
     weight = np.rint(layer.weight / weight_scale[:, None]).clip(-TOP, TOP).astype(np.int8)
     scale = (weight_scale * input_scale).astype(np.float32)
-    bias = np.rint(layer.bias.astype(np.float64) / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
+    bias = np.rint(layer.bias.astype(np.float64) / scale).astype(np.int32)
     return QuantisedDense(weight, bias, scale, weight_scale)
 
 

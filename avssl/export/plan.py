@@ -171,6 +171,12 @@ class SoundPlan:
             return -(-samples // self.hop)
         return 1 + samples // self.hop if self.center else 1 + (samples - self.n_fft) // self.hop
 
+    def samples_of(self, frames: int) -> int:
+        """The fewest samples that make so many frames."""
+        if self.kind == "raw":
+            return (frames - 1) * self.hop + 1
+        return (frames - 1) * self.hop + (0 if self.center else self.n_fft)
+
 
 def dense(layer: nn.Linear) -> Dense:
     """A Linear as arrays."""

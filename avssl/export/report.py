@@ -96,7 +96,7 @@ def report_of(
     if plans is not None:
         plan, sound = folded(*plans)
         frames = context.frames[0].shape[1]
-        need = c_code.memory(plan, sound, frames, next(f.bytes for f in files if f.target == "c-int8"))
+        need = c_code.memory(plan, sound, frames)
         report |= {
             "macs": plan.macs(frames),
             "macs_c": plan.macs_executed(frames),

@@ -19,11 +19,16 @@ from avssl.files import replacing
 Run = Callable[..., np.ndarray]
 
 
-def _require(package: str, names: Sequence[str]) -> str:
+PACKAGES = {"executorch": ("executorch",), "litert": ("litert_torch", "ai_edge_torch")}
+
+
+def require(target: str) -> str:
+    """The package that serves a target. Raises UsageError when none is installed."""
+    names = PACKAGES[target]
     found = next((n for n in names if importlib.util.find_spec(n) is not None), None)
     check(
         found is not None,
-        f"export to {package} needs the package {names[0].replace('_', '-')}, which is not installed",
+        f"export to {target} needs the package {names[0].replace('_', '-')}, which is not installed",
         fix=f"pip install {names[0].replace('_', '-')} (it may ask for another torch), or export to onnx",
     )
     return str(found)
@@ -31,7 +36,6 @@ def _require(package: str, names: Sequence[str]) -> str:
 
 def to_executorch(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> Run:
     """`model.pte` for the XNNPACK backend (phones). Returns a function that runs the file."""
-    _require("ExecuTorch", ("executorch",))
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
@@ -47,13 +51,19 @@ def to_executorch(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> Ru
     from executorch.runtime import Runtime
 
     method = Runtime.get().load_program(str(path)).load_method("forward")
-    return lambda *x: method.execute([t.contiguous() for t in x])[0].numpy().copy()
+
+    def run(*x: Tensor) -> np.ndarray:
+        try:
+            return method.execute([t.contiguous() for t in x])[0].numpy().copy()
+        except RuntimeError as error:  # an operator that it converts and has no kernel for
+            raise _failed("ExecuTorch", error) from error
+
+    return run
 
 
 def to_litert(module: nn.Module, inputs: Sequence[Tensor], path: Path) -> Run:
     """`model.tflite`, float32. Returns a function that runs the file."""
-    package = _require("LiteRT", ("litert_torch", "ai_edge_torch"))
-    converter = importlib.import_module(package)
+    converter = importlib.import_module(require("litert"))
     with warnings.catch_warnings(), torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:

@@ -183,8 +183,15 @@ def leave_world(world: World, clean: bool = True) -> None:
 
 @contextlib.contextmanager
 def member_of_world(device: torch.device) -> Iterator[World]:
-    """`join_world`, and `leave_world` however it ends. Raises PeerLost when a collective operation fails."""
+    """`join_world`, and `leave_world` however it ends. Raises PeerLost when a collective operation fails.
+
+    Inside another one (a run of several runs) the group stays: it is left once, by the outermost.
+    """
+    inside = dist.is_available() and dist.is_initialized()
     world = join_world(device)
+    if inside:
+        yield world
+        return
     try:
         yield world
     except BaseException as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from avssl.batch import Batch
 from avssl.data.loader import TrainingLoader
 from avssl.errors import AvsslError, CheckpointError, Exit, Stopped, UsageError
+from avssl.evaluation.gates import LOWER_IS_BETTER
 from avssl.frontend import Frontend
 from avssl.loss import Loss
 from avssl.recipe import Recipe
@@ -61,11 +63,17 @@ class Run:
     watched: Mapping[str, Any] = field(default_factory=dict)  # the monitor's last look, until the next log line
     trackers: tuple[Any, ...] = ()
     offset: int = 0  # of metrics.jsonl at the checkpoint that was resumed
+    terms: Collection[str] = ()  # names of the loss's terms, once there was a step
 
     def __post_init__(self) -> None:
         self.meter = Meter(self.world, self.device)
         self.monitor = Monitor(self.recipe.monitor)
         self.parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+
+    @property
+    def validate_every(self) -> int:
+        """Updates between two looks at the validation split."""
+        return max(1, round(self.recipe.train.validate_every * self.per_epoch))
 
     # -- the loop ------------------------------------------------------------------------------------------------
     def train(self, stop: StopRequest) -> None:
@@ -75,7 +83,6 @@ class Run:
         journal = Journal(self.folder, self.offset, self.done, self.trackers) if self.world.first else None
         progress = Progress(self.total, self.done, show=self.world.first)
         save_every = cfg.save_every or min(self.per_epoch, 1000)
-        validate_every = max(1, round(cfg.validate_every * self.per_epoch))
         self.loss.train()
         self.frontend.train()
         waited = worked = 0.0
@@ -117,7 +124,7 @@ class Run:
                 if self.done % self.per_epoch == 0:
                     self.averages.epoch(self.done // self.per_epoch, self.loss)
                 improved = False
-                if self.validate and (self.done % validate_every == 0 or last):
+                if self.validate and (self.done % self.validate_every == 0 or last):
                     improved = self._validate(journal, progress)
                 stopping = self.world.any(bool(stop.name), self.device)
                 if self.done % save_every == 0 or last or stopping or improved:
@@ -135,7 +142,10 @@ class Run:
 
     def _watch(self, micros: list[Batch]) -> dict[str, Any]:
         """What the monitor sees; the first process decides for all whether this is a collapse."""
-        found, problem = self.monitor.look(self.loss, [self.frontend(b.to(self.device)) for b in micros], self.done)
+        self.frontend.eval()  # the workers augmented the items, and mixed them; nothing is added to that
+        ready = [self.frontend(b.to(self.device)) for b in micros]
+        self.frontend.train()
+        found, problem = self.monitor.look(self.loss, ready, self.done)
         if problem := self.world.broadcast(problem):
             raise Collapsed(
                 problem, fix="lower optim.lr or raise the loss's variance terms; monitor.every=0 switches the watch off"
@@ -155,6 +165,7 @@ class Run:
         set_rate(self.optimizer, self.rate(self.done))
         self._freeze(update)
         out = self.stepper.backward(micros, update)
+        self.terms = out.terms.keys()
         sum_gradients(self.parameters, self.world)
         scaler = self.stepper.scaler
         if scaler is not None:
@@ -213,7 +224,8 @@ class Run:
         assert self.validate is not None
         self.loss.eval()
         self.frontend.eval()
-        metrics = self.world.broadcast(dict(self.validate(self.done)))  # the same everywhere, to the last bit
+        with self.averages.applied(self.loss, self.world):  # what is deployed is what is judged
+            metrics = self.world.broadcast(dict(self.validate(self.done)))  # the same everywhere, to the last bit
         self.loss.train()
         self.frontend.train()
         record = {
@@ -230,7 +242,8 @@ class Run:
             return False
         if name not in metrics:
             raise UsageError(f"train.best = {name!r} is no validation metric", fix=f"one of {', '.join(metrics)}")
-        better = self.best is None or metrics[name] > self.best
+        lower = name == "loss" or name in self.terms or name.rpartition(".")[2] in LOWER_IS_BETTER
+        better = improves(metrics[name], self.best, lower)
         self.best = metrics[name] if better else self.best
         return better
 
@@ -287,6 +300,13 @@ class Run:
                 f"{self.folder} is at update {self.done}, the recipe ends at {self.total}",
                 fix="raise train.updates or train.epochs, or use the recipe that it was started with",
             )
+
+
+def improves(value: float, best: float | None, lower: bool) -> bool:
+    """Whether a metric is better than the best so far; one that is no number never is."""
+    if math.isnan(value) or best is None:
+        return not math.isnan(value)
+    return value < best if lower else value > best
 
 
 def memory(device: torch.device) -> float:

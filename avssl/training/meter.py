@@ -35,7 +35,8 @@ class Meter:
         self.steps += 1
 
     def take(self) -> dict[str, Any]:
-        """{"loss", "terms", "metrics", "grad_norm"} over all processes since the last call; starts anew."""
+        """{"loss", "terms", "metrics", "grad_norm"} over all processes since the last call; starts anew. NaN when no step
+        was taken since."""
         names = sorted(self.sums)
         flat = torch.tensor(
             [[float(self.sums[n][1]), float(self.sums[n][2])] for n in names] or [[0.0, 0.0]], dtype=torch.float64
@@ -43,10 +44,10 @@ class Meter:
         flat = self.world.sum(flat.to(self.device if self.device.type == "cuda" else "cpu")).cpu()
         means = {n: (a / b if b else math.nan) for n, (a, b) in zip(names, flat.tolist(), strict=False)}
         out = {
-            "loss": sum(self.sums[n][0] * means[n] for n in names if n.startswith("term/")),
+            "loss": sum(self.sums[n][0] * means[n] for n in names if n.startswith("term/")) if self.steps else math.nan,
             "terms": {n[5:]: means[n] for n in names if n.startswith("term/")},
             "metrics": {n[7:]: means[n] for n in names if n.startswith("metric/")},
-            "grad_norm": float(self.grad_norm) / max(1, self.steps),
+            "grad_norm": float(self.grad_norm) / self.steps if self.steps else math.nan,
         }
         self.sums, self.grad_norm, self.steps = {}, 0.0, 0
         return out

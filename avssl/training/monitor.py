@@ -48,7 +48,7 @@ class Monitor:
 
     @torch.no_grad()
     def look(self, loss: Loss, batches: list[Batch], update: int) -> tuple[dict[str, Any], str]:
-        """Encode clean items and measure: stream -> {"std", "rank"}, and what is wrong after `patience` low looks in a row
+        """Encode items without dropout and measure: stream -> {"std", "rank"}, and what is wrong after `patience` low looks in a row
         ("" otherwise)."""
         training = loss.training
         loss.eval()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +15,14 @@ from typing import Any
 
 from avssl.data.clip import Row
 from avssl.errors import AvsslError, check
+from avssl.evaluation.kfold import summary
 from avssl.files import sha256, write_json
 from avssl.model import WEIGHTS, Initial, read_initial
 from avssl.recipe import Pipeline, Recipe, load_run
 from avssl.training.directory import check_directory
-from avssl.training.run import _rows, finetune, pretrain
-from avssl.training.setup import Machine, plan_data
+from avssl.training.distributed import member_of_world
+from avssl.training.run import finetune, pretrain, rows_for
+from avssl.training.setup import Machine, pick_device, plan_data
 from avssl.training.signals import StopRequest
 
 STATE = "pipeline.json"
@@ -36,6 +37,7 @@ def run_pipeline(
     machine: Machine | None = None,
     init: str | Path | Initial | None = None,
     init_format: str = "",
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the stages in order. A stage's `inputs` map "init", "from" or a dotted recipe key to an earlier stage.
 
@@ -45,9 +47,10 @@ def run_pipeline(
     out = Path(out).resolve()  # stages name each other by path: another spelling is no other recipe
     check_directory(out, resume)
     recipes = _recipes(pipeline, data, out)
-    out.mkdir(parents=True, exist_ok=True)
+    machine = machine or Machine()
     reports: dict[str, Any] = {}
-    with StopRequest() as stop:
+    with StopRequest() as stop, member_of_world(pick_device(machine.device)) as world:
+        out.mkdir(parents=True, exist_ok=True)
         for stage in pipeline.stages:
             stop.check(f"before stage {stage.name}")
             folder = out / "stages" / stage.name
@@ -56,24 +59,22 @@ def run_pipeline(
             start = inputs.get("init") or inputs.get("from")
             outside = init if start is None and not reports else None
             recipe = recipes[stage.name]
+            given, own = start or outside, "" if start else init_format
             if recipe.stage == "finetune":
-                report = finetune(recipe, start or outside, data, folder, resume=resume, machine=machine)
+                report = finetune(
+                    recipe, given, data, folder, source_format=own, resume=resume, machine=machine, trackers=trackers
+                )
             else:
                 report = pretrain(
-                    recipe,
-                    data,
-                    folder,
-                    resume=resume,
-                    init=start or outside,
-                    init_format="" if start else init_format,
-                    machine=machine,
+                    recipe, data, folder, init=given, init_format=own, resume=resume, machine=machine, trackers=trackers
                 )
             reports[stage.name] = {
                 "recipe": stage.recipe,
                 "report": report,
                 "inputs": {k: {"stage": p.name, "sha256": sha256(p / WEIGHTS)} for k, p in inputs.items()},
             }
-            write_json(out / STATE, {"recipe": pipeline.name, "stages": reports})
+            if world.first:
+                write_json(out / STATE, {"recipe": pipeline.name, "stages": reports})
     return {
         "kind": "pipeline",
         "recipe": pipeline.name,
@@ -102,7 +103,7 @@ def _recipes(pipeline: Pipeline, data: str | Path | Sequence[Row], out: Path) ->
         try:
             recipe = load_run(stage.recipe, overrides, base)
             if recipe.data.target != "none":
-                plan_data(recipe, _rows(data, recipe))
+                plan_data(recipe, rows_for(data, recipe))
         except AvsslError as error:
             error.message = f"stage {stage.name}: {error.message}"
             raise
@@ -120,6 +121,7 @@ def run_folds(
     source_format: str = "",
     resume: bool = False,
     machine: Machine | None = None,
+    trackers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Fine-tune once for each fold, validating on it; metrics with mean and standard deviation over the folds.
 
@@ -127,47 +129,47 @@ def run_folds(
     """
     out = Path(out)
     check_directory(out, resume)
-    base = read_initial(source, source_format).tables if source is not None else None
+    initial = read_initial(source, source_format) if source is not None else None
+    base = initial.tables if initial is not None else None
+    machine = machine or Machine()
 
     def loaded_for(fold: int | str) -> Recipe:
         return load_run(recipe, [o.replace("{fold}", str(fold)) for o in overrides], base)
 
     loaded = loaded_for("{fold}")
-    rows = _rows(data, loaded)
+    rows = rows_for(data, loaded)
     folds = sorted({r.fold for r in rows if r.fold is not None})
     check(len(folds) > 1, "--kfold: the data have no folds", fix="give a manifest with a fold column")
     reports = {}
-    with StopRequest() as stop:
+    with StopRequest() as stop, member_of_world(pick_device(machine.device)) as world:
         for fold in folds:
             stop.check(f"before fold {fold}")
-            print(f"== fold {fold} of {len(folds)}", file=sys.stderr)
+            if world.first:
+                print(f"== fold {fold} of {len(folds)}", file=sys.stderr)
             reports[fold] = finetune(
                 loaded_for(fold),
-                source,
+                initial,
                 rows,
                 out / f"fold-{fold}",
-                source_format=source_format,
                 resume=resume,
                 fold=fold,
                 machine=machine,
+                trackers=trackers,
             )
-    metrics = {name for r in reports.values() for name in r["validation"]}
-    summary = {}
-    for name in sorted(metrics):
-        values = [v for r in reports.values() if (v := r["validation"].get(name)) is not None and math.isfinite(v)]
-        if not values:  # undefined in every fold, e.g. the d' of a perfect classifier
-            continue
-        summary[name] = statistics.fmean(values)
-        summary[f"{name}.std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    numbers = {
+        str(f): {k: math.nan if v is None else v for k, v in r["validation"].items()} for f, r in reports.items()
+    }
+    folded = {k: v for k, v in summary(numbers).items() if ".fold." not in k}  # each fold's are in per_fold
     report = {
         "kind": "kfold",
         "recipe": loaded.name,
-        "folds": summary,
+        "folds": folded,
         "validation": {},
         "per_fold": {str(f): r["validation"] for f, r in reports.items()},
         "seconds": sum(r["seconds"] for r in reports.values()),
     }
-    write_json(out / "report.json", report)
+    if world.first:
+        write_json(out / "report.json", report)
     return report
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from avssl.training.setup import (
 )
 from avssl.training.signals import StopRequest
 from avssl.training.validation import validator
+from avssl.training.weights import Averages, full_state
 from avssl.words import none_of
 
 MANIFEST, DATA = "manifest.parquet", "data.json"
@@ -70,7 +72,8 @@ def pretrain(
     """
     loaded = load_run(recipe, overrides)
     initial = read_initial(init, init_format) if init is not None else None
-    return _execute(loaded, data, Path(out), resume, initial, machine or Machine(), trackers)
+    origin = _origin(data, None, initial)
+    return _execute(loaded, data, Path(out), resume, initial, origin, machine or Machine(), trackers)
 
 
 def finetune(
@@ -93,20 +96,22 @@ def finetune(
     """
     initial = read_initial(source, source_format) if source is not None else None
     loaded = load_run(recipe, overrides, initial.tables if initial is not None else None)
+    origin = _origin(data, fold, initial)
     if fold is not None:
         data = rows_of_fold(data, loaded, fold)
-    return _execute(loaded, data, Path(out), resume, initial, machine or Machine(), trackers)
+    return _execute(loaded, data, Path(out), resume, initial, origin, machine or Machine(), trackers)
 
 
 def rows_of_fold(data: str | Path | Sequence[Row], recipe: Recipe, fold: int) -> list[Row]:
     """The rows with split "val" for one fold and "train" for the others. Raises UsageError without such a fold."""
-    rows = _rows(data, recipe)
+    rows = rows_for(data, recipe)
     folds = sorted({r.fold for r in rows if r.fold is not None})
     check(fold in folds, f"--fold {fold}: the data have the folds {folds}", fix="give a manifest with a fold column")
     return [dataclasses.replace(r, split="val" if r.fold == fold else "train") for r in rows if r.fold is not None]
 
 
-def _rows(data: str | Path | Sequence[Row], recipe: Recipe) -> list[Row]:
+def rows_for(data: str | Path | Sequence[Row], recipe: Recipe) -> list[Row]:
+    """The rows of what --data names, with the modalities that a recipe needs."""
     if isinstance(data, (str, Path)):
         return read_rows(str(data), modalities=needed_modalities(recipe))
     return list(data)
@@ -118,6 +123,7 @@ def _execute(
     out: Path,
     resume: bool,
     init: Initial | None,
+    origin: Mapping[str, Any],
     machine: Machine,
     trackers: Sequence[str],
 ) -> dict[str, Any]:
@@ -128,10 +134,10 @@ def _execute(
             if world.first:
                 make_directory(out, resume)
         if resume and (out / CHECKSUMS).is_file():  # the last file of a finished run
-            return _finished(recipe, out, world)
+            return _finished(recipe, out, world, origin)
         try:
             with RunLock(out) if world.first else nullcontext(), determinism(machine.deterministic):
-                return _train(recipe, data, out, resume, init, machine, device, world, trackers, stop)
+                return _train(recipe, data, out, resume, init, origin, machine, device, world, trackers, stop)
         except OSError as error:
             if error.errno not in DISK:
                 raise
@@ -140,8 +146,9 @@ def _execute(
             ) from None
 
 
-def _finished(recipe: Recipe, out: Path, world: World) -> dict[str, Any]:
+def _finished(recipe: Recipe, out: Path, world: World, origin: Mapping[str, Any]) -> dict[str, Any]:
     _refuse_changes(recipe, out)
+    _refuse_other_origin(origin, out)
     if world.first:
         print(f"{out} is finished already", file=sys.stderr)
     return json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -153,13 +160,14 @@ def _train(
     out: Path,
     resume: bool,
     init: Initial | None,
+    origin: Mapping[str, Any],
     machine: Machine,
     device: Any,
     world: World,
     trackers: Sequence[str],
     stop: StopRequest,
 ) -> dict[str, Any]:
-    plan = _plan(recipe, data, out, resume, machine, world, init)
+    plan = _plan(recipe, data, out, resume, machine, world, init, origin)
     if init is not None and init.targets and plan.codec and list(plan.codec.classes) != list(init.targets["classes"]):
         init = init.without_head()
         if world.first:
@@ -200,14 +208,16 @@ def _plan(
     machine: Machine,
     world: World,
     init: Initial | None,
+    origin: Mapping[str, Any],
 ) -> DataPlan:
     """The rows of the run, frozen in its manifest when it first starts: a resumed run sees what the first one saw."""
     manifest = out / MANIFEST
     with world.first_works():  # looking at every file of a large folder takes its time
         if world.first and resume and manifest.is_file():
-            _refuse_other_data(data, out)
+            _refuse_other_origin(origin, out)
         elif world.first:
             _freeze(recipe, data, out, machine, init)
+            write_json(out / DATA, origin)
     if not world.first and not manifest.is_file():  # what was wrong with the data is the first one's to say
         raise PeerLost(f"process {world.rank} of {world.ranks} lost process 0: it froze no data", fix=LOST)
     rows = read_rows(str(manifest), modalities=None)
@@ -215,7 +225,7 @@ def _plan(
     if world.first and lacking:
         BadFiles(out / "bad_files.csv").add(lacking)
         print(
-            f"note: {len(lacking)} of {len(rows)} items lack a modality and are left out; see {out / 'bad_files.csv'}",
+            f"note: {len(lacking)} of {len(rows)} items lack a modality or a label and are left out; see {out / 'bad_files.csv'}",
             file=sys.stderr,
         )
     return plan
@@ -225,7 +235,7 @@ def _freeze(
     recipe: Recipe, data: str | Path | Sequence[Row], out: Path, machine: Machine, init: Initial | None
 ) -> None:
     """Look at the data and write the manifest of a new run."""
-    given = _rows(data, recipe)
+    given = rows_for(data, recipe)
     rows, unusable = look(given, machine)
     (out / "bad_files.csv").unlink(missing_ok=True)  # of an attempt that never began
     rejected = [b for b in unusable if b.what != "missing"]
@@ -240,22 +250,36 @@ def _freeze(
     )
     plan_data(recipe, rows, _classes_of(init, recipe, rows))  # what is wrong with them is said before they are frozen
     write_rows(rows, out / MANIFEST)
-    write_json(out / DATA, {"data": _name_of(data)})
 
 
-def _name_of(data: str | Path | Sequence[Row]) -> str:
-    return os.path.abspath(data) if isinstance(data, (str, Path)) else f"{len(data)} rows"
+def _origin(data: str | Path | Sequence[Row], fold: int | None, init: Initial | None) -> dict[str, Any]:
+    """What a run begins with: its data, and the model that it starts from."""
+    if isinstance(data, (str, Path)):
+        name = os.path.abspath(data)
+    else:
+        told = [(r.id, sorted(r.parts.items()), r.labels, r.start, r.end, r.split, r.fold) for r in data]
+        name = f"{len(data)} rows ({hashlib.sha256(repr(told).encode('utf-8', 'surrogatepass')).hexdigest()[:12]})"
+    start = None if init is None else {"path": os.path.abspath(init.path), "sha256": init.digest()}
+    return {"data": name if fold is None else f"{name}, fold {fold}", "init": start}
 
 
-def _refuse_other_data(data: str | Path | Sequence[Row], out: Path) -> None:
-    """A run goes on with the rows that it began with: other data are a mistake, not a change."""
+def _refuse_other_origin(now: Mapping[str, Any], out: Path) -> None:
+    """A run goes on with the rows and from the model that it began with: others are a mistake, not a change."""
     if not (out / DATA).is_file():
         return
-    began = json.loads((out / DATA).read_text(encoding="utf-8"))["data"]
+    began = json.loads((out / DATA).read_text(encoding="utf-8"))
     check(
-        began == _name_of(data),
-        f"{out} was started on {began}, --data is {_name_of(data)}",
+        began["data"] == now["data"],
+        f"{out} was started on {began['data']}, --data is {now['data']}",
         fix="resume with the same data, or start a new run with --init",
+    )
+    old, new = began.get("init", now["init"]), now["init"]  # 0.1 did not write it down
+    names = [model["path"] if model else "scratch" for model in (old, new)]
+    check(
+        (old and old["sha256"]) == (new and new["sha256"]),
+        f"{out} was started from {names[0]}, "
+        + ("which has changed since" if names[0] == names[1] else f"not from {names[1]}"),
+        fix="resume with the same model, or start a new run",
     )
 
 
@@ -343,24 +367,28 @@ def _differences(prefix: str, a: Any, b: Any) -> list[str]:
 
 def _finish(run: Run, plan: DataPlan, seconds: float) -> dict[str, Any]:
     """The model files and the report."""
-    from avssl.training.weights import full_state
-
     state = run.averages.result(full_state(run.loss, run.world))
+    report: dict[str, Any] = {}
     with run.world.first_works():
-        return _write_model(run, plan, state, seconds) if run.world.first else {}
+        if run.world.first:
+            report = _write_model(run, plan, state, seconds)
+    return run.world.broadcast(report)
 
 
 def _write_model(run: Run, plan: DataPlan, state: dict[str, Any], seconds: float) -> dict[str, Any]:
-    best = checkpoint.best_name(run.folder / "checkpoints")
+    best, deployed = checkpoint.best_name(run.folder / "checkpoints"), run.done
     if run.recipe.train.best and best:
-        state = dict(checkpoint.read(run.folder / "checkpoints" / best).tensors["loss"])
+        chosen = checkpoint.read(run.folder / "checkpoints" / best)
+        averages = Averages(run.averages.epochs, run.averages.decay)
+        averages.load(chosen.tensors, chosen.meta["averages"])
+        state, deployed = averages.result(chosen.tensors["loss"]), chosen.updates
     bad = BadFiles(run.folder / "bad_files.csv")
     for other in sorted(run.folder.glob("bad_files-*.csv")):  # of the other processes
         bad.add(BadFiles(other).items.values())
         other.unlink()
     records = read_journal(run.folder)
     train = [r for r in records if r["kind"] == "train"]
-    validation = [r for r in records if r["kind"] == "validation"]
+    validation = [r for r in records if r["kind"] == "validation" and r["update"] <= deployed]
     report = {
         "kind": run.recipe.stage,
         "recipe": run.recipe.name,

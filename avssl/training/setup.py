@@ -16,9 +16,9 @@ import torch
 
 from avssl import __version__
 from avssl.backbone import Backbone
-from avssl.data.bad import BadFiles
+from avssl.data.bad import BadFiles, BadItem
 from avssl.data.clip import Limits, Row
-from avssl.data.items import TrainingItems, usable
+from avssl.data.items import TrainingItems, path_of, usable
 from avssl.data.loader import TrainingLoader
 from avssl.data.sampler import Sampler, ShuffledSampler
 from avssl.data.split import HELD_OUT, VALIDATION, few_rows
@@ -29,14 +29,14 @@ from avssl.errors import DataError, UsageError, check
 from avssl.files import write_json, write_text
 from avssl.loss import Loss
 from avssl.model import RECIPE, Initial, build_frontend
-from avssl.recipe import Component, Recipe, show
+from avssl.recipe import Component, Recipe, TrainConfig, show
 from avssl.registry import load, registry
 from avssl.training.distributed import World
 from avssl.training.loop import Run
 from avssl.training.optim import build_optimizer, schedule
 from avssl.training.step import Stepper, seed_everything
 from avssl.training.weights import Averages, shard
-from avssl.words import counted
+from avssl.words import counted, none_of
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -140,7 +140,14 @@ def plan_data(recipe: Recipe, rows: Sequence[Row], classes: Sequence[str] | None
         train = few_rows(train, cfg.per_class, seed=recipe.train.seed)
         check(bool(train), "data.per_class chooses by label, and no item has one", fix="label them", error=DataError)
     if validation:
-        validation = [r for r in validation if needed <= set(r.parts) and (cfg.target == "none" or r.labels)]
+        validation, unusable = usable(validation, needed)
+        lacking += unusable
+    if validation and cfg.target != "none":
+        unlabelled = [r for r in validation if not r.labels]
+        lacking += [BadItem(r.id, path_of(r), "missing", "has no label to validate with") for r in unlabelled]
+        validation = [r for r in validation if r.labels]
+        check(bool(validation), f"{none_of(len(unlabelled), 'validation item')} has a label",
+              fix="label them, or leave their split out", error=DataError)  # fmt: skip
     codec = fit_codec(train, cfg.target, classes)
     if codec is not None:
         for row in validation:  # a label that training never saw is an error now, not after an epoch
@@ -177,6 +184,7 @@ def build_run(
     frontend = build_frontend(recipe.plain(), folder)
     backbone: Backbone = load("backbone", recipe.backbone.name)(recipe.backbone.config)
     if init is not None:
+        init = init.averaged() if cfg.init == "average" else init
         init.into_backbone(backbone, recipe.backbone.name)
         changed = [f"backbone.{k} {old!r} -> {new!r}" for k, (old, new) in init.changed(backbone).items()]
         if changed and world.first:
@@ -209,6 +217,7 @@ def build_run(
     loader = TrainingLoader(items, sampler, bad, workers, micro, world.rank, world.ranks, machine.timeout)
     per_epoch = len(sampler)
     total = cfg.updates if cfg.updates is not None else max(1, round((cfg.epochs or 0) * per_epoch))
+    _check_deployed(cfg, total // per_epoch, plan)
     if cfg.checkpoint_activations:
         checkpoint_blocks(backbone)
     if cfg.shard and world.ranks > 1:
@@ -240,6 +249,21 @@ def build_run(
     if validator is not None and plan.validation:
         run.validate = validator(run)
     return run
+
+
+def _check_deployed(cfg: TrainConfig, epochs: int, plan: DataPlan) -> None:
+    """That there will be what the recipe wants to deploy, before anything is trained for it."""
+    check(
+        not cfg.best or bool(plan.validation),
+        f"train.best = {cfg.best!r} chooses by validation, and no item validates",
+        fix="give rows of split 'val', or --set train.best=''",
+    )
+    first, _ = cfg.weight_average or (1, 1)
+    check(
+        cfg.weight_average is None or first <= epochs,
+        f"train.weight_average begins with epoch {first}, the run ends after {counted(epochs, 'whole epoch')}",
+        fix="train for longer, or average earlier epochs",
+    )
 
 
 def with_classes(recipe: Recipe, codec: Codec | None) -> Recipe:

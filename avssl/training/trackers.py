@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from avssl.errors import UsageError, nearest
+from avssl.files import write_text
 
 if TYPE_CHECKING:
     from avssl.training.loop import Run
@@ -20,13 +22,16 @@ class _Wandb:
     def __init__(self, run: Run) -> None:
         import wandb
 
+        known = run.folder / "wandb-id"  # of this run, wherever its directory goes and whatever it is called
+        if not known.is_file():
+            write_text(known, secrets.token_hex(4))
         self.run = wandb.init(
             project="avssl",
             name=run.folder.name,
             dir=str(run.folder),
             config=run.recipe.plain(),
             resume="allow",
-            id=run.folder.name,
+            id=known.read_text(encoding="utf-8").strip(),
         )
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
@@ -55,12 +60,18 @@ class _Mlflow:
 _KNOWN: dict[str, Callable[[Run], Tracker]] = {"wandb": _Wandb, "mlflow": _Mlflow}
 
 
-def open_trackers(names: Sequence[str], run: Run) -> tuple[Tracker, ...]:
-    """Open trackers by name. Raises UsageError for an unknown or missing one."""
-    out = []
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises UsageError for an unknown one."""
     for name in names:
         if name not in _KNOWN:
             raise UsageError(f"--tracker {name!r}", fix=nearest(name, set(_KNOWN)))
+
+
+def open_trackers(names: Sequence[str], run: Run) -> tuple[Tracker, ...]:
+    """Open trackers by name. Raises UsageError for an unknown or missing one."""
+    check_trackers(names)
+    out = []
+    for name in names:
         try:
             out.append(_KNOWN[name](run))
         except ImportError:

@@ -32,16 +32,17 @@ KNN_ROWS = 2000  # training rows that a k-NN look compares with
 
 def validator(rows: Sequence[Row]) -> Callable[[Run], Callable[[int], Mapping[str, float]]]:
     """What `build_run` takes: metrics of a supervised run, else the objective itself with draws that are always the same;
-    every `monitor.knn_every` epochs also k-NN accuracy of the features, where rows are labelled."""
+    at the first look after every `monitor.knn_every` epochs also k-NN accuracy of the features, where rows are labelled."""
 
     def bound(run: Run) -> Callable[[int], Mapping[str, float]]:
         codec = run.loader.items.codec
         supervised = "head" in run.loss.exports() and codec is not None and codec.kind != "characters"
-        every = run.recipe.monitor.knn_every * run.per_epoch
+        every, between = run.recipe.monitor.knn_every * run.per_epoch, run.validate_every
 
         def look(update: int) -> Mapping[str, float]:
             found = (supervised_metrics if supervised else objective)(run, rows)
-            return {**found, **neighbours(run, rows)} if every and update % every == 0 else found
+            before = (update - 1) // between * between  # the look before this one
+            return {**found, **neighbours(run, rows)} if every and update // every > before // every else found
 
         return look
 
@@ -50,16 +51,18 @@ def validator(rows: Sequence[Row]) -> Callable[[Run], Callable[[int], Mapping[st
 
 @torch.no_grad()
 def neighbours(run: Run, rows: Sequence[Row]) -> dict[str, float]:
-    """{"knn.STREAM.accuracy"} (mAP for several labels): validation rows by their 20 nearest among the first training rows."""
+    """{"knn.STREAM.accuracy"} (mAP for several labels): validation rows of known classes by their 20 nearest among the
+    training rows, of which KNN_ROWS are taken, spread over all."""
     from avssl.evaluation.knn import neighbours as scores
-    from avssl.evaluation.labels import encode, label_codec
+    from avssl.evaluation.labels import encode, label_codec, spread_over
     from avssl.evaluation.metrics import classification
 
-    train = [r for r in run.loader.items.rows if r.labels][:KNN_ROWS]
-    asked = [r for r in rows if r.labels]
-    if not train or not asked:
+    labelled = [r for r in run.loader.items.rows if r.labels]
+    known_labels = {label for row in labelled for label in row.labels}
+    asked = [r for r in rows if r.labels and known_labels.issuperset(r.labels)]
+    if not labelled or not asked:
         return {}
-    codec = label_codec(train)
+    codec, train = label_codec(labelled), spread_over(labelled, KNN_ROWS)
     features = []
     for some in (train, asked):
         vectors: dict[int, dict[str, np.ndarray]] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +90,19 @@ class Averages:
             return dict(state)
         scale = 1.0 / self.count if self.epochs is not None else 1.0
         return {k: (self.sums[k] * scale).to(v) if k in self.sums else v for k, v in state.items()}
+
+    @contextlib.contextmanager
+    def applied(self, loss: Loss, world: World) -> Iterator[None]:
+        """Meanwhile the loss has its averaged weights, where there are any; all processes must call it."""
+        if not self.sums:
+            yield
+            return
+        own = {name: value.detach().clone() for name, value in full_state(loss, world).items()}
+        load_full_state(loss, self.result(own), "the averaged weights")
+        try:
+            yield
+        finally:
+            load_full_state(loss, own, "the trained weights")
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         return {"averages": self.sums} if self.sums else {}

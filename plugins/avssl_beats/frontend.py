@@ -32,6 +32,7 @@ class BeatsFrontend(Frontend):
     """
 
     modalities = frozenset({"audio"})
+    seconds_field = "seconds"
     config: BeatsFrontendConfig
 
     def __init__(self, config: BeatsFrontendConfig) -> None:

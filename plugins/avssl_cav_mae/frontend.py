@@ -85,7 +85,7 @@ class CavMaeFrontend(Frontend):
 
     @property
     def seconds(self) -> float:
-        """Length of the sound that is decoded."""
+        """Length of the sound that is decoded, which the position table fixes."""
         return self.samples / self.config.rate
 
     @property

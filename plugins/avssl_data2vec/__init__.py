@@ -73,6 +73,7 @@ def avssl_losses() -> list[LossEntry]:
             cls="avssl_data2vec.loss:Data2Vec",
             config=f"{_C}:Data2VecConfig",
             requires=frozenset({"hide", "layers:blocks"}),
+            average="teacher.",
             summary="Regress a slow teacher's inner layers at hidden tokens, in any modality",
         ),
         LossEntry(
@@ -82,6 +83,7 @@ def avssl_losses() -> list[LossEntry]:
             config=f"{_C}:Data2Vec2Config",
             backbones=frozenset({"data2vec2_audio", "data2vec2_vision", "data2vec2_text"}),
             requires=frozenset({"keep"}),
+            average="teacher.",
             summary="data2vec 2.0: many masks per item, one target, a convolutional decoder",
         ),
         _head("ctc", "ctc:Ctc", "audio", "Fine-tuning: speech recognition, letters by CTC"),

@@ -142,6 +142,7 @@ class Multi2Config:
     alibi: AlibiConfig = AlibiConfig()
     mae_init: bool = False  # Xavier instead of N(0, 0.02)
     local_grad: float = 1.0  # the gradient into the local encoder is multiplied by this; 0 = it never trains
+    hidden_noise: float = 0.0  # of tokens that fine-tuning hides: they become N(0, this); 0 = zeros
     dropout: float = 0.1  # after attention
     mlp_dropout: float = 0.1  # after the MLP
     attention_dropout: float = 0.1

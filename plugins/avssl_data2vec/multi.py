@@ -15,6 +15,7 @@ from avssl.batch import Batch
 from avssl.nn.activation import gelu
 from avssl.nn.attention import pad_bias
 from avssl.nn.drop import DropPath
+from avssl_data2vec import masks
 from avssl_data2vec.alibi import Alibi
 from avssl_data2vec.audio import check_length, frame_pad
 from avssl_data2vec.config import Audio2Config, Multi2Config, Text2Config, Vision2Config
@@ -30,6 +31,8 @@ from avssl_data2vec.modules import (
 )
 from avssl_data2vec.text import random_ids, token_ids
 from avssl_data2vec.vision import images
+
+_NOISE = 2  # salt of the seeds; the masks of fine-tuning have 0 and 1
 
 
 class Block2(nn.Module):
@@ -143,9 +146,10 @@ class Multi2(Backbone):
     ) -> Features:
         """Extra tokens come first in tokens and layers; hide and keep do not count them.
 
-        hide: hidden tokens become 0. keep: (B * clones, K), the rows of an item's clones next to each other; the local
-        features are computed once per item. local, pad: computed before, by this encoder or the student of a teacher.
-        hide_channels: (B * clones, D) bool, channels set to 0; hidden tokens are 0 too, so that channels_first is the same.
+        hide: hidden tokens become 0, or noise (`hidden_noise`). keep: (B * clones, K), the rows of an item's clones next to
+        each other; the local features are computed once per item. local, pad: computed before, by this encoder or the
+        student of a teacher. hide_channels: (B * clones, D) bool, channels set to 0, after the hidden tokens: where these are
+        0 too, channels_first is the same.
         """
         c: Multi2Config = self.config
         if local is None:
@@ -157,7 +161,7 @@ class Multi2(Backbone):
             pad = None if pad is None else pad.repeat_interleave(clones, 0)
         index = None if keep is None else keep.get(self.modality)
         if hide is not None and self.modality in hide:
-            x = x.masked_fill(hide[self.modality][..., None], 0)
+            x = self._hidden(x, hide[self.modality], batch.seeds)
         if hide_channels is not None:
             x = x.masked_fill(hide_channels[:, None], 0)
         if index is not None:
@@ -210,6 +214,15 @@ class Multi2(Backbone):
             if layers is not None and shared:
                 inner.append(mlp if layers == "ffn" else x)
         return x, inner
+
+    def _hidden(self, x: Tensor, hide: Tensor, seeds: Tensor) -> Tensor:
+        """x (B, N, D) with zeros, or noise from the items' own seeds, in place of its hidden tokens."""
+        c: Multi2Config = self.config
+        if not c.hidden_noise:
+            return x.masked_fill(hide[..., None], 0)
+        rngs = masks.generators(seeds, _NOISE)
+        noise = [rng.normal(0, c.hidden_noise, (n, c.dim)) for rng, n in zip(rngs, hide.sum(1).tolist(), strict=True)]
+        return x.masked_scatter(hide[..., None], torch.from_numpy(np.concatenate(noise)).to(x))
 
     def _relative(self, x: Tensor, pad: Tensor | None) -> Tensor:
         assert self.positions is not None

@@ -5,62 +5,75 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from avssl.schema import structure
 
 from .config import PRESETS, TinyCnnConfig, TinyConfig
 
+if TYPE_CHECKING:
+    from avssl.export.plan import EncoderPlan
+
 
 def cost(config: TinyConfig, classes: int, frames: int) -> dict[str, Any]:
-    """Numbers of the formulas of the specification (3.1, 4.2) for one clip of `frames` input frames.
+    """Numbers of the specification (3.1, 4.2) for one clip of `frames` input frames.
 
     scores: elements of one layer's attention matrices. bytes_*: of the weights alone.
     ram_*: bytes of the C forward pass (float, int8), which attends row by row.
     """
-    c = config
-    prefix = 0 if c.pooler == "mean" else 1
-    tokens = -(-frames // c.frames_per_token)
-    n = tokens + prefix
-    maps = c.maps(frames)
-    taps = [9 * i * o for (*_, i), (*_, o) in itertools.pairwise(maps)]
-    pooler = c.dim**2 + c.dim if c.pooler == "tanh_dense_of_cls" else 0
-    layer = 4 * (c.dim**2 + c.dim) + 4 * c.dim + 2 * c.dim * c.ff + c.ff + c.dim
+    from avssl.export.c_code import memory
+
+    plan = shapes(config, classes)
+    n, need = plan.tokens(frames), memory(plan, None, frames)
+    tables = [plan.token, plan.position_table, *(part for x in plan.norms().values() for part in (x.weight, x.bias))]
     parameters = (
-        sum(taps)
-        + 2 * sum(c.stem)
-        + c.token_features * c.dim
-        + c.dim
-        + c.dim * prefix
-        + 2 * c.dim
-        + c.layers * layer
-        + pooler
-        + c.dim * classes
-        + classes
-        + (c.max_tokens * c.dim if c.positions == "learned" else 0)
+        sum(d.weight.size + d.bias.size for d in plan.dense().values())
+        + sum(t.size for t in tables if t is not None)
+        + sum(config.stem)  # the plan has one bias for weight and bias of each BatchNorm
     )
-    macs = (
-        sum(t * b * weights for (t, b, _), weights in zip(maps[1:], taps, strict=True))
-        + tokens * c.token_features * c.dim
-        + c.layers * (n * (4 * c.dim**2 + 2 * c.dim * c.ff) + 2 * n * n * c.dim)
-        + (c.dim**2 if pooler else 0)
-        + c.dim * classes
-    )
-    inputs, buffers = c.token_features, 4 * (4 * c.dim + c.ff + n)  # floats: rows in work, one row of scores
-    between = 0  # numbers kept: three rows of each map between two layers of the stem, and what it gives
-    if c.stem:
-        between = sum(3 * b * o for _, b, o in maps[1:-1]) + maps[-1][0] * c.token_features // c.stack
-        buffers += 4 * (max(c.stem) + c.token_features // c.stack)
     return {
         "parameters": parameters,
-        "macs": macs,
+        "macs": plan.macs(frames),
         "tokens": n,
-        "scores": c.heads * n * n,
+        "scores": config.heads * n * n,
         "bytes_float32": 4 * parameters,
         "bytes_int8": parameters,
-        "ram_float32": 12 * n * c.dim + buffers + 4 * (inputs + between),
-        "ram_int8": 3 * n * c.dim + buffers + inputs + c.ff + c.dim + between,
+        "ram_float32": need.ram_float32,
+        "ram_int8": need.ram_int8,
     }
+
+
+def shapes(c: TinyConfig, classes: int) -> EncoderPlan:
+    """The plan of an encoder with a linear head, all zeros that take no memory."""
+    from avssl.export.plan import Dense, EncoderLayer, EncoderPlan, Norm
+
+    def zeros(*shape: int) -> np.ndarray:
+        return np.broadcast_to(np.float32(0), shape)
+
+    def dense(outputs: int, inputs: int) -> Dense:
+        return Dense(zeros(outputs, inputs), zeros(outputs))
+
+    square, norm = dense(c.dim, c.dim), Norm(zeros(c.dim), zeros(c.dim), c.layer_norm_eps)
+    layer = EncoderLayer(square, square, square, square, norm, dense(c.ff, c.dim), dense(c.dim, c.ff), norm)
+    return EncoderPlan(
+        features=c.features,
+        stack=c.stack,
+        stem=tuple(dense(o, 9 * i) for i, o in itertools.pairwise((1, *c.stem))),
+        stem_bins=c.stem_bins,
+        heads=c.heads,
+        activation=c.activation,
+        project=dense(c.dim, c.token_features),
+        norm=norm,
+        layers=(layer,) * c.layers,
+        pool="mean" if c.pooler == "mean" else "first",
+        token=None if c.pooler == "mean" else zeros(c.dim),
+        position_rates=zeros(c.dim // 2) if c.positions == "sine" else None,
+        position_table=zeros(c.max_tokens, c.dim) if c.positions == "learned" else None,
+        pooler=square if c.pooler == "tanh_dense_of_cls" else None,
+        head=dense(classes, c.dim),
+    )
 
 
 Presets = Mapping[str, Mapping[str, Any]]

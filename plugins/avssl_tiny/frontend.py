@@ -33,6 +33,7 @@ class SoundFrontend(Frontend):
     """
 
     modalities = frozenset({"audio"})
+    seconds_field = "seconds"
     config: SoundConfig
 
     def __init__(self, config: SoundConfig) -> None:

@@ -57,7 +57,7 @@ def pictures(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
 def sentences(data: Path, out: Path) -> tuple[Path, Path, list[str]]:
     """Queries of BANKING77. Pretraining reads those of its training split and 3,000 paragraphs of the books; the tokens are
     a BPE of those queries and all the books."""
-    from avssl_data2vec.frontends.text import train_bpe
+    from avssl.data.tokenizer import train_bpe
 
     labelled, unlabelled, tokenizer = out / "queries.csv", out / "texts.csv", out / "tokenizer.json"
     if not tokenizer.is_file():

@@ -188,6 +188,38 @@ def test_stats_gives_the_constants_of_the_frontend(shared_data, capsys):
     assert json.loads(again[1]) == found, "the constants of the recipe must not matter"
 
 
+def test_tokenizer_learns_tokens_and_says_what_a_recipe_needs(tmp_path, capsys):
+    from tokenizers import Tokenizer
+
+    (tmp_path / "in").mkdir()
+    for n in range(4):
+        (tmp_path / "in" / f"{n}.txt").write_text("the cat sat on the mat, the cat sat down\n" * 5)
+    out = tmp_path / "tokenizer.json"
+    code, said, err = avssl(capsys, "tokenizer", tmp_path / "in", "--out", out, "--size", 270)
+    found = Tokenizer.from_file(str(out))
+    assert code == 0 and found.get_vocab_size() == 270
+    assert [found.token_to_id(t) for t in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")] == [0, 1, 2, 3, 269]
+    assert len(found.encode("the cat").ids) < len("the cat")
+    assert said == f"--set 'frontend.tokenizer={out}' --set backbone.vocabulary=270 --set backbone.mask=269\n"
+    assert err == "270 tokens of 4 texts\n"
+    _, said, _ = avssl(capsys, "tokenizer", tmp_path / "in", "--out", tmp_path / "b.json", "--size", 5000, "--json")
+    few = json.loads(said)  # few texts give fewer tokens than were asked for
+    assert few["tokens"] == Tokenizer.from_file(str(tmp_path / "b.json")).get_vocab_size() < 400
+    for arguments, code, message in (
+        (("--out", out), 2, f"{out} exists already (choose another name)"),
+        (("--out", tmp_path / "x/t.json"), 2,
+         f"{tmp_path}/x/t.json: the folder {tmp_path}/x does not exist (mkdir -p {tmp_path}/x)"),
+        (("--out", tmp_path / "t.json", "--size", 261), 2,
+         "a byte-level vocabulary of 261 has no room for merges (give at least 300)"),
+    ):  # fmt: skip
+        ended, _, err = avssl(capsys, "tokenizer", tmp_path / "in", *arguments)
+        assert (ended, err) == (code, f"error: {message}\n")
+    (tmp_path / "in" / "4.txt").write_bytes(b"\xff")
+    ended, _, err = avssl(capsys, "tokenizer", tmp_path / "in", "--out", tmp_path / "t.json")
+    assert ended == 3 and err.startswith(f"error: {tmp_path}/in/4.txt: line 1 is not UTF-8")
+    assert not (tmp_path / "t.json").exists()
+
+
 def test_show_imports_no_torch(folder):
     code = (
         f"import sys; sys.argv = ['avssl', 'data', 'show', {str(folder / 'in')!r}]\n"

@@ -59,30 +59,34 @@ def test_reproduce_compares_with_what_the_recipe_states(sounds: Path, wanted: fl
 
 
 def test_a_tracker_gets_every_number(sounds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its id is the run's own: the same when the run goes on, another for a directory of the same name elsewhere."""
     logged: list[tuple[dict, int]] = []
     finished: list[bool] = []
+    ids: list[str] = []
+
+    def init(**options: object) -> types.SimpleNamespace:
+        ids.append(str(options["id"]))
+        return types.SimpleNamespace(
+            log=lambda scalars, step: logged.append((scalars, step)), finish=lambda: finished.append(True)
+        )
+
     fake = types.ModuleType("wandb")
-    fake.init = lambda **options: types.SimpleNamespace(  # type: ignore[attr-defined]
-        log=lambda scalars, step: logged.append((scalars, step)), finish=lambda: finished.append(True)
-    )
+    fake.init = init  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", fake)
     short = ["--set", "train.updates=2", "--set", "train.log_every=1", "--set", "data.batch_size=4", "--workers", "0"]
-    assert (
-        run(
-            "pretrain",
-            "tiny/masked",
-            "--data",
-            str(sounds),
-            "--out",
-            str(sounds.parent / "run"),
-            "--tracker",
-            "wandb",
-            *short,
+
+    def train(out: Path, *more: str) -> int:
+        return run(
+            "pretrain", "tiny/masked", "--data", str(sounds), "--out", str(out), "--tracker", "wandb", *short, *more
         )
-        == 0
-    )
+
+    assert train(sounds.parent / "run") == 0
     assert [step for _, step in logged] == [1, 2] and finished == [True]
     assert {"loss", "lr", "terms/frames"} <= set(logged[0][0])
+    (sounds.parent / "run" / "checksums.json").unlink()
+    assert train(sounds.parent / "run", "--resume") == 0
+    assert train(sounds.parent / "elsewhere" / "run") == 0
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_missing_tracker_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

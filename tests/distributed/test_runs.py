@@ -188,3 +188,29 @@ def test_bad_items_of_every_process_are_listed(sounds: Path, tmp_path: Path) -> 
     lines = (tmp_path / "run/bad_files.csv").read_text().splitlines()
     assert sorted(line.split(",")[0] for line in lines[1:]) == ["003", "010", "017", "020"]
     assert not list((tmp_path / "run").glob("bad_files-*"))
+
+
+def test_folds_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    """Each fold is a run of the same group, which ends with the last; the first process writes and speaks."""
+    sounds = write_sounds(tmp_path / "sounds", items=12)
+    rows = [f"sounds/{i:03d}.wav,{'ab'[i % 2]},{1 + i % 3}" for i in range(12)]
+    (tmp_path / "folds.csv").write_text("\n".join(["audio,label,fold", *rows]))
+    small = ["backbone.dim=8", "backbone.layers=1", "backbone.ff=8", "frontend.seconds=0.5", "frontend.mixup=0",
+             "data.batch_size=4", "train.epochs=2"]  # fmt: skip
+    changes = [word for change in small for word in ("--set", change)]
+
+    def arguments(out: str) -> list[str]:
+        where = ["--data", str(tmp_path / "folds.csv"), "--out", str(tmp_path / out)]
+        return ["finetune", "tiny/6k-esc50", *where, "--kfold", "--workers", "0", "--device", "cpu", *changes]
+
+    assert sounds.is_dir() and avssl(tmp_path / "logs", *arguments("one")).code == 0
+    codes, said = together(2, tmp_path, arguments("two"))
+    assert codes == [0, 0], said
+    assert "== fold 3 of 3" in said[0] and "done in" in said[0] and not said[1].strip(), said[1]
+    one, two = (json.loads((tmp_path / out / "report.json").read_text()) for out in ("one", "two"))
+    assert one["per_fold"].keys() == two["per_fold"].keys() == {"1", "2", "3"}
+    for fold, metrics in one["per_fold"].items():
+        whole = {k: v for k, v in metrics.items() if v is not None}
+        assert {k: two["per_fold"][fold][k] for k in whole} == pytest.approx(whole, rel=1e-4), fold
+    code, again = together(2, tmp_path, [*arguments("two"), "--resume"])
+    assert code == [0, 0] and again[0].count("is finished already") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,8 +13,13 @@ import pytest
 import torch
 from export.models import RATE, clips, tiny_model
 
+from avssl.batch import Batch
+from avssl.data.clip import Clip, Waveform
+from avssl.data.targets import Codec
 from avssl.errors import UsageError
 from avssl.export.exporter import export_model, table
+from avssl.model import Model, build_backbone, build_frontend, build_loss
+from avssl_data2vec.example import audio
 
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -114,6 +120,31 @@ def test_frames_in_any_length(tmp_path):
             np.testing.assert_allclose(run(tmp_path / "model.onnx", audio=frames), logits(model, batch), atol=1e-4)
 
 
+def test_sound_that_item_normalises_is_normalised_in_the_graph(tmp_path):
+    """data2vec: the graph reads recorded sound, whatever its loudness and offset."""
+    tables = {**audio(tmp_path), "name": "d2v", "loss": {"name": "classify", "classes": 3}}
+    loss = build_loss(tables, build_backbone(tables)).eval()
+    frontend = build_frontend(tables, tmp_path).eval()
+    model = Model(loss.backbone, frontend.portable(), loss.head, Codec("index", ("a", "b", "c")), tables, tmp_path)
+    waves = (
+        clips(6).need("audio").x * torch.tensor([1, 0.1, 0.01, 1e-3, 0.5, 0.5])[:, None]
+        + 0.2 * (torch.arange(6) == 4)[:, None]
+    )
+    recorded = [Clip(str(i), {"audio": Waveform(w[None].numpy(), RATE)}) for i, w in enumerate(waves)]
+    with torch.inference_mode():
+        want = loss.head(loss.backbone(frontend(Batch.cat([frontend.item([c], None) for c in recorded])))).numpy()
+    raw = Batch.cat([model.frontend.item([c], None) for c in recorded])
+    report = export_model(model, tmp_path / "x", ["onnx"], example=raw, test=raw)
+    assert not report["files"][0]["notes"]
+    got = np.concatenate([run(tmp_path / "x" / "model.onnx", audio=w[None].numpy()) for w in waves])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)
+    assert "SOUND.wav" in (tmp_path / "x" / "run_onnx.py").read_text()
+    # With the loader's own batches the graph cannot see what `item` did, and says so.
+    outside = dataclasses.replace(model, frontend=frontend)
+    done = export_model(outside, tmp_path / "y", ["onnx"], example=Batch.cat([frontend.item([recorded[0]], None)]))
+    assert "portable()" in done["files"][0]["notes"][0]
+
+
 def test_a_model_without_a_head_gives_its_embedding(tmp_path):
     model = tiny_model()
     model.head = model.codec = None
@@ -124,8 +155,6 @@ def test_a_model_without_a_head_gives_its_embedding(tmp_path):
 
 
 def test_the_cnn_exports_and_has_no_c(tmp_path):
-    from avssl.model import build_backbone, build_frontend
-
     tables = {
         "name": "cnn",
         "backbone": {"name": "tiny_cnn", "widths": [4, 8], "dense": [16]},

@@ -116,8 +116,8 @@ def test_items_that_lack_a_modality_are_left_out_aloud(
     sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [*rows_of(sounds), Row(id="t", parts={"text": "a bird"})]
-    plan = run._plan(recipe(), rows, tmp_path, False, Machine(workers=0), World(), None)
-    note = f"note: 1 of 25 items lack a modality and are left out; see {tmp_path / 'bad_files.csv'}\n"
+    plan = run._plan(recipe(), rows, tmp_path, False, Machine(workers=0), World(), None, {})
+    note = f"note: 1 of 25 items lack a modality or a label and are left out; see {tmp_path / 'bad_files.csv'}\n"
     assert capsys.readouterr().err == note and len(plan.train) == 24
 
 

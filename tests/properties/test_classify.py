@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import soundfile
 from export.models import RATE, tiny_model
 
 from avssl.classify import Classifier, slide
+from avssl.data.clip import Clip, Waveform
 from avssl.data.manifest import read_rows
 from avssl.errors import CheckpointError, DataError, UsageError
+from avssl.model import build_frontend
 
 
 class Trickle(io.RawIOBase):
@@ -101,6 +104,43 @@ def test_another_window_is_not_padded():
     assert classifier.frontend.config.seconds == 0.5
     heard = list(classifier.array(sound(1.0) / 32768, RATE))
     assert [(h.start, h.end) for h in heard] == [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)]
+
+
+@pytest.mark.parametrize(
+    "name, config, seconds",
+    [
+        ("cav_mae", {"modalities": ["audio"]}, 10.255),
+        ("cav_mae", {"modalities": ["audio"], "frames": 512}, 5.135),
+        ("beats", {}, 10.0),
+        ("beats", {"seconds": 3.0}, 3.0),
+        ("data2vec_audio", {"seconds": 7.0, "eval_seconds": 4.0}, 4.0),
+        ("data2vec_audio", {"seconds": 7.0}, None),
+        ("tiny", {"seconds": 2.0}, 2.0),
+        ("tiny", {"seconds": 0}, None),
+    ],
+)
+def test_a_window_is_what_the_frontend_hears(name, config, seconds):
+    """Neither padded nor cut: what `item` makes of a window has its samples, by default and with another window."""
+    hearing = model()
+    hearing.frontend = build_frontend({"backbone": {"name": name}, "frontend": config}, Path()).eval()
+    assert hearing.frontend.seconds == seconds
+    classifier = Classifier(hearing)
+    assert classifier.window == (seconds or 5.0)
+    for window in (classifier.window, 1.5):
+        frontend = Classifier(hearing, window).frontend
+        long = Clip("x", {"audio": Waveform(np.full((1, round(window * RATE)), 0.1, np.float32), RATE)})
+        assert frontend.item([long], None).need("audio").x.shape[1] == round(window * RATE)
+        longer = Clip("x", {"audio": Waveform(np.full((1, round((window + 1) * RATE)), 0.1, np.float32), RATE)})
+        cut = frontend.item([longer], None).need("audio").x.shape[1]
+        longest = seconds if name == "cav_mae" else window if seconds else None
+        assert cut == round(min(window + 1, longest or window + 1) * RATE)
+
+
+def test_a_window_longer_than_a_fixed_clip_is_refused():
+    hearing = model()
+    hearing.frontend = build_frontend({"backbone": {"name": "cav_mae"}, "frontend": {}}, Path()).eval()
+    with pytest.raises(UsageError, match=r"a window of 12 s, and .* hears 10.26 s at once"):
+        Classifier(hearing, window=12.0)
 
 
 def test_a_threshold_leaves_labels_out():

@@ -1,4 +1,4 @@
-/* PCM to standardised frames, with the tables of frontend.h. */
+/* PCM to standardised frames, with the tables of frontend.h. Not reentrant: work buffers are static. */
 #include "avssl_edge.h"
 
 #if AVSSL_HAS_FRONTEND
@@ -7,6 +7,15 @@
 #include "frontend.h"
 
 #define PCM_SCALE (1.0f / 32768.0f)
+
+#if AVSSL_HAS_STREAM
+#define STREAM /* in the interface: see avssl_edge.h */
+#else
+#define STREAM static
+#endif
+
+static int16_t last[AVSSL_WINDOW]; /* the end of what was heard: sample i lies at i % AVSSL_WINDOW */
+static int heard, given;           /* samples, frames */
 
 #if AVSSL_KIND != 3 /* not raw segments */
 
@@ -43,19 +52,19 @@ static void fft(void)
 }
 
 /* Sample `at` of the clip, reflected at the edges without repeating them. */
-static float sample(const int16_t *pcm, int samples, int at)
+static float sample(int at)
 {
     if (at < 0) at = -at;
-    if (at >= samples) at = 2 * (samples - 1) - at;
-    return (float)pcm[at] * PCM_SCALE;
+    if (at >= heard) at = 2 * (heard - 1) - at;
+    return (float)last[at % AVSSL_WINDOW] * PCM_SCALE;
 }
 
 static float decibel(float energy) { return 10 * log10f(energy > AVSSL_FLOOR ? energy : AVSSL_FLOOR); }
 
-static void one_frame(const int16_t *pcm, int samples, int start, float *out)
+static void one_frame(int start, float *out)
 {
     for (int i = 0; i < AVSSL_N_FFT; i++) {
-        re[i] = sample(pcm, samples, start + i) * window[i];
+        re[i] = sample(start + i) * window[i];
         im[i] = 0;
     }
     fft();
@@ -83,7 +92,25 @@ static void one_frame(const int16_t *pcm, int samples, int start, float *out)
 #endif
 #endif
 }
+#else
+
+/* A segment, with zeros behind the end. */
+static void one_frame(int start, float *out)
+{
+    for (int i = 0; i < AVSSL_WINDOW; i++)
+        out[i] = start + i < heard ? (float)last[(start + i) % AVSSL_WINDOW] * PCM_SCALE : 0;
+}
 #endif
+
+/* With fixed statistics, from training. */
+static void scale(float *frame)
+{
+#if AVSSL_HAS_STATISTICS
+    for (int i = 0; i < AVSSL_FEATURES; i++) frame[i] = (frame[i] - feature_shift[i]) * feature_gain[i];
+#else
+    (void)frame;
+#endif
+}
 
 #if AVSSL_STANDARDISE != 0
 /* Over features first ... last - 1 of all frames together. */
@@ -113,30 +140,69 @@ static void standardise(float *frames, int count, int first, int last)
 }
 #endif
 
+/* Samples of a frame that lie before its place in the clip. */
+#define BEFORE (AVSSL_CENTER ? AVSSL_WINDOW / 2 : 0)
+
+static void give(float *frame)
+{
+    one_frame(given++ * AVSSL_HOP - BEFORE, frame);
+#if AVSSL_STANDARDISE == 0
+    scale(frame);
+#endif
+}
+
+STREAM void avssl_stream_begin(void) { heard = given = 0; }
+
+STREAM int avssl_stream_next(const int16_t **at, const int16_t *end, float *frame)
+{
+    if (given == AVSSL_MAX_FRAMES) {
+        *at = end;
+        return 0;
+    }
+    /* The first centred frame reads one more: its reflection begins with sample 1. */
+    const int wanted = given * AVSSL_HOP - BEFORE + AVSSL_WINDOW + (AVSSL_CENTER && given == 0);
+    for (; heard < wanted; heard++) {
+        if (*at == end) return 0;
+        last[heard % AVSSL_WINDOW] = *(*at)++;
+    }
+    give(frame);
+    return 1;
+}
+
+STREAM int avssl_stream_end(float *frame)
+{
+#if AVSSL_KIND == 3
+    const int more = given * AVSSL_HOP < heard;
+#else
+    const int more = AVSSL_CENTER && heard > BEFORE && given * AVSSL_HOP <= heard;
+#endif
+    if (!more || given == AVSSL_MAX_FRAMES) return 0;
+    give(frame);
+    return 1;
+}
+
 int avssl_frontend(const int16_t *pcm, int samples, float *frames)
 {
-#if AVSSL_KIND == 3 /* raw segments, zeros at the end */
+#if AVSSL_KIND == 3
+    if (samples < 1) return -1;
     const int count = (samples + AVSSL_HOP - 1) / AVSSL_HOP;
-    if (samples < 1 || count > AVSSL_MAX_FRAMES) return -1;
-    for (int i = 0; i < count * AVSSL_HOP; i++) frames[i] = i < samples ? (float)pcm[i] * PCM_SCALE : 0;
 #else
-    const int before = AVSSL_CENTER ? AVSSL_N_FFT / 2 : 0;
-    if (samples < (AVSSL_CENTER ? AVSSL_N_FFT / 2 + 1 : AVSSL_N_FFT)) return -1;
-    const int count = 1 + (AVSSL_CENTER ? samples : samples - AVSSL_N_FFT) / AVSSL_HOP;
-    if (count > AVSSL_MAX_FRAMES) return -1;
-    for (int t = 0; t < count; t++) one_frame(pcm, samples, t * AVSSL_HOP - before, frames + t * AVSSL_FEATURES);
+    if (samples < (AVSSL_CENTER ? BEFORE + 1 : AVSSL_WINDOW)) return -1;
+    const int count = 1 + (AVSSL_CENTER ? samples : samples - AVSSL_WINDOW) / AVSSL_HOP;
 #endif
+    if (count > AVSSL_MAX_FRAMES) return -1;
+    const int16_t *at = pcm;
+    float *frame = frames;
+    avssl_stream_begin();
+    while (avssl_stream_next(&at, pcm + samples, frame)) frame += AVSSL_FEATURES;
+    while (avssl_stream_end(frame)) frame += AVSSL_FEATURES;
 #if AVSSL_STANDARDISE == 1 /* the clip as a whole */
     standardise(frames, count, 0, AVSSL_FEATURES);
 #elif AVSSL_STANDARDISE == 2 /* each coefficient */
     for (int i = 0; i < AVSSL_FEATURES; i++) standardise(frames, count, i, i + 1);
 #endif
-#if AVSSL_HAS_STATISTICS /* fixed, from training */
-    for (int t = 0; t < count; t++)
-        for (int i = 0; i < AVSSL_FEATURES; i++) {
-            float *x = &frames[t * AVSSL_FEATURES + i];
-            *x = (*x - feature_shift[i]) * feature_gain[i];
-        }
+#if AVSSL_STANDARDISE != 0
+    for (int t = 0; t < count; t++) scale(frames + t * AVSSL_FEATURES);
 #endif
     return count;
 }

@@ -1,7 +1,7 @@
 /* Runs the exported model on a workstation: a self-test, clips from standard input, a timing.
  *   avssl_host selftest             the test vector of test_vector.h; status 1 when anything differs
  *   avssl_host f32|int8 frames N    clips of N standardised frames, float32, from standard input -> float32 outputs
- *   avssl_host f32|int8 pcm N       clips of N samples, int16
+ *   avssl_host f32|int8 pcm N       clips of N samples, int16; int8 takes them as a device does, block by block
  *   avssl_host frontend pcm N       clips of N samples -> frames
  *   avssl_host bench N              milliseconds per forward pass of AVSSL_MAX_FRAMES frames, over N passes */
 #include <math.h>
@@ -25,6 +25,24 @@ static int forward(const char *how, int count)
     for (int t = 0; t < count; t++) avssl_quantise_frame(frames + t * AVSSL_FEATURES, narrow + t * AVSSL_FEATURES);
     return avssl_forward_int8(narrow, count, out);
 }
+
+#if AVSSL_HAS_FRONTEND && AVSSL_HAS_STREAM
+#define BLOCK 100 /* samples: what a microphone gives at a time */
+
+/* Sound to int8 frames with one float frame in memory. Returns their number. */
+static int listen(const int16_t *pcm, int samples)
+{
+    float frame[AVSSL_FEATURES];
+    int count = 0;
+    avssl_stream_begin();
+    for (int start = 0; start < samples; start += BLOCK) {
+        const int16_t *at = pcm + start, *end = pcm + (start + BLOCK < samples ? start + BLOCK : samples);
+        while (avssl_stream_next(&at, end, frame)) avssl_quantise_frame(frame, narrow + AVSSL_FEATURES * count++);
+    }
+    while (avssl_stream_end(frame)) avssl_quantise_frame(frame, narrow + AVSSL_FEATURES * count++);
+    return count;
+}
+#endif
 
 static float difference(const float *a, const float *b, int n)
 {
@@ -90,6 +108,13 @@ int main(int argc, char **argv)
         int16_t *pcm = malloc(n * sizeof *pcm);
         if (!pcm) return 1;
         while (fread(pcm, sizeof *pcm, n, stdin) == n) {
+#if AVSSL_HAS_STREAM
+            if (!strcmp(argv[1], "int8")) {
+                if (avssl_forward_int8(narrow, listen(pcm, (int)n), out)) return 1;
+                fwrite(out, sizeof out, 1, stdout);
+                continue;
+            }
+#endif
             const int count = avssl_frontend(pcm, (int)n, frames);
             if (count < 0) return 1;
             if (!strcmp(argv[1], "frontend")) {

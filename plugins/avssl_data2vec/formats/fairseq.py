@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_torch, plain
+from avssl_data2vec.formats import defaults
 from avssl_data2vec.formats.names import whole
+from avssl_data2vec.frontends import tokens
 
 _MARKS = (b"data2vec_audio", b"data2vec_text", b"data2vec_multi")  # also in what was fine-tuned from them
 
@@ -25,20 +28,26 @@ def detect(path: Path) -> bool:
     return b"optimizer_history" in content and any(mark in content for mark in _MARKS)
 
 
-def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None) -> Imported:
+def read(path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None, tokenizer: str = "") -> Imported:
     """A fairseq checkpoint of data2vec 1 (audio, text) or 2.0, pretrained or fine-tuned.
 
     modality: "audio", "vision" or "text", for a 2.0 file that holds several. pad, mask: token ids of a text model's
-    dictionary; mask defaults to the last id. Raises CheckpointError for any other file.
+    dictionary; mask defaults to the last id. tokenizer: a folder with encoder.json, vocab.bpe and dict.txt, or a
+    tokenizer.json; by default what lies beside the file. Raises CheckpointError for any other file.
     """
     with whole(path):
-        return _read(path, modality=modality, pad=pad, mask=mask)
+        found = read_data(load_torch(path), path, modality=modality, pad=pad, mask=mask)
+    if "vocabulary" in found.backbone:
+        frontend = {**found.frontend, **tokens.imported(tokenizer, path.parent, found.backbone)}
+        return replace(found, frontend=frontend)
+    check(not tokenizer, f"{path} holds no text model: it has no tokenizer", fix="leave out --option tokenizer")
+    return found
 
 
-def _read(path: Path, *, modality: str, pad: int, mask: int | None) -> Imported:
+def read_data(data: Any, path: Path, *, modality: str = "", pad: int = 1, mask: int | None = None) -> Imported:
+    """The content of the file at `path`, as `read` reads it."""
     from avssl_data2vec.formats import fairseq1, fairseq2, fairseq_tasks
 
-    data = load_torch(path)
     check(
         isinstance(data, Mapping) and isinstance(data.get("model"), Mapping),
         f"{path} is no fairseq checkpoint",
@@ -83,13 +92,14 @@ def _resolved(value: Any, root: Mapping[str, Any]) -> Any:
 def _config(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`cfg` as plain dictionaries; old files have the command line's `args` instead."""
     cfg = plain(data.get("cfg"))
-    if cfg:
-        return _resolved(cfg, cfg)
-    args = plain(data.get("args"))
-    check(
-        isinstance(args, dict) and bool(args),
-        f"{path} has neither cfg nor args",
-        fix="is the file complete?",
-        error=CheckpointError,
-    )
-    return {"model": {"_name": args.get("arch", ""), **args}, "task": args}
+    if not cfg:
+        args = plain(data.get("args"))
+        check(
+            isinstance(args, dict) and bool(args),
+            f"{path} has neither cfg nor args",
+            fix="is the file complete?",
+            error=CheckpointError,
+        )
+        cfg = {"model": {"_name": args.get("arch", ""), **args}, "task": args}
+    cfg["model"] = defaults.full(cfg["model"], defaults.MODELS.get(cfg["model"].get("_name", ""), {}))
+    return _resolved(cfg, defaults.full(cfg, defaults.ROOT))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
-from avssl_data2vec.formats import tables
+from avssl_data2vec.formats import defaults, tables
+from avssl_data2vec.formats.defaults import full
 from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown
 
 FAIRSEQ = "github.com/facebookresearch/fairseq, examples/data2vec (MIT)"
+OTHER_HEADS = ("encoder.lm_head.", "encoder.emb_head.")  # of a text file; the official code deletes them
+OLD_TEACHER = "encoder.target_model."
 _NORMS = {"batch_norm_target_layer": "batch", "instance_norm_target_layer": "instance"}
 
 
@@ -42,14 +47,14 @@ def targets(cfg: Mapping[str, Any], top_k: int, *, time_first: bool) -> dict[str
     time_first: layers are (T, B, C) there unless instance or batch norm permutes them (data2vec 1), which changes what
     the later norms see.
     """
-    per_layer = [ours for key, ours in _NORMS.items() if cfg.get(key)]
+    per_layer = [ours for key, ours in _NORMS.items() if cfg[key]]
     permuted = bool(per_layer) or not time_first
-    if cfg.get("group_norm_target_layer"):
+    if cfg.get("group_norm_target_layer"):  # an option of the audio model alone
         per_layer.append("item" if permuted else "frame")
-    if cfg.get("layer_norm_target_layer"):
+    if cfg["layer_norm_target_layer"]:
         per_layer.append("layer")
-    mean = ["layer"] if cfg.get("layer_norm_targets") else []
-    if cfg.get("instance_norm_targets"):
+    mean = ["layer"] if cfg["layer_norm_targets"] else []
+    if cfg["instance_norm_targets"]:
         mean.append("instance" if permuted else "across_items")
     return {"layers": "ffn", "top_k": top_k, "per_layer": per_layer, "mean": mean}
 
@@ -62,8 +67,6 @@ def finished_updates(data: Mapping[str, Any]) -> int:
 
 def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> Imported:
     """A pretraining checkpoint: backbone, head and (when it was created) teacher."""
-    import torch
-
     model = dict(data["model"])
     ema = model.pop("_ema", None)
     tensors = tensors_only(model, where)
@@ -74,7 +77,7 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
     if not head and ema is None:
         head = fresh_head("audio", int(backbone["dim"]))
     unknown(left, where)
-    whole = not (cfg.get("ema_transformer_only", True) or cfg.get("ema_layers_only"))
+    whole = not (cfg["ema_transformer_only"] or cfg["ema_layers_only"])
     teacher, own_head = _audio_teacher(ours, ema, backbone["extractor"], whole, where)
     layers = int(backbone["depth"])
     loss = {
@@ -85,15 +88,15 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
             "end": cfg["ema_end_decay"],
             "anneal": int(cfg["ema_anneal_end_step"]),
             "own_local": whole,
-            "copied": ["positions.*"] if cfg.get("ema_layers_only") else [],
+            "copied": ["positions.*"] if cfg["ema_layers_only"] else [],
             "average_head": bool(own_head),
         },
-        "beta": float(cfg.get("loss_beta", 0.0)),
-        **_scale(cfg.get("loss_scale")),
+        "beta": float(cfg["loss_beta"]),
+        **_scale(cfg["loss_scale"]),
         "spans": spans(cfg),
         "channels": channels(cfg),
-        "channels_first": bool(cfg.get("mask_channel_before", False)),
-        "guard": _guard(cfg),
+        "channels_first": bool(cfg["mask_channel_before"]),
+        "guard": guard(cfg),
     }
     out = {
         **prefixed(ours, "backbone."),
@@ -102,12 +105,12 @@ def read_audio(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str) -> I
         **own_head,
         "updates": torch.tensor(finished_updates(data)),
     }
-    task = data.get("cfg", {}).get("task") or {}
+    heard = audio_task(data["cfg"].get("task"))
     return Imported(
-        backbone={"name": "data2vec_audio", **backbone},
+        backbone={"name": "data2vec_audio", **backbone, "rate": heard["rate"]},
         loss=loss,
         tensors=out,
-        frontend={"normalise": bool(task.get("normalize", True)), "rate": int(task.get("sample_rate", 16000))},
+        frontend=heard,
         licence="MIT",
         source=FAIRSEQ,
     )
@@ -117,8 +120,8 @@ def audio_backbone(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dic
     """Our backbone table from the official model config."""
     for key, only in (("layer_type", "transformer"), ("pos_enc_type", "abs")):
         check(
-            cfg.get(key, only) == only,
-            f"{key} = {cfg.get(key)!r} is not supported",
+            cfg[key] == only,
+            f"{key} = {cfg[key]!r} is not supported",
             fix=f"only {only!r} is",
             error=CheckpointError,
         )
@@ -127,22 +130,30 @@ def audio_backbone(cfg: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dic
         "depth": int(cfg["encoder_layers"]),
         "heads": int(cfg["encoder_attention_heads"]),
         "ffn": int(cfg["encoder_ffn_embed_dim"]),
-        "extractor": cfg.get("extractor_mode", "default"),
+        "extractor": cfg["extractor_mode"],
         "conv_layers": conv_layers(cfg["conv_feature_layers"]),
-        "conv_bias": bool(cfg.get("conv_bias", False)),
+        "conv_bias": bool(cfg["conv_bias"]),
         "project": "post_extract_proj.weight" in tensors,
-        "positions_depth": depth if (depth := int(cfg.get("pos_conv_depth", 1))) > 1 else 0,
-        "positions_width": int(cfg.get("conv_pos", 128)),
-        "positions_groups": int(cfg.get("conv_pos_groups", 16)),
-        "norm_first": bool(cfg.get("layer_norm_first", False)),
-        "activation": _plain(cfg.get("activation_fn", "gelu")),
-        "feature_grad": float(cfg.get("feature_grad_mult", 1.0)),
-        "dropout": float(cfg.get("dropout", 0.1)),
-        "attention_dropout": float(cfg.get("attention_dropout", 0.1)),
-        "activation_dropout": float(cfg.get("activation_dropout", 0.0)),
-        "input_dropout": float(cfg.get("dropout_input", 0.0)),
-        "layerdrop": float(cfg.get("encoder_layerdrop", 0.0)),
+        "positions_depth": depth if (depth := int(cfg["pos_conv_depth"])) > 1 else 0,
+        "positions_width": int(cfg["conv_pos"]),
+        "positions_groups": int(cfg["conv_pos_groups"]),
+        "norm_first": bool(cfg["layer_norm_first"]),
+        "activation": _plain(cfg["activation_fn"]),
+        "feature_grad": float(cfg["feature_grad_mult"]),
+        "dropout": float(cfg["dropout"]),
+        "attention_dropout": float(cfg["attention_dropout"]),
+        "activation_dropout": float(cfg["activation_dropout"]),
+        "input_dropout": float(cfg["dropout_input"]),
+        "layerdrop": float(cfg["encoder_layerdrop"]),
     }
+
+
+def audio_task(task: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Our frontend table from the official task."""
+    if not task:  # a file from which somebody cut it: data2vec was trained on normalised waveforms
+        return {"normalise": True, "rate": 16000}
+    task = full(task, defaults.AUDIO_TASK)
+    return {"normalise": bool(task["normalize"]), "rate": int(task["sample_rate"])}
 
 
 def audio_tensors(tensors: Mapping[str, Tensor], mode: str) -> tuple[dict[str, Tensor], set[str]]:
@@ -168,24 +179,25 @@ def _audio_teacher(
 
 def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pad: int, mask: int | None) -> Imported:
     """A pretraining checkpoint of the text model; names of older files are understood."""
-    import torch
-
     model = modern_text(data["model"])
-    ema = model.pop("encoder._ema", None)
-    tensors = tensors_only(model, where)
+    ema, old = model.pop("encoder._ema", None), part(model, OLD_TEACHER)
+    ignored = {OLD_TEACHER: "an older teacher than encoder._ema"} if old and ema is not None else {}
+    ema = old or None if ema is None else ema
+    tensors = tensors_only({k: v for k, v in model.items() if not k.startswith(OLD_TEACHER)}, where)
     backbone, ours, left = text_encoder(tensors, cfg, pad, mask)
-    heads = {k for k in left if k.startswith("classification_heads.")}
+    heads = {k for k in left if k.startswith(("classification_heads.", *OTHER_HEADS))}
+    ignored |= {k: "a head of another task beside the pretraining model" for k in sorted(heads)}
     head, left = _take(tensors, left - heads, "encoder.regression_head.", "heads.text.")
     if not head and ema is None:
-        head = fresh_head("text", int(backbone["dim"]), int(cfg.get("head_layers", 1)))
+        head = fresh_head("text", int(backbone["dim"]), int(cfg["head_layers"]))
     unknown(left, where)
     teacher, odd = (ours, set()) if ema is None else tables.TEXT_ENCODER.to_ours(tensors_only(ema, f"{where}: _ema"))
     unknown({f"_ema.{k}" for k in odd if k != "version"}, where)
-    copied = ["embed.positions.*", "embed.norm.*"] if cfg.get("ema_transformer_layers_only") else []
+    copied = ["embed.positions.*", "embed.norm.*"] if cfg["ema_transformer_layers_only"] else []
     if copied and backbone["positions"] == "learned":
         copied.append("embed.tokens.*")  # the official rule walks the position table's parameters to name the tokens'
-    scale = cfg.get("loss_scale")
-    task = data.get("cfg", {}).get("task") or {}
+    scale = cfg["loss_scale"]
+    task = full(data["cfg"].get("task") or {}, defaults.TEXT_TASK)
     loss = {
         "name": "data2vec",
         "targets": targets(cfg, int(cfg["average_top_k_layers"]), time_first=False),
@@ -195,20 +207,19 @@ def read_text(data: Mapping[str, Any], cfg: Mapping[str, Any], where: str, *, pa
             "anneal": int(cfg["ema_anneal_end_step"]),
             "copied": copied,
         },
-        "beta": float(cfg.get("loss_beta", 0.0)),
+        "beta": float(cfg["loss_beta"]),
         **_scale(None if scale is None or scale <= 0 else scale),
-        "head_layers": int(cfg.get("head_layers", 1)),
+        "head_layers": int(cfg["head_layers"]),
         "tokens": {
-            "probability": float(task.get("mask_prob", 0.15)),
-            "span": int(task.get("mask_multiple_length", 1)),
-            "span_std": float(task.get("mask_stdev", 0.0)),
-            "unchanged": float(task.get("leave_unmasked_prob", 0.1)),
-            "random": float(task.get("random_token_prob", 0.1)),
+            "probability": float(task["mask_prob"]),
+            "span": int(task["mask_multiple_length"]),
+            "span_std": float(task["mask_stdev"]),
+            "unchanged": float(task["leave_unmasked_prob"]),
+            "random": float(task["random_token_prob"]),
         },
         # the text model of fairseq has no guard
         "guard": {"min_target_std": 0.0, "min_prediction_std": 0.0},
     }
-    ignored = {k: "a classification head beside the pretraining model" for k in sorted(heads)}
     return Imported(
         backbone=backbone,
         loss=loss,
@@ -240,7 +251,7 @@ def text_encoder(
     t = cfg["transformer"]
     vocabulary = int(ours["embed.tokens.weight"].shape[0])
     learned = "embed.positions.weight" in ours
-    positions = "learned" if learned else "none" if t.get("no_token_positional_embeddings") else "sinusoidal"
+    positions = "learned" if learned else "none" if t["no_token_positional_embeddings"] else "sinusoidal"
     rows = ours["embed.positions.weight"].shape[0] - pad - 1 if learned else int(t["max_source_positions"])
     backbone = {
         "name": "data2vec_text",
@@ -254,13 +265,13 @@ def text_encoder(
         "mask": vocabulary - 1 if mask is None else mask,
         "positions": positions,
         "embedding_norm": "embed.norm.weight" in ours,
-        "scale_embedding": not t.get("no_scale_embedding", False),
-        "norm_first": bool(t["encoder"].get("normalize_before", False)),
-        "activation": _plain(t.get("activation_fn", "gelu")),
-        "dropout": float(t.get("dropout", 0.1)),
-        "attention_dropout": float(t.get("attention_dropout", 0.0)),
-        "activation_dropout": float(t.get("activation_dropout", 0.0)),
-        "layerdrop": float(t["encoder"].get("layerdrop", 0.0)),
+        "scale_embedding": not t["no_scale_embedding"],
+        "norm_first": bool(t["encoder"]["normalize_before"]),
+        "activation": _plain(t["activation_fn"]),
+        "dropout": float(t["dropout"]),
+        "attention_dropout": float(t["attention_dropout"]),
+        "activation_dropout": float(t["activation_dropout"]),
+        "layerdrop": float(t["encoder"]["layerdrop"]),
     }
     return backbone, ours, left
 
@@ -268,33 +279,34 @@ def text_encoder(
 def _modern_text_name(key: str) -> str:
     if key.startswith("decoder."):
         key = "encoder." + key[len("decoder.") :]
-    return key.replace(".emb_layer_norm.", ".layernorm_embedding.").replace(".lm_head.", ".regression_head.")
+    key = key.replace(".emb_layer_norm.", ".layernorm_embedding.")
+    return re.sub(r"\.lm_head\.(?=[0-9])", ".regression_head.", key)  # a numbered one; a language model's has names
 
 
 def spans(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Our span table from the official mask options."""
     return {
-        "probability": float(cfg.get("mask_prob", 0.65)),
-        "length": int(cfg.get("mask_length", 10)),
-        "selection": _plain(cfg.get("mask_selection", "static")),
-        "other": float(cfg.get("mask_other", 0.0)),
-        "same_count": bool(cfg.get("require_same_masks", True)),
-        "dropout": float(cfg.get("mask_dropout", 0.0)),
-        "overlap": not cfg.get("no_mask_overlap", False),
-        "min_space": int(cfg.get("mask_min_space", 1)),
+        "probability": float(cfg["mask_prob"]),
+        "length": int(cfg["mask_length"]),
+        "selection": _plain(cfg["mask_selection"]),
+        "other": float(cfg["mask_other"]),
+        "same_count": bool(cfg["require_same_masks"]),
+        "dropout": float(cfg["mask_dropout"]),
+        "overlap": not cfg["no_mask_overlap"],
+        "min_space": int(cfg["mask_min_space"]),
     }
 
 
 def channels(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Our table of channel masks from the official options."""
     return {
-        "probability": float(cfg.get("mask_channel_prob", 0.0)),
-        "length": int(cfg.get("mask_channel_length", 64)),
-        "selection": _plain(cfg.get("mask_channel_selection", "static")),
-        "other": float(cfg.get("mask_channel_other", 0.0)),
+        "probability": float(cfg["mask_channel_prob"]),
+        "length": int(cfg["mask_channel_length"]),
+        "selection": _plain(cfg["mask_channel_selection"]),
+        "other": float(cfg["mask_channel_other"]),
         "min_spans": 0,
-        "overlap": not cfg.get("no_mask_channel_overlap", False),
-        "min_space": int(cfg.get("mask_channel_min_space", 1)),
+        "overlap": not cfg["no_mask_channel_overlap"],
+        "min_space": int(cfg["mask_channel_min_space"]),
     }
 
 
@@ -313,8 +325,9 @@ def _scale(value: float | None) -> dict[str, float]:
     return {} if value is None else {"scale": float(value)}
 
 
-def _guard(cfg: Mapping[str, Any]) -> dict[str, float]:
+def guard(cfg: Mapping[str, Any]) -> dict[str, float]:
+    """Our table of the least deviations, which the official code calls variances."""
     return {
-        "min_target_std": float(cfg.get("min_target_var", 0.1)),
-        "min_prediction_std": float(cfg.get("min_pred_var", 0.01)),
+        "min_target_std": float(cfg["min_target_var"]),
+        "min_prediction_std": float(cfg["min_pred_var"]),
     }

@@ -10,6 +10,7 @@ from torch import Tensor
 from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl_data2vec.formats import fairseq1, fairseq2, tables
+from avssl_data2vec.formats.defaults import AUDIO1, FINE_TUNED_AUDIO, MULTI, full
 from avssl_data2vec.formats.names import part, prefixed, tensors_only, unknown
 from avssl_data2vec.letters import FAIRSEQ_LETTERS
 
@@ -25,6 +26,9 @@ _OVERRIDDEN = (  # ours, and what fine-tuning sets anew in data2vec 1
 
 _LEFT_OUT = {
     "_ema": "the teacher of pretraining",
+    "target_model.": "the teacher of pretraining",
+    "lm_head.": "the head of pretraining",
+    "emb_head.": "the head of pretraining",
     "final_proj.": "the head of pretraining",
     "regression_head.": "the head of pretraining",
     "decoder.": "the decoder of pretraining",
@@ -39,16 +43,21 @@ def read_ctc(data: Mapping[str, Any], where: str) -> Imported:
     head = prefixed(part(rest, "w2v_encoder.proj."), "head.linear.")
     unknown({k for k in rest if not k.startswith("w2v_encoder.proj.")}, where)
     size = int(head["head.linear.weight"].shape[0])
-    loss = {"name": "ctc", "classes": size, "final_dropout": float(cfg.get("final_dropout", 0.0)), **_masks(cfg)}
+    loss = {
+        "name": "ctc",
+        "classes": size,
+        "final_dropout": float(cfg["final_dropout"]),
+        **_masks(cfg, cfg["w2v_args"]),
+    }
     symbols = list(FAIRSEQ_LETTERS) if size == len(FAIRSEQ_LETTERS) else [f"<{i}>" for i in range(size)]
     targets = {"targets": {"kind": "characters", "classes": symbols}}
-    return _imported(data, backbone, loss, ours, head, _normalised(data, cfg["w2v_args"]), targets)
+    return _imported(data, backbone, loss, ours, head, _heard(data, cfg["w2v_args"]), targets)
 
 
 def read_tags(data: Mapping[str, Any], where: str) -> Imported:
     """A tagger of sounds (`audio_classification`): the encoder's config lies in `d2v_args`."""
     cfg = data["cfg"]["model"]
-    pooling = cfg.get("prediction_mode", "lin_softmax")
+    pooling = cfg["prediction_mode"]
     known = ("lin_softmax", "average_sigmoid", "average", "average_before", "max")
     check(
         pooling in known,
@@ -64,16 +73,16 @@ def read_tags(data: Mapping[str, Any], where: str) -> Imported:
         "name": "data2vec_audio_classify",
         "classes": int(head["head.linear.weight"].shape[0]),
         "pooling": pooling,
-        "final_dropout": float(cfg.get("final_dropout", 0.0)),
-        **_masks(cfg),
+        "final_dropout": float(cfg["final_dropout"]),
+        **_masks(cfg, cfg["d2v_args"]),
     }
-    return _imported(data, backbone, loss, ours, head, _normalised(data, cfg["d2v_args"]))
+    return _imported(data, backbone, loss, ours, head, _heard(data, cfg["d2v_args"]))
 
 
 def read_images(data: Mapping[str, Any], where: str) -> Imported:
     """An image classifier of data2vec 2.0 (`mae_image_classification`)."""
     cfg = data["cfg"]["model"]
-    mode = str(cfg.get("prediction_mode", "MEAN_POOLING"))
+    mode = str(cfg["prediction_mode"])
     check(
         mode in ("MEAN_POOLING", "CLS_TOKEN"),
         f"{where}: prediction_mode = {mode!r} is not supported",
@@ -90,7 +99,7 @@ def read_images(data: Mapping[str, Any], where: str) -> Imported:
         "classes": int(head["head.linear.weight"].shape[0]),
         "class_token": mode == "CLS_TOKEN",
         "norm": "head.norm.weight" in head,
-        "label_smoothing": float(cfg.get("label_smoothing", 0.1)),
+        "label_smoothing": float(cfg["label_smoothing"]),
     }
     return _imported(data, backbone, loss, ours, head, {"size": backbone["image_size"]})
 
@@ -101,17 +110,18 @@ def read_sentences(data: Mapping[str, Any], where: str, *, pad: int, mask: int |
     if cfg["_name"] == "data2vec_text":
         tensors = tensors_only(fairseq1.modern_text(data["model"]), where, besides=("encoder._ema",))
         backbone, ours, left = fairseq1.text_encoder(tensors, cfg, pad, mask)
-        rest = {k: tensors[k] for k in left if not k.startswith(("encoder.regression_head.", "encoder.lm_head."))}
+        unused = ("encoder.regression_head.", fairseq1.OLD_TEACHER, *fairseq1.OTHER_HEADS)
+        rest = {k: tensors[k] for k in left if not k.startswith(unused)}
     else:
         inner, rest = _split(data, "model.", where)
         backbone, ours = _second(cfg["pretrained_model_args"], inner, "TEXT", where, pad=pad, mask=mask)
     check(
-        cfg.get("pooler_activation_fn", "tanh") == "tanh" and not cfg.get("spectral_norm_classification_head"),
+        cfg["pooler_activation_fn"] == "tanh" and not cfg["spectral_norm_classification_head"],
         f"{where}: its head is not RoBERTa's",
         fix="pooler_activation_fn=tanh without spectral norm is known",
         error=CheckpointError,
     )
-    loss, head, left = sentence_head(rest, float(cfg.get("pooler_dropout", 0.0)), where)
+    loss, head, left = sentence_head(rest, float(cfg["pooler_dropout"]), where)
     unknown(left, where)
     return _imported(data, backbone, loss, ours, head, {"max_tokens": backbone["max_tokens"]})
 
@@ -150,10 +160,10 @@ def _waveforms(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Table and tensors of a waveform encoder of either generation."""
     own = pretraining.get("model", pretraining)
-    if "modalities" in own:
+    if _is_second(own):
         return _second(pretraining, tensors, "AUDIO", where)
-    backbone = fairseq1.audio_backbone(own, tensors)
-    backbone |= {ours: float(cfg[theirs]) for ours, theirs in _OVERRIDDEN if theirs in cfg}
+    backbone = fairseq1.audio_backbone(full(own, AUDIO1), tensors)
+    backbone |= {ours: float(cfg[theirs]) for ours, theirs in _OVERRIDDEN}
     ours, left = fairseq1.audio_tensors(tensors, backbone["extractor"])
     unknown({k for k in left if not k.startswith("final_proj.")}, where)
     return {"name": "data2vec_audio", **backbone}, ours
@@ -171,27 +181,38 @@ def _second(
     """Table and tensors of an encoder of data2vec 2.0."""
     own = pretraining["model"]
     check(
-        "modalities" in own,
+        _is_second(own),
         f"{where}: fine-tuned from a {own.get('_name') or 'nameless'} model",
         fix="only data2vec_multi is known",
         error=CheckpointError,
     )
-    backbone, ours, left = fairseq2.encoder(own, tensors, key, pad, mask)
+    backbone, ours, left = fairseq2.encoder(full(own, MULTI), tensors, key, pad, mask, where, fine_tuned=True)
     unknown({k for k in left if not k.startswith("decoder.")}, where)
     return backbone, ours
 
 
-def _masks(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """What training hides; nothing without `apply_mask`."""
-    if not cfg.get("apply_mask", True):
+def _is_second(own: Mapping[str, Any]) -> bool:
+    return "modalities" in own or own.get("_name") == "data2vec_multi"
+
+
+def _masks(cfg: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict[str, Any]:
+    """What training hides; nothing without `apply_mask`. data2vec 2.0 reads few of these options."""
+    if not cfg["apply_mask"]:
         return {}
-    first = bool(cfg.get("mask_channel_before", False))
+    own = pretraining.get("model", pretraining)
+    if _is_second(own):
+        read = {
+            k: cfg[k] for k in ("mask_prob", "mask_length", "mask_dropout", "mask_channel_prob", "mask_channel_length")
+        }
+        cfg = {**FINE_TUNED_AUDIO, **read}
+        add = bool(full(own, MULTI)["modalities"]["audio"]["add_masks"])
+        return {"spans": {**fairseq1.spans(cfg), "add": add}, "channels": fairseq1.channels(cfg)}
+    first = bool(cfg["mask_channel_before"])
     return {"spans": fairseq1.spans(cfg), "channels": fairseq1.channels(cfg), "channels_first": first}
 
 
-def _normalised(data: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict[str, bool]:
-    task = data["cfg"].get("task") or pretraining.get("task") or {}
-    return {"normalise": bool(task.get("normalize", True))}
+def _heard(data: Mapping[str, Any], pretraining: Mapping[str, Any]) -> dict[str, Any]:
+    return fairseq1.audio_task(data["cfg"].get("task") or pretraining.get("task"))
 
 
 def _imported(
@@ -204,7 +225,7 @@ def _imported(
     assets: dict[str, Any] | None = None,
 ) -> Imported:
     return Imported(
-        backbone=backbone,
+        backbone=backbone | {k: v for k, v in frontend.items() if k == "rate"},
         loss=loss,
         tensors={**prefixed(ours, "backbone."), **head},
         frontend=frontend,

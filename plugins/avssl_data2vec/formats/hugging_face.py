@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError, check
@@ -14,8 +16,11 @@ from avssl.imports import Imported
 from avssl.safeload import load_safetensors, load_torch
 from avssl_data2vec.formats import tables
 from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown, whole
+from avssl_data2vec.formats.vision1 import INCEPTION
+from avssl_data2vec.frontends import tokens
 
 _SOURCE = "Hugging Face transformers, models/data2vec (Apache-2.0)"
+BESIDE = ("vocab.json", "preprocessor_config.json")  # files that some models bring
 _OTHER_HEAD = "a head of another task"
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -26,6 +31,37 @@ _ACTIVATIONS = {
     "swish": "swish",
     "tanh": "tanh",
     "linear": "linear",
+}
+
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of the configuration classes, for keys that a config.json leaves out
+    "data2vec-audio": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "hidden_dropout": 0.1, "activation_dropout": 0.1, "attention_dropout": 0.1,
+        "feat_proj_dropout": 0.0, "final_dropout": 0.1, "layerdrop": 0.1, "layer_norm_eps": 1e-5,
+        "conv_dim": [512] * 7, "conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+        "conv_bias": False, "num_conv_pos_embedding_groups": 16, "conv_pos_kernel_size": 19,
+        "num_conv_pos_embeddings": 5, "pad_token_id": 0, "apply_spec_augment": True, "mask_time_prob": 0.05,
+        "mask_time_length": 10, "mask_time_min_masks": 2, "mask_feature_prob": 0.0, "mask_feature_length": 10,
+        "mask_feature_min_masks": 0,
+    },
+    "data2vec-text": {
+        "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "intermediate_size": 3072, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
+        "pad_token_id": 1, "classifier_dropout": None,
+    },
+    "data2vec-vision": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3,
+        "use_absolute_position_embeddings": False, "use_relative_position_bias": False,
+        "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1, "drop_path_rate": 0.1,
+    },
+}  # fmt: skip
+_OTHER_HEADS = {  # what the classes of other tasks call theirs
+    "data2vec-audio": {"projector", "classifier", "tdnn", "feature_extractor", "objective", "layer_weights"},
+    "data2vec-text": {"lm_head", "classifier", "qa_outputs"},
+    "data2vec-vision": {"decode_head", "auxiliary_head", "fpn1", "fpn2"},
 }
 
 _OBJECTIVES: dict[str, dict[str, Any]] = {  # of the published models (arXiv:2202.03555, Sec. 4)
@@ -61,28 +97,41 @@ def detect(path: Path) -> bool:
         return False
 
 
-def read(path: Path, *, config: str = "") -> Imported:
+def read(path: Path, *, config: str = "", tokenizer: str = "") -> Imported:
     """A folder with config.json and model.safetensors (one or sharded) or pytorch_model.bin, or one such weight file.
 
-    config: the configuration's file when it is not config.json beside the weights.
+    config: the configuration's file when it is not config.json beside the weights. tokenizer: of a text model, a
+    tokenizer.json or a folder with vocab.json and merges.txt; by default what lies beside the weights.
     """
     with whole(path):
-        return _read(path, config=config)
+        return _read(path, config=config, tokenizer=tokenizer)
 
 
-def _read(path: Path, *, config: str) -> Imported:
+def _read(path: Path, *, config: str, tokenizer: str) -> Imported:
     folder = path if path.is_dir() else path.parent
     settings = _json(Path(config) if config else folder / "config.json")
-    weights = _weights(path)
+    beside = {name: _json(folder / name) for name in BESIDE if (folder / name).is_file()}
+    found = read_parts(settings, _weights(path), beside, folder)
+    if "vocabulary" in found.backbone:
+        frontend = {**found.frontend, **tokens.imported(tokenizer, folder, found.backbone)}
+        return replace(found, frontend=frontend)
+    check(not tokenizer, f"{path} holds no text model: it has no tokenizer", fix="leave out --option tokenizer")
+    return found
+
+
+def read_parts(
+    settings: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path
+) -> Imported:
+    """The content of the folder, as `read` reads it; beside: of the files of `BESIDE` that are there."""
     kind = settings.get("model_type", "")
     readers = {"data2vec-audio": _audio, "data2vec-text": _text, "data2vec-vision": _vision}
     check(
         kind in readers,
-        f"{path} is a {kind or 'nameless'} model",
+        f"{folder} is a {kind or 'nameless'} model",
         fix=f"one of {', '.join(readers)} is known",
         error=CheckpointError,
     )
-    return readers[kind](settings, weights, folder)
+    return readers[kind]({**_DEFAULTS[kind], **settings}, weights, beside, folder)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -122,6 +171,27 @@ def _split(weights: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor
     return (base, {k: v for k, v in weights.items() if not k.startswith(prefix)}) if base else (dict(weights), {})
 
 
+def _others(c: Mapping[str, Any], head: Iterable[str], folder: Path) -> dict[str, str]:
+    """Why the tensors of another task's head are not needed. Raises CheckpointError for those of no known one."""
+    known = _OTHER_HEADS[c["model_type"]]
+    unknown({k for k in head if k.split(".")[0] not in known}, str(folder))
+    return dict.fromkeys(sorted(head), _OTHER_HEAD)
+
+
+def _spec_augment(c: Mapping[str, Any]) -> dict[str, Any]:
+    """What training hides; their batches are not brought to equal counts."""
+
+    def spans(kind: str) -> dict[str, Any]:
+        return {
+            "probability": float(c[f"mask_{kind}_prob"]) if c["apply_spec_augment"] else 0.0,
+            "length": int(c[f"mask_{kind}_length"]),
+            "min_spans": int(c[f"mask_{kind}_min_masks"]),
+            "same_count": False,
+        }
+
+    return {"spans": spans("time"), "channels": spans("feature")}
+
+
 def _only(c: Mapping[str, Any], folder: Path, **known: Any) -> None:
     """Raises CheckpointError for an option that changes the numbers in a way that our encoders do not follow."""
     for key, value in known.items():
@@ -133,7 +203,7 @@ def _only(c: Mapping[str, Any], folder: Path, **known: Any) -> None:
         )
 
 
-def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
+def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
     base, head = _split(weights, "data2vec_audio.")
     _only(c, folder, add_adapter=False, feat_extract_activation="gelu")
     ours, left = tables.HF_AUDIO.to_ours(base)
@@ -148,7 +218,7 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) ->
         "ffn": c["intermediate_size"],
         "conv_layers": [list(x) for x in layers],
         "extractor": "layer_norm" if "extractor.norms.1.weight" in ours else "default",
-        "conv_bias": bool(c.get("conv_bias", False)),
+        "conv_bias": bool(c["conv_bias"]),
         "positions_depth": depth,
         "positions_width": int(c["conv_pos_kernel_size"]) * depth,
         "positions_groups": c["num_conv_pos_embedding_groups"],
@@ -161,56 +231,58 @@ def _audio(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) ->
         "layerdrop": c["layerdrop"],
     }
     if "mask_token" not in ours:  # models that were never masked leave it out
-        import torch
-
         ours["mask_token"] = torch.zeros(int(c["hidden_size"]))
+    heard = beside.get("preprocessor_config.json", {})
+    frontend = {"normalise": bool(heard.get("do_normalize", True)), "rate": int(heard.get("sampling_rate", 16000))}
+    backbone["rate"] = frontend["rate"]
     if "lm_head.weight" in head:
-        return _recogniser(backbone, ours, c, head, folder)
+        unknown(set(head) - {"lm_head.weight", "lm_head.bias"}, str(folder))
+        return _recogniser(backbone, ours, c, head, beside, frontend)
     if set(head) == {f"{name}.{w}" for name in ("projector", "classifier") for w in ("weight", "bias")}:
-        return _tagger(backbone, ours, c, head)
-    return _encoder(backbone, ours, {"normalise": True}, dict.fromkeys(sorted(head), _OTHER_HEAD))
+        return _tagger(backbone, ours, c, head, frontend)
+    return _encoder(backbone, ours, frontend, _others(c, head, folder))
 
 
 def _tagger(
-    backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[str, Any], head: Mapping[str, Tensor]
+    backbone: dict[str, Any],
+    ours: dict[str, Tensor],
+    c: Mapping[str, Any],
+    head: Mapping[str, Tensor],
+    frontend: dict[str, Any],
 ) -> Imported:
     """A classifier of clips. Nothing stands between projector, mean and classifier: together they are one linear layer."""
     weight = head["classifier.weight"] @ head["projector.weight"]
     bias = head["classifier.weight"] @ head["projector.bias"] + head["classifier.bias"]
-    loss = {"name": "data2vec_audio_classify", "classes": len(bias), "pooling": "average_before"}
+    loss = {"name": "data2vec_audio_classify", "classes": len(bias), "pooling": "average_before", **_spec_augment(c)}
     return _finetuned(
         backbone, loss, {**prefixed(ours, "backbone."), "head.linear.weight": weight, "head.linear.bias": bias}, c,
-        {"normalise": True},
+        frontend,
     )  # fmt: skip
 
 
 def _recogniser(
-    backbone: dict[str, Any], ours: dict[str, Tensor], c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path
+    backbone: dict[str, Any],
+    ours: dict[str, Tensor],
+    c: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    beside: Mapping[str, Any],
+    frontend: dict[str, Any],
 ) -> Imported:
     size = int(weights["lm_head.weight"].shape[0])
-    vocabulary = folder / "vocab.json"
     symbols = [f"<{i}>" for i in range(size)]
-    if vocabulary.is_file():
-        table = _json(vocabulary)
+    if table := beside.get("vocab.json"):
         symbols = [s for s, _ in sorted(table.items(), key=lambda pair: pair[1])]
         symbols += [f"<{i}>" for i in range(len(symbols), size)]
     loss = {
         "name": "ctc",
         "classes": size,
-        "blank": int(c.get("pad_token_id", 0)),
-        "final_dropout": float(c.get("final_dropout", 0.0)),
-        "spans": {"probability": c.get("mask_time_prob", 0.0), "length": c.get("mask_time_length", 10)},
-        "channels": {
-            "probability": c.get("mask_feature_prob", 0.0),
-            "length": c.get("mask_feature_length", 64),
-            "min_spans": 0,
-        },
+        "blank": int(c["pad_token_id"]),
+        "final_dropout": float(c["final_dropout"]),
+        **_spec_augment(c),
     }
     head = prefixed(part(weights, "lm_head."), "head.linear.")
     tensors = {**prefixed(ours, "backbone."), **head}
-    return _finetuned(
-        backbone, loss, tensors, c, {"normalise": True}, targets={"kind": "characters", "classes": symbols}
-    )
+    return _finetuned(backbone, loss, tensors, c, frontend, targets={"kind": "characters", "classes": symbols})
 
 
 def _finetuned(
@@ -241,7 +313,7 @@ def _finetuned(
     )
 
 
-def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
+def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
     base, head = _split(weights, "data2vec_text.")
     _only(c, folder, is_decoder=False, position_embedding_type="absolute")
     ignored = {
@@ -261,7 +333,7 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> 
         ours["embed.tokens.weight"] = (
             ours["embed.tokens.weight"] + extra[0] if bool(extra[0].any()) else ours["embed.tokens.weight"]
         )
-    pad = int(c.get("pad_token_id", 1))
+    pad = int(c["pad_token_id"])
     vocabulary = int(c["vocab_size"])
     backbone = {
         "name": "data2vec_text",
@@ -278,13 +350,11 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> 
         "dropout": c["hidden_dropout_prob"],
         "attention_dropout": c["attention_probs_dropout_prob"],
     }
-    frontend: dict[str, Any] = {"max_tokens": backbone["max_tokens"]}
-    if (folder / "tokenizer.json").is_file():
-        frontend["tokenizer"] = str(folder / "tokenizer.json")
+    frontend = {"max_tokens": backbone["max_tokens"]}
     sentence, other = tables.HF_SENTENCE.to_ours(head)
     if len(sentence) == 4:
         classes = len(sentence["linear.bias"])
-        dropout = c.get("classifier_dropout")
+        dropout = c["classifier_dropout"]
         loss = {
             "name": "data2vec_text_classify",
             **({"regression": True} if classes == 1 else {"classes": classes}),
@@ -294,19 +364,18 @@ def _text(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> 
         return _finetuned(
             backbone, loss, {**prefixed(ours, "backbone."), **prefixed(sentence, "head.")}, c, frontend, ignored
         )
-    return _encoder(backbone, ours, frontend, ignored | dict.fromkeys(sorted(head), _OTHER_HEAD))
+    return _encoder(backbone, ours, frontend, ignored | _others(c, head, folder))
 
 
-def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Imported:
-    import torch
-
+def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], beside: Mapping[str, Any], folder: Path) -> Imported:
     base, head = _split(weights, "data2vec_vision.")
     _only(c, folder, hidden_act="gelu")
     ignored = {k: "computed from the grid" for k in base if k.endswith("relative_position_index")}
     pooler = {
         f"head.norm.{w}": base[f"pooler.layernorm.{w}"] for w in ("weight", "bias") if f"pooler.layernorm.{w}" in base
     }
-    classifier = prefixed(part(head, "classifier."), "head.linear.") if len(head) == 2 else {}
+    classifier = prefixed(part(head, "classifier."), "head.linear.")
+    head = {k: v for k, v in head.items() if not k.startswith("classifier.")}
     known = {k: v for k, v in base.items() if k not in ignored and not k.startswith("pooler.")}
     ours, left = tables.HF_VISION.to_ours(known)
     unknown(left, str(folder))
@@ -314,7 +383,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
     ours.setdefault("mask_token", torch.zeros(1, 1, dim))  # left out where nothing is ever hidden
     if "norm.weight" not in ours:  # mean pooling moves the last norm behind the pooling
         ours |= {"norm.weight": torch.ones(dim), "norm.bias": torch.zeros(dim)}
-    shared, own = c.get("use_shared_relative_position_bias"), c.get("use_relative_position_bias")
+    shared, own = c["use_shared_relative_position_bias"], c["use_relative_position_bias"]
     backbone = {
         "name": "data2vec_vision",
         "dim": dim,
@@ -325,7 +394,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
         "patch": c["patch_size"],
         "channels": c["num_channels"],
         "positions": "both" if shared and own else "shared_relative" if shared else "relative" if own else "none",
-        "absolute_positions": bool(c.get("use_absolute_position_embeddings")),
+        "absolute_positions": bool(c["use_absolute_position_embeddings"]),
         "layer_scale": float(c["layer_scale_init_value"] or 1e-4) if "layers.0.gamma1" in ours else 0.0,
         "norm_eps": c["layer_norm_eps"],
         "dropout": c["hidden_dropout_prob"],
@@ -333,7 +402,7 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
         "drop_path": c["drop_path_rate"],
         "pooled_norm": not pooler,
     }
-    frontend = {"size": c["image_size"]}
+    frontend = {"size": c["image_size"], **_pixels(beside.get("preprocessor_config.json"), bool(classifier))}
     if classifier:
         loss = {
             "name": "data2vec_image_classify",
@@ -343,10 +412,30 @@ def _vision(c: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -
             "norm_eps": c["layer_norm_eps"],
         }
         tensors = {**prefixed(ours, "backbone."), **pooler, **classifier}
-        return _finetuned(backbone, loss, tensors, c, frontend, ignored)
+        return _finetuned(backbone, loss, tensors, c, frontend, ignored | _others(c, head, folder))
     ignored |= {k: "the norm of the pooled patches, without a classifier" for k in base if k.startswith("pooler.")}
-    ignored |= dict.fromkeys(sorted(head), _OTHER_HEAD)
+    ignored |= _others(c, head, folder)
     return _encoder(backbone, ours, frontend, ignored)
+
+
+def _pixels(seen: Mapping[str, Any] | None, classifier: bool) -> dict[str, Any]:
+    """How images are cropped and normalised; without a processor's file as pretraining or fine-tuning does."""
+    if seen is None:
+        return INCEPTION if classifier else {}
+    unit = 255 * (float(seen.get("rescale_factor", 1 / 255)) if seen.get("do_rescale", True) else 1.0)
+    normal = bool(seen.get("do_normalize", True))
+    mean, std = (seen[k] if normal else [d] * 3 for k, d in (("image_mean", 0.0), ("image_std", 1.0)))
+    resized, kept = (_edge(seen.get(k, 224)) for k in ("size", "crop_size"))
+    return {
+        "mean": [float(x) / unit for x in mean],
+        "std": [float(x) / unit for x in std],
+        "eval_crop": kept / resized if seen.get("do_center_crop") else 1.0,
+    }
+
+
+def _edge(size: Any) -> int:
+    """A side in pixels, from the ways in which processors of several versions write it."""
+    return int(size.get("shortest_edge", size.get("height", 0)) if isinstance(size, Mapping) else size)
 
 
 def _encoder(
@@ -357,8 +446,6 @@ def _encoder(
 ) -> Imported:
     """An encoder alone: the conversion to Hugging Face drops head and teacher. The objective is the published one, its
     teacher a copy of the encoder and its head new (from a fixed seed), as at the start of pretraining."""
-    import torch
-
     modality = backbone["name"].removeprefix("data2vec_")
     objective = _OBJECTIVES[modality]
     depth = int(backbone["depth"])

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError
 
+_T = TypeVar("_T")
 _PART = re.compile(r"\{(\w+)\}")
 _KINDS = {"w": r"weight|bias"}  # {w}; any other placeholder is a number
 
@@ -95,7 +97,7 @@ def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {prefix + k: v for k, v in tensors.items()}
 
 
-def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part(tensors: Mapping[str, _T], prefix: str) -> dict[str, _T]:
     """The tensors below a prefix, without it."""
     return {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from avssl.errors import CheckpointError, check
@@ -12,14 +13,11 @@ from avssl_data2vec.config import (
     Data2Vec2Config,
     Data2VecConfig,
     SpanConfig,
+    TargetConfig,
 )
 from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.training_state import (
-    own_tensors,
-    part,
-    prefixed,
-    training_state,
-)
+from avssl_data2vec.formats.names import part, prefixed
+from avssl_data2vec.formats.training_state import objective_of, own_tensors, training_state
 
 _LOCAL = ("mask_token", "extractor.", "feature_norm.", "project.")
 
@@ -47,21 +45,19 @@ def audio(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     cfg = {
         "_name": "data2vec_audio",
         **audio_cfg(model.backbone.config),
-        **_objective_cfg(objective),
+        **_objective_cfg(objective, model.backbone.config.dim),
         **guard_cfg(objective),
         "group_norm_target_layer": bool({"item", "frame"} & set(objective.targets.per_layer)),
         **spans_cfg(objective.spans),
         **channels_cfg(objective.channels),
         "mask_channel_before": objective.channels_first,
         "ema_transformer_only": not objective.teacher.own_local,
-        "ema_layers_only": "positions.*" in objective.teacher.copied,
+        "ema_layers_only": bool(objective.teacher.copied),
     }
     return out, {"model": cfg, "task": audio_task(model)}
 
 
 def text(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    import torch
-
     state, c = training_state(model), model.backbone.config
     version = {"version": torch.tensor([3.0])}
     encoder = tables.TEXT_ENCODER.to_theirs(own_tensors(model))
@@ -94,10 +90,10 @@ def text(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "max_positions": c.max_tokens,
         "head_layers": objective.head_layers,
         "transformer": transformer,
-        **_objective_cfg(objective),
+        **_objective_cfg(objective, c.dim),
         "ema_transformer_layers_only": bool(objective.teacher.copied),
     }
-    if objective.scale is None:
+    if cfg["loss_scale"] is None:
         cfg["loss_scale"] = -1.0  # the text model compares it with 0, and fails on None
     t = objective.tokens
     task = {
@@ -155,21 +151,14 @@ def audio_task(model: Any) -> dict[str, Any]:
     }
 
 
-def objective_of(model: Any, name: str, cls: type) -> Any:
-    """The objective's config: the model's own, or the defaults for a model that was trained otherwise since."""
-    from avssl.schema import structure
-
-    table = dict(model.recipe["loss"])
-    return structure(cls, table, "loss") if table.pop("name") == name else cls()
-
-
-def _objective_cfg(o: Data2VecConfig) -> dict[str, Any]:
-    """What the audio and the text model of data2vec 1 both have."""
+def _objective_cfg(o: Data2VecConfig, dim: int) -> dict[str, Any]:
+    """What the audio and the text model of data2vec 1 both have; their loss is a sum over the dimensions."""
+    own = dim**-0.5 if o.scale is None else o.scale
     return {
         **targets_cfg(o.targets.per_layer, o.targets.mean),
         "loss_beta": o.beta,
-        "loss_scale": o.scale,
-        "average_top_k_layers": o.targets.top_k,
+        "loss_scale": own / dim if o.reduction == "mean" else o.scale,
+        "average_top_k_layers": top_k(o.targets),
         **ema_cfg(o),
     }
 
@@ -196,6 +185,11 @@ def channels_cfg(c: SpanConfig) -> dict[str, Any]:
         "no_mask_channel_overlap": not c.overlap,
         "mask_channel_min_space": c.min_space,
     }
+
+
+def top_k(t: TargetConfig) -> int:
+    """How many layers are averaged; fairseq takes the last ones."""
+    return len(t.indices) or t.top_k
 
 
 def targets_cfg(per_layer: tuple[str, ...], mean: tuple[str, ...]) -> dict[str, bool]:

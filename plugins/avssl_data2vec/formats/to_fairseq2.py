@@ -9,12 +9,8 @@ from avssl_data2vec.config import (
     DecoderConfig,
 )
 from avssl_data2vec.formats import fairseq2, tables, to_fairseq1
-from avssl_data2vec.formats.names import Names
-from avssl_data2vec.formats.training_state import (
-    own_tensors,
-    part,
-    training_state,
-)
+from avssl_data2vec.formats.names import Names, part
+from avssl_data2vec.formats.training_state import objective_of, own_tensors, training_state
 
 _KEYS = {"audio": "AUDIO", "vision": "IMAGE", "text": "TEXT"}
 
@@ -24,7 +20,7 @@ def multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     state, c = training_state(model), model.backbone.config
     modality = model.backbone.modality
     key = _KEYS[modality]
-    objective = to_fairseq1.objective_of(model, "data2vec2", Data2Vec2Config)
+    objective = objective_of(model, "data2vec2", Data2Vec2Config)
     names = _multi_names(model)
     encoder = names.to_theirs(own_tensors(model))
     encoder |= tables.decoder2(objective.decoder.projection_layers).to_theirs(part(state, "decoder."))
@@ -34,7 +30,7 @@ def multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         second = names2.to_theirs(part(state, "shared_decoder."))
         out |= {f"shared_{k}": v for k, v in second.items()}
     out |= {f"recon_proj.{k}": v for k, v in part(state, "pixel_head.").items()}
-    encoder_only = "prenet.*" in objective.teacher.copied
+    encoder_only = bool(objective.teacher.copied)
     if teacher := part(state, "teacher."):
         averaged = fairseq2.unflat(names.to_theirs(teacher), key)
         out["_ema"] = (
@@ -61,7 +57,7 @@ def multi(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         "embed_dim": c.dim,
         "mlp_ratio": c.mlp_ratio,
         "layer_norm_first": c.norm_first,
-        "average_top_k_layers": objective.targets.top_k,
+        "average_top_k_layers": to_fairseq1.top_k(objective.targets),
         "end_of_block_targets": objective.targets.layers == "blocks",
         "clone_batch": objective.mask.clones,
         **to_fairseq1.targets_cfg(objective.targets.per_layer, objective.targets.mean),

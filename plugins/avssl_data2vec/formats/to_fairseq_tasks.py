@@ -9,11 +9,9 @@ from avssl_data2vec.config import (
     CtcConfig,
     ImageClassifyConfig,
 )
-from avssl_data2vec.formats import tables, to_fairseq1, to_fairseq2
-from avssl_data2vec.formats.training_state import (
-    own_tensors,
-    prefixed,
-)
+from avssl_data2vec.formats import defaults, tables, to_fairseq1, to_fairseq2
+from avssl_data2vec.formats.names import prefixed
+from avssl_data2vec.formats.training_state import objective_of, own_tensors
 
 
 # -- fine-tuned ------------------------------------------------------------------------------------------------------
@@ -29,13 +27,27 @@ def _encoder(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return tensors, cfg
 
 
+def _overridden(pretraining: dict[str, Any], masks: dict[str, Any], model: Any) -> dict[str, Any]:
+    """The pretraining's configuration with what fine-tuning sets: the official code takes it from there."""
+    own, c = pretraining["model"], model.backbone.config
+    if "modalities" not in own:
+        own |= {k: v for k, v in masks.items() if k in defaults.AUDIO1}
+        return pretraining
+    m = own["modalities"]["audio"]
+    m |= {k: v for k, v in masks.items() if k in m or k == "mask_channel_length"}
+    m |= {"inverse_mask": False, "add_masks": model.recipe["loss"].get("spans", {}).get("add", False)}
+    if c.hidden_noise:
+        m |= {"encoder_zero_mask": False, "mask_noise_std": c.hidden_noise}
+    return pretraining
+
+
 def _head(model: Any, prefix: str) -> dict[str, Any]:
     return {prefix + k: v.detach().cpu() for k, v in model.head.linear.state_dict().items()}
 
 
 def _masked(model: Any, cls: type) -> dict[str, Any]:
     """What fine-tuning of sounds sets: masks and dropouts."""
-    o, c = to_fairseq1.objective_of(model, model.recipe["loss"]["name"], cls), model.backbone.config
+    o, c = objective_of(model, model.recipe["loss"]["name"], cls), model.backbone.config
     first = model.recipe["backbone"]["name"] == "data2vec_audio"
     return {
         "final_dropout": o.final_dropout,
@@ -56,26 +68,34 @@ def _masked(model: Any, cls: type) -> dict[str, Any]:
 def ctc(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     encoder, pretraining = _encoder(model)
     out = prefixed(encoder, "w2v_encoder.w2v_model.") | _head(model, "w2v_encoder.proj.")
-    cfg = {"_name": "wav2vec_ctc", "w2v_path": "", **_masked(model, CtcConfig), "w2v_args": pretraining}
+    masks, c = _masked(model, CtcConfig), model.backbone.config
+    cfg = {
+        "_name": "wav2vec_ctc",
+        "w2v_path": "",
+        **masks,
+        "zero_mask": not getattr(c, "hidden_noise", 0.0),
+        "w2v_args": _overridden(pretraining, masks, model),
+    }
     return out, {"model": cfg, "task": to_fairseq1.audio_task(model)}
 
 
 def tags(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     encoder, pretraining = _encoder(model)
     out = prefixed(encoder, "d2v_model.") | _head(model, "proj.")
+    masks = _masked(model, AudioClassifyConfig)
     cfg = {
         "_name": "audio_classification",
         "model_path": "",
         "prediction_mode": model.head.pooling,
-        **_masked(model, AudioClassifyConfig),
-        "d2v_args": pretraining,
+        **masks,
+        "d2v_args": _overridden(pretraining, masks, model),
     }
     return out, {"model": cfg, "task": to_fairseq1.audio_task(model)}
 
 
 def images(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     encoder, pretraining = _encoder(model)
-    o = to_fairseq1.objective_of(model, "data2vec_image_classify", ImageClassifyConfig)
+    o = objective_of(model, "data2vec_image_classify", ImageClassifyConfig)
     out = prefixed(encoder, "model.") | _head(model, "head.")
     if model.head.norm is not None:
         out |= {f"fc_norm.{k}": v.detach().cpu() for k, v in model.head.norm.state_dict().items()}

@@ -6,12 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from avssl.errors import CheckpointError, check
 from avssl.files import write_text
 from avssl.model import save_tensors
 from avssl_data2vec.classify import SentenceHead
-from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, prefixed
+from avssl_data2vec.config import CtcConfig
+from avssl_data2vec.formats import hugging_face, tables
+from avssl_data2vec.formats.faithful import check_written
+from avssl_data2vec.formats.names import prefixed
+from avssl_data2vec.formats.training_state import backbone_is, image_head, objective_of, own_tensors
+from avssl_data2vec.frontends.configs import VisionFrontendConfig
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -23,6 +29,11 @@ _ACTIVATIONS = {
     "linear": "linear",
 }
 
+_TRAINING_ONLY = (
+    *(f"backbone.{key}" for key in ("feature_grad", "activation_dropout", "layerdrop", "specials")),
+    *(f"loss.{key}" for key in ("spans.*", "channels.*", "channels_first", "label_smoothing")),
+)
+
 
 def write(model: Any, path: Path) -> list[Path]:
     """Write config.json and model.safetensors into the folder `path`; head and teacher of pretraining have no place
@@ -30,10 +41,15 @@ def write(model: Any, path: Path) -> list[Path]:
     name = backbone_is(model, "data2vec_audio", "data2vec_text", "data2vec_vision")
     config, tensors, extra = {"data2vec_audio": _audio, "data2vec_text": _text, "data2vec_vision": _vision}[name](model)
     folder = Path(path)
+    read = hugging_face.read_parts(config, tensors, extra, folder)
+    check_written(model, read, "data2vec_hf", training_only=_TRAINING_ONLY, objective=read.loss["name"] != "data2vec")
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "model.safetensors", tensors)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     written = [folder / "config.json", folder / "model.safetensors"]
+    if name == "data2vec_text" and model.frontend.config.tokenizer != "bytes":  # their classes have no tokenizer of bytes
+        model.frontend.tokens.save(folder / "tokenizer.json")
+        written.append(folder / "tokenizer.json")
     for file, content in extra.items():
         write_text(folder / file, json.dumps(content, ensure_ascii=False) + "\n")
         written.append(folder / file)
@@ -43,8 +59,9 @@ def write(model: Any, path: Path) -> list[Path]:
 def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     c = model.backbone.config
     check(
-        not c.norm_first and c.positions_depth > 0 and c.project,
-        "the Hugging Face class knows post-norm models with plain positional convolutions and a projection only",
+        not c.norm_first and c.positions_depth > 0 and c.project and c.extractor == "layer_norm",
+        "the Hugging Face class knows post-norm models with a norm after every convolution, plain positional "
+        "convolutions and a projection only",
         fix="export as data2vec_fairseq",
         error=CheckpointError,
     )
@@ -77,30 +94,43 @@ def _audio(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
+    heard = model.frontend.config
+    beside: dict[str, Any] = {
+        "preprocessor_config.json": {
+            "do_normalize": getattr(heard, "normalise", True),
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": True,
+            "sampling_rate": c.rate,
+        }
+    }
     if model.recipe["loss"]["name"] != "ctc":
-        return config, tensors, {}
-    loss = model.recipe["loss"]
+        return config, tensors, beside
+    o: CtcConfig = objective_of(model, "ctc", CtcConfig)
     head = {f"lm_head.{k}": v for k, v in model.head.linear.state_dict().items()}
-    spans, channels = loss.get("spans", {}), loss.get("channels", {})
     config |= {
         "architectures": ["Data2VecAudioForCTC"],
         "vocab_size": model.head.linear.out_features,
-        "pad_token_id": loss.get("blank", 0),
-        "final_dropout": loss.get("final_dropout", 0.0),
+        "pad_token_id": o.blank,
+        "final_dropout": o.final_dropout,
         "ctc_loss_reduction": "sum",
         "ctc_zero_infinity": True,
-        "mask_time_prob": spans.get("probability", 0.0),
-        "mask_time_length": spans.get("length", 10),
-        "mask_feature_prob": channels.get("probability", 0.0),
-        "mask_feature_length": channels.get("length", 64),
+        "apply_spec_augment": o.spans.probability > 0 or o.channels.probability > 0,
+        "mask_time_prob": o.spans.probability,
+        "mask_time_length": o.spans.length,
+        "mask_time_min_masks": o.spans.min_spans,
+        "mask_feature_prob": o.channels.probability,
+        "mask_feature_length": o.channels.length,
+        "mask_feature_min_masks": o.channels.min_spans,
     }
-    symbols = {} if model.codec is None else {"vocab.json": {s: i for i, s in enumerate(model.codec.classes)}}
-    return config, {**prefixed(tensors, "data2vec_audio."), **head}, symbols
+    if model.codec is not None:
+        beside["vocab.json"] = {s: i for i, s in enumerate(model.codec.classes)}
+    return config, {**prefixed(tensors, "data2vec_audio."), **head}, beside
 
 
 def _text(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    import torch
-
     c = model.backbone.config
     check(
         not c.norm_first
@@ -170,16 +200,37 @@ def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
         "layer_scale_init_value": c.layer_scale,
         "drop_path_rate": c.drop_path,
     }
+    seen = model.frontend.config
+    beside = {"preprocessor_config.json": _processor(seen)} if isinstance(seen, VisionFrontendConfig) else {}
     own = image_head(model)
     if own is None:
-        return config, tensors, {}
+        return config, tensors, beside
     head = {f"classifier.{k}": v for k, v in own.linear.state_dict().items()}
     config["architectures"] = ["Data2VecVisionForImageClassification"]
     if own.norm is not None:
         head |= {f"data2vec_vision.pooler.layernorm.{k}": v for k, v in own.norm.state_dict().items()}
         tensors = {k: v for k, v in tensors.items() if not k.startswith("layernorm.")}
         config["use_mean_pooling"] = True
-    return config | _labels(model), {**prefixed(tensors, "data2vec_vision."), **head}, {}
+    return config | _labels(model), {**prefixed(tensors, "data2vec_vision."), **head}, beside
+
+
+def _processor(f: VisionFrontendConfig) -> dict[str, Any]:
+    """The image processor that does what our frontend does outside training."""
+    side = {"height": f.size, "width": f.size}
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(f.size / f.eval_crop)},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": side,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(f.mean),
+        "image_std": list(f.std),
+        "do_reduce_labels": False,
+    }
 
 
 def _labels(model: Any) -> dict[str, Any]:

@@ -8,10 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from avssl.schema import structure
 from avssl_data2vec.config import Data2VecConfig
-from avssl_data2vec.formats import tables
-from avssl_data2vec.formats.training_state import backbone_is, image_head, own_tensors, part, save_torch, training_state
+from avssl_data2vec.formats import tables, vision1
+from avssl_data2vec.formats.faithful import check_written
+from avssl_data2vec.formats.names import part
+from avssl_data2vec.formats.training_state import (
+    backbone_is,
+    image_head,
+    objective_of,
+    own_tensors,
+    save_torch,
+    training_state,
+)
 from avssl_data2vec.vision import relative_index
 
 
@@ -36,6 +44,7 @@ def write(model: Any, path: Path) -> list[Path]:
         "drop_rate": c.dropout,
         "attn_drop_rate": c.attention_dropout,
         "drop_path_rate": c.drop_path,
+        "imagenet_default_mean_and_std": list(getattr(model.frontend.config, "mean", ())) != vision1.INCEPTION["mean"],
     }
     student = _names(own_tensors(model), c)
     if (own_head := image_head(model)) is not None:
@@ -43,25 +52,25 @@ def write(model: Any, path: Path) -> list[Path]:
         if own_head.norm is not None:  # which takes the place of the norm before the pooling
             student = {k: v for k, v in student.items() if not k.startswith("norm.")}
             student |= {f"fc_norm.{k}": v for k, v in own_head.norm.state_dict().items()}
-        return save_torch(
-            path,
-            {
-                "model": {k: v for k, v in student.items() if k != "mask_token"},
-                "optimizer": {},
-                "epoch": 0,
-                "scaler": {},
-                "args": args,
-            },
-        )
+        student = {k: v for k, v in student.items() if k != "mask_token"}
+        args["smoothing"] = model.recipe["loss"].get("label_smoothing", 0.1)
+        return _save(model, path, {"model": student, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args})
     state = training_state(model)
     head = {f"lm_head.{k}": v for k, v in part(state, "heads.vision.0.").items()}
-    data: dict[str, Any] = {"model": {**student, **head}, "optimizer": {}, "epoch": 0, "scaler": {}, "args": args}
-    table = dict(model.recipe["loss"])
-    if table.pop("name") == "data2vec":
-        args |= _loss_args(structure(Data2VecConfig, table, "loss"), c.depth, c.dim)
+    counted = {"state": {0: {"step": int(state.get("updates", 0))}}, "param_groups": []}
+    data: dict[str, Any] = {"model": {**student, **head}, "optimizer": counted, "epoch": 0, "scaler": {}, "args": args}
+    if model.recipe["loss"]["name"] == "data2vec":
+        args |= _loss_args(objective_of(model, "data2vec", Data2VecConfig), c)
     if teacher := part(state, "teacher."):
         own = {f"lm_head.{k}": v for k, v in part(state, "teacher_heads.vision.0.").items()}
         data["model_ema"] = {**_names(teacher, c), **(own or head)}
+    return _save(model, path, data)
+
+
+def _save(model: Any, path: Path, data: dict[str, Any]) -> list[Path]:
+    c = model.backbone.config
+    read = vision1.read_data(data, path, heads=c.heads, pooled_norm=c.pooled_norm)
+    check_written(model, read, "data2vec_vision", training_only=("loss.guard.*",))
     return save_torch(path, data)
 
 
@@ -75,7 +84,8 @@ def _names(tensors: Mapping[str, Tensor], c: Any) -> dict[str, Tensor]:
     return out
 
 
-def _loss_args(o: Data2VecConfig, depth: int, dim: int) -> dict[str, Any]:
+def _loss_args(o: Data2VecConfig, c: Any) -> dict[str, Any]:
+    dim, depth = c.dim, c.depth
     own = dim**-0.5 if o.scale is None else o.scale
     scale = own * (dim if o.reduction == "sum" else 1)  # their loss is a mean over dimensions too
     layers = list(o.targets.indices) or list(range(depth - o.targets.top_k, depth))
@@ -95,7 +105,9 @@ def _loss_args(o: Data2VecConfig, depth: int, dim: int) -> dict[str, Any]:
         "ema_decay_init": o.teacher.start,
         "ema_decay": o.teacher.end,
         "ema_start_at": o.teacher.anneal,
-        "num_mask_patches": o.blocks.count,
+        "num_mask_patches": round(
+            o.blocks.count * (c.image_size // c.patch) ** 2 if o.blocks.count < 1 else o.blocks.count
+        ),
         "min_mask_patches_per_block": o.blocks.min_patches,
         "mask_dropout_prob": o.blocks.dropout if o.blocks.dropout else -1.0,
         "max_mask_patches_per_block": o.blocks.max_patches,

@@ -13,7 +13,7 @@ from avssl.errors import CheckpointError, check
 from avssl.files import replacing
 from avssl.model import TRAINING
 from avssl.safeload import load_safetensors
-from avssl_data2vec.formats.names import part, prefixed
+from avssl.schema import structure
 
 
 def own_tensors(model: Any) -> dict[str, Tensor]:
@@ -37,6 +37,12 @@ def backbone_is(model: Any, *names: str) -> str:
         error=CheckpointError,
     )
     return name
+
+
+def objective_of(model: Any, name: str, cls: type) -> Any:
+    """The objective's config: the model's own, or the defaults for a model that was trained otherwise since."""
+    table = dict(model.recipe["loss"])
+    return structure(cls, table, "loss") if table.pop("name") == name else cls()
 
 
 def image_head(model: Any) -> Any:
@@ -70,6 +76,3 @@ def save_torch(path: Path, data: Mapping[str, Any]) -> list[Path]:
     with replacing(Path(path)) as temporary:
         torch.save(owned(data), temporary)
     return [Path(path)]
-
-
-__all__ = ["backbone_is", "own_tensors", "part", "prefixed", "save_torch", "training_state"]

@@ -21,6 +21,7 @@ from avssl_data2vec.vision import relative_index
 
 SOURCE = "github.com/facebookresearch/data2vec_vision (data2vec parts CC-BY-NC 4.0)"
 LICENCE = "CC-BY-NC-4.0"
+INCEPTION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}  # of the pixels; our default is ImageNet's
 _INDEX = "relative_position_index"
 
 
@@ -40,18 +41,21 @@ def detect(path: Path) -> bool:
     )
 
 
-def read(path: Path, *, heads: int = 0, updates: int = 0, pooled_norm: bool | None = None) -> Imported:
+def read(path: Path, *, heads: int = 0, updates: int | None = None, pooled_norm: bool | None = None) -> Imported:
     """A pretraining checkpoint (with `lm_head`), or a fine-tuned classifier (with `head`).
 
     heads: attention heads, for a model without relative positions whose args do not say. updates: finished optimiser
-    updates (the file stores epochs only). pooled_norm: see VisionConfig; by default False for a classifier.
+    updates, by default those that the file's optimiser counted. pooled_norm: see VisionConfig; by default False for a
+    classifier.
     """
     with whole(path):
-        return _read(path, heads=heads, updates=updates, pooled_norm=pooled_norm)
+        return read_data(load_torch(path), path, heads=heads, updates=updates, pooled_norm=pooled_norm)
 
 
-def _read(path: Path, *, heads: int, updates: int, pooled_norm: bool | None) -> Imported:
-    data = load_torch(path)
+def read_data(
+    data: Any, path: Path, *, heads: int = 0, updates: int | None = None, pooled_norm: bool | None = None
+) -> Imported:
+    """The content of the file at `path`, as `read` reads it."""
     model = _model(data, path)
     tensors = tensors_only(model, str(path))
     args = plain(data.get("args") or {}) if isinstance(data, Mapping) else {}
@@ -61,8 +65,12 @@ def _read(path: Path, *, heads: int, updates: int, pooled_norm: bool | None) -> 
     if pooled_norm is None:
         pooled_norm = not classifier
     backbone["pooled_norm"] = pooled_norm
+    # The published pretraining passes the flag, the published fine-tuning does not.
+    imagenet = args.get("imagenet_default_mean_and_std", not classifier)
+    frontend = {"size": backbone["image_size"], **({} if imagenet else INCEPTION)}
     if classifier:
-        return _classifier(ours, tensors, left, backbone, str(path))
+        smoothing = float(args.get("smoothing", 0.1))
+        return _classifier(ours, tensors, left, backbone, frontend, smoothing, str(path))
     unknown(left - {"lm_head.weight", "lm_head.bias"}, str(path))
     ema = data.get("model_ema") if isinstance(data, Mapping) else None
     if "lm_head.weight" in tensors or ema:
@@ -80,13 +88,13 @@ def _read(path: Path, *, heads: int, updates: int, pooled_norm: bool | None) -> 
         **head,
         **prefixed(teacher, "teacher."),
         **prefixed(teacher_head, "teacher_heads."),
-        "updates": torch.tensor(int(updates)),
+        "updates": torch.tensor(_steps(data) if updates is None else int(updates)),
     }
     return Imported(
         backbone={"name": "data2vec_vision", **backbone},
         loss=_loss(args, int(backbone["depth"])),
         tensors=out,
-        frontend={"size": backbone["image_size"]},
+        frontend=frontend,
         ignored={_INDEX: "computed from the grid"},
         licence=LICENCE,
         source=SOURCE,
@@ -104,6 +112,13 @@ def _model(data: Any, path: Path) -> Mapping[str, Any]:
         error=CheckpointError,
     )
     return data
+
+
+def _steps(data: Any) -> int:
+    """Updates that the optimiser of a file counted; 0 for a file without its state."""
+    optimizer = data.get("optimizer") if isinstance(data, Mapping) else None
+    states = (optimizer.get("state") or {}) if isinstance(optimizer, Mapping) else {}
+    return max((int(s["step"]) for s in states.values() if "step" in s), default=0)
 
 
 def _ours(tensors: Mapping[str, Tensor], where: str) -> tuple[dict[str, Tensor], set[str]]:
@@ -167,7 +182,7 @@ def _backbone(ours: Mapping[str, Tensor], args: Mapping[str, Any], heads: int) -
 
 def _loss(args: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """Our loss table; options that the file does not hold are those of the published command."""
-    layers = args.get("target_layers", list(range(depth // 2, depth)))
+    layers = args.get("target_layers", list(range(max(0, depth - 6), depth)))
     layers = ast.literal_eval(layers) if isinstance(layers, str) else layers
     last = args.get("target_layer_norm_last", not args.get("no_target_layer_norm_last", False))
     per_layer = [
@@ -219,7 +234,13 @@ def _loss(args: Mapping[str, Any], depth: int) -> dict[str, Any]:
 
 
 def _classifier(
-    ours: dict[str, Tensor], tensors: Mapping[str, Tensor], left: set[str], backbone: dict[str, Any], where: str
+    ours: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    left: set[str],
+    backbone: dict[str, Any],
+    frontend: dict[str, Any],
+    smoothing: float,
+    where: str,
 ) -> Imported:
     names = {
         "head.weight": "head.linear.weight",
@@ -243,9 +264,10 @@ def _classifier(
             "classes": classes,
             "class_token": class_token,
             "norm": not class_token,
+            "label_smoothing": smoothing,
         },
         tensors={**prefixed({**filled, **ours}, "backbone."), **{names[k]: tensors[k] for k in names if k in tensors}},
-        frontend={"size": backbone["image_size"]},
+        frontend=frontend,
         ignored={_INDEX: "computed from the grid"},
         licence=LICENCE,
         source=SOURCE,

@@ -16,6 +16,7 @@ from avssl.frontend import Frontend
 from avssl_data2vec.frontends.configs import AudioFrontendConfig
 from avssl_data2vec.masks import generators
 
+EPS = 1e-5  # beside the variance
 _CROP = 101  # salt: the crop of an item is independent of its masks
 
 
@@ -23,6 +24,7 @@ class AudioFrontend(Frontend):
     """audio.x (B, L) mono samples at `rate`; unequal lengths are padded with 0 at the end and carry a pad mask."""
 
     modalities = frozenset({"audio"})
+    seconds_field = "eval_seconds"
     config: AudioFrontendConfig
 
     def plan(self, row: Row, rng: np.random.Generator | None) -> Request:
@@ -87,9 +89,15 @@ class AudioFrontend(Frontend):
             fix="leave it out, or lower frontend.min_seconds",
             error=DataError,
         )
-        if c.normalise:
-            wave = (wave - wave.mean(dtype=np.float64)) / np.sqrt(wave.var(dtype=np.float64) + 1e-5)
+        return self._scaled(wave)
+
+    def _scaled(self, wave: np.ndarray) -> np.ndarray:
+        if self.config.normalise:
+            wave = (wave - wave.mean(dtype=np.float64)) / np.sqrt(wave.var(dtype=np.float64) + EPS)
         return wave
+
+    def portable(self) -> AudioFrontend:
+        return PortableAudioFrontend(self.config).eval() if self.config.normalise else self
 
     def batch(self, batch: Batch) -> Batch:
         stream = batch.streams.get("audio")
@@ -103,3 +111,24 @@ class AudioFrontend(Frontend):
         ]
         rows = [x[s : s + least] for x, s in zip(stream.x, starts, strict=True)]
         return batch.with_streams(audio=Stream(torch.stack(rows)))
+
+
+class PortableAudioFrontend(AudioFrontend):
+    """At evaluation the same, but the clips are normalised in `batch`, in float32. Training mixes and crops normalised
+    clips: its numbers are `AudioFrontend`'s."""
+
+    def portable(self) -> AudioFrontend:
+        return self
+
+    def _scaled(self, wave: np.ndarray) -> np.ndarray:
+        return wave
+
+    def batch(self, batch: Batch) -> Batch:
+        stream = batch.need("audio")
+        if stream.pad is None:
+            variance, mean = torch.var_mean(stream.x, 1, correction=0, keepdim=True)
+            return batch.with_streams(audio=Stream((stream.x - mean) / (variance + EPS).sqrt()))
+        there, count = ~stream.pad, stream.lengths[:, None]
+        centred = (stream.x - (stream.x * there).sum(1, keepdim=True) / count) * there
+        variance = centred.square().sum(1, keepdim=True) / count
+        return batch.with_streams(audio=Stream(centred / (variance + EPS).sqrt(), stream.pad))

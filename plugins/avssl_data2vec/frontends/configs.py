@@ -36,6 +36,7 @@ class VisionFrontendConfig:
     erase: float = 0.0  # probability that a rectangle is replaced by noise
     mixup: float = 0.0  # alpha of the Beta distribution; 0 = no mixing of two images
     cutmix: float = 0.0  # alpha, when a rectangle of another image is pasted instead
+    mix_probability: float = 1.0  # that an image is mixed at all, by mixup or cutmix
     eval_crop: float = 0.875  # the short side is size / eval_crop before the central crop
 
 
@@ -43,7 +44,9 @@ class VisionFrontendConfig:
 class TextFrontendConfig:
     """Token ids of a tokenizer."""
 
-    tokenizer: str = "bytes"  # a tokenizer.json of the `tokenizers` library, or "bytes" (UTF-8 bytes, nothing to train)
+    # "bytes" (UTF-8 bytes, nothing to train), a tokenizer.json of the `tokenizers` library, or a folder with it, with
+    # encoder.json, vocab.bpe and dict.txt (fairseq's), or with vocab.json and merges.txt (Hugging Face's)
+    tokenizer: str = "bytes"
     max_tokens: int = 512  # with the two tokens at the ends
     pad: int = 1
     pairs: bool = False  # a tab in a text parts two sentences (natural language inference and the like)

@@ -17,6 +17,8 @@ from avssl.errors import DataError, check
 from avssl.frontend import Frontend
 from avssl_data2vec.frontends.configs import VisionFrontendConfig
 
+_MIX = 102  # salt: whether an item is mixed changes no other of its draws
+
 
 class VisionFrontend(Frontend):
     """vision.x (B, 3, size, size), normalised by mean and std."""
@@ -44,7 +46,7 @@ class VisionFrontend(Frontend):
             target = clip.target
         else:
             pixels, target = self._augmented(clip, rng), clip.target
-            if len(clips) > 1:
+            if len(clips) > 1 and np.random.default_rng([clip.seed, _MIX]).random() < self.config.mix_probability:
                 pixels, target = self._mixed(pixels, clips, rng)
         x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
         targets = None if target is None else Stream(torch.as_tensor(target)[None])
