@@ -121,6 +121,7 @@ def _clips(
     if data is None:
         return None, None, MADE_UP
     from avssl.data.manifest import read_rows
+    from avssl.data.split import HELD_OUT
 
     rows = read_rows(data, modalities=model.frontend.modalities)
     if fold is not None:
@@ -133,7 +134,7 @@ def _clips(
             error=DataError,
         )
     else:
-        split = next((s for s in ("test", "val") if any(r.split == s for r in rows)), None)
+        split = next((s for s in HELD_OUT if any(r.split == s for r in rows)), None)
         held, source = [r for r in rows if split in (None, r.split)], f"split {split}" if split else "all the data"
         train, other = [r for r in rows if r.split == "train"], "split train"
         if not train:

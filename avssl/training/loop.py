@@ -15,7 +15,7 @@ import torch
 from avssl.batch import Batch
 from avssl.data.loader import TrainingLoader
 from avssl.errors import AvsslError, CheckpointError, Exit, Stopped, UsageError
-from avssl.evaluation.gates import LOWER_IS_BETTER
+from avssl.evaluation.gates import lower_is_better
 from avssl.frontend import Frontend
 from avssl.loss import Loss
 from avssl.recipe import Recipe
@@ -242,8 +242,7 @@ class Run:
             return False
         if name not in metrics:
             raise UsageError(f"train.best = {name!r} is no validation metric", fix=f"one of {', '.join(metrics)}")
-        lower = name == "loss" or name in self.terms or name.rpartition(".")[2] in LOWER_IS_BETTER
-        better = improves(metrics[name], self.best, lower)
+        better = improves(metrics[name], self.best, name in self.terms or lower_is_better(name))
         self.best = metrics[name] if better else self.best
         return better
 

@@ -47,7 +47,9 @@ def write(model: Any, path: Path) -> list[Path]:
     save_tensors(folder / "model.safetensors", tensors)
     write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
     written = [folder / "config.json", folder / "model.safetensors"]
-    if name == "data2vec_text" and model.frontend.config.tokenizer != "bytes":  # their classes have no tokenizer of bytes
+    if (
+        name == "data2vec_text" and model.frontend.config.tokenizer != "bytes"
+    ):  # their classes have no tokenizer of bytes
         model.frontend.tokens.save(folder / "tokenizer.json")
         written.append(folder / "tokenizer.json")
     for file, content in extra.items():
