@@ -15,6 +15,7 @@ from avssl.errors import UsageError, check
 from avssl.words import counted
 
 if TYPE_CHECKING:
+    from avssl.data.clip import Row
     from avssl.model import Initial
 
 RecipeName = Annotated[
@@ -130,8 +131,12 @@ def finetune(
     machine = Machine(device=device, precision=precision, workers=workers, deterministic=deterministic)
     initial = _initial(source, format, option)
     if dry_run or out is None:
+        from avssl.training.run import rows_of_fold
+
+        check(not kfold, "--kfold is a run for each fold", fix="try one of them dry: --fold 1")
         loaded = load_run(recipe, overrides or [], initial.tables if initial is not None else None)
-        return _dry_run(loaded, data, initial, machine, as_json)
+        rows = data if fold is None else rows_of_fold(data, loaded, fold)
+        return _dry_run(loaded, rows, initial, machine, as_json)
     if kfold:
         from avssl.training.pipeline import run_folds
 
@@ -224,7 +229,7 @@ def _result(report: dict[str, Any], out: Path) -> tuple[dict[str, Any], Path, st
     return report, out, "the model"
 
 
-def _dry_run(recipe: Any, data: str, init: Initial | None, machine: Any, as_json: bool) -> None:
+def _dry_run(recipe: Any, data: str | list[Row], init: Initial | None, machine: Any, as_json: bool) -> None:
     from avssl.cli.output import print_table
     from avssl.training.dryrun import dry_run
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from avssl.data.manifest import read_rows
+from avssl.data.clip import Row
 from avssl.model import Initial
 from avssl.recipe import Recipe
 from avssl.training.distributed import World
 from avssl.training.loop import memory
-from avssl.training.run import look
-from avssl.training.setup import Machine, build_run, needed_modalities, pick_device, plan_data
+from avssl.training.run import look, rows_for
+from avssl.training.setup import Machine, build_run, pick_device, plan_data
 
 
-def dry_run(recipe: Recipe, data: str, init: Initial | None, machine: Machine) -> dict[str, Any]:
+def dry_run(recipe: Recipe, data: str | Path | Sequence[Row], init: Initial | None, machine: Machine) -> dict[str, Any]:
     """Shapes, parameters, memory and time of a run, from one update on the first real batch."""
     device = pick_device(machine.device)
-    rows = read_rows(data, modalities=needed_modalities(recipe))
-    rows, unusable = look(rows, machine)
+    rows, unusable = look(rows_for(data, recipe), machine)
     plan, lacking = plan_data(recipe, rows)
     with tempfile.TemporaryDirectory() as folder:
         run = build_run(recipe, plan, Path(folder), World(), device, machine, init)

@@ -231,4 +231,10 @@ def test_fine_tuning_can_be_tried_dry(rows: list[Row], tmp_path: Path, capsys: p
     )
     report = json.loads(capsys.readouterr().out)
     assert report["items"] == 16 and report["validation_items"] == 8 and report["loss_terms"]["cross_entropy"] > 0
+    dry = ["finetune", "tiny/6k-esc50", "--data", str(tmp_path / "rows.parquet"), "--dry-run", *changes]
+    assert run(*dry, "--json", "--fold", "2", "--set", "data.per_class=3") == 0
+    assert json.loads(capsys.readouterr().out)["items"] == 6
+    assert run(*dry, "--kfold") == 2
+    told = "error: --kfold is a run for each fold (try one of them dry: --fold 1)"
+    assert capsys.readouterr().err.splitlines()[-1] == told
     assert {p.name for p in tmp_path.iterdir()} == {"rows.parquet"}
