@@ -45,7 +45,10 @@ TEXTS = [
 FILLERS = 3
 LOST = 40  # tokens of the BPE that the dictionary lacks
 KNOWN = "encoder.json, vocab.bpe and dict.txt, or vocab.json and merges.txt, or a tokenizer.json"
-FIX = f"import it with --option tokenizer=FOLDER, or train with --set frontend.tokenizer=FOLDER, a folder with {KNOWN}"
+FIX = (
+    "for a new model --set backbone.vocabulary={} --set backbone.mask={}; import one with --option tokenizer=FOLDER, a "
+    "folder with encoder.json, vocab.bpe and dict.txt, or vocab.json and merges.txt, or a tokenizer.json"
+)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +180,7 @@ def test_text_is_refused_where_the_tokenizer_is_not_the_models(published: Path, 
     """Importing goes well for those who have ids; what a text would silently become is said at its first use."""
     file, size = checkpoint(tmp_path, 300, example.text(tmp_path)), vocabulary_of(published)
     write_imported(import_checkpoint(file, "data2vec_fairseq"), tmp_path / "model")
-    said = f"the tokenizer bytes has 261 tokens, the model a vocabulary of 300 ({FIX})"
+    said = f"the tokenizer bytes has 261 tokens, the model a vocabulary of 300 ({FIX.format(261, 260)})"
     with pytest.raises(UsageError) as caught:
         open_model(tmp_path / "model").embed(["Hello"], modality="text")
     assert str(caught.value) == said
@@ -190,7 +193,8 @@ def test_text_is_refused_where_the_tokenizer_is_not_the_models(published: Path, 
     assert str(caught.value) == said
     with pytest.raises(UsageError) as caught:  # one that was asked for is refused at once
         import_checkpoint(file, "data2vec_fairseq", tokenizer=str(published))
-    assert str(caught.value) == f"the tokenizer {published} has {size} tokens, the model a vocabulary of 300 ({FIX})"
+    fix = FIX.format(size, size - 1)
+    assert str(caught.value) == f"the tokenizer {published} has {size} tokens, the model a vocabulary of 300 ({fix})"
 
 
 @pytest.mark.parametrize("writer", [to_fairseq, to_hugging_face])

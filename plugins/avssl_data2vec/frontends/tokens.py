@@ -81,8 +81,8 @@ def check_size(tokens: Tokens, name: str, vocabulary: int) -> None:
     check(
         tokens.size == vocabulary,
         f"the tokenizer {name} has {tokens.size} tokens, the model a vocabulary of {vocabulary}",
-        fix="import it with --option tokenizer=FOLDER, or train with --set frontend.tokenizer=FOLDER, a folder with "
-        f"{KNOWN}",
+        fix=f"for a new model --set backbone.vocabulary={tokens.size} --set backbone.mask={tokens.size - 1}; import one with "
+        f"--option tokenizer=FOLDER, a folder with {KNOWN}",
     )
 
 
