@@ -41,7 +41,9 @@ def completing(out: Path) -> Iterator[Path]:
 
     A folder that is there already keeps what else is in it.
     """
-    holder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    out = out.absolute()
+    inside = out.is_dir()  # it may be a mount point, and what is beside it another's
+    holder = out / f".{os.getpid()}.tmp" if inside else out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(holder, ignore_errors=True)  # of a process that was killed
     holder.mkdir(parents=True)
     made = holder / out.name
@@ -54,7 +56,7 @@ def completing(out: Path) -> Iterator[Path]:
                 os.replace(path, out / path.name)
         else:
             os.replace(made, out)
-        sync(out.parent)
+        sync(out if inside else out.parent)
     except OSError as error:
         error.filename = str(error.filename).replace(str(made), str(out)) if error.filename else None
         raise

@@ -231,15 +231,17 @@ def _finish(job: Job, folder: Path, out: Path, on_bad: str, max_bad: float, comp
 def _tolerated(job: Job, found: Mapping[str, Any], on_bad: str, max_bad: float, out: Path) -> None:
     """Hold what failed against the rules of this call, whoever found it: another process, or an earlier call with other
     rules. Raises DataError."""
+    first = found.get("first_bad", f"see {_bad_files(out)}")  # 0.1 wrote neither this nor how many are bad
+    bad = found.get("bad", found["failed"])
     check(
         on_bad != "fail" or not found["failed"],
-        found["first_bad"],
+        first,
         fix="on_bad=skip goes on without it",
         error=DataError,
     )
     check(
-        found["bad"] <= max_bad * job.items,
-        f"{found['bad']} of {job.items} items are bad, more than --max-bad allows; the first: {found['first_bad']}",
+        bad <= max_bad * job.items,
+        f"{bad} of {job.items} items are bad, more than --max-bad allows; the first: {first}",
         fix=f"see {_bad_files(out)}",
         error=DataError,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from avssl.evaluation.configs import EvaluationConfig, FeatureConfig, RetrievalC
 from avssl.evaluation.labels import Splits, encode, evaluation_split, label_codec, labelled, named_split
 from avssl.evaluation.report import Report
 from avssl.evaluation.scoring import score
+from avssl.registry import registry
 from avssl.words import counted, none_of
 
 if TYPE_CHECKING:
@@ -126,9 +127,11 @@ def on_features(task: str, model: Model, splits: Splits, config: FeatureConfig, 
 
 
 def _apart(train: Sequence[Row], test: Sequence[Row]) -> None:
-    """Raises DataError where a clip is both. Files tell, not ids: two folders may each have their "dog/1.wav"."""
-    known = {_clip(row) for row in train}
-    twice = [row.id for row in test if _clip(row) in known]
+    """Raises DataError where a clip is both. Files tell, not ids: two folders may each have their "dog/1.wav"; and not
+    texts, which people write more than once."""
+    inline = {e.name for e in registry().all("modality") if e.inline}
+    known = {_clip(row, inline) for row in train} - {None}
+    twice = [row.id for row in test if _clip(row, inline) in known]
     check(
         not twice,
         f"{counted(len(twice), 'clip')} of {len(test)} would be both trained and evaluated on, the first: {(*twice, '')[0]!r}",
@@ -137,10 +140,10 @@ def _apart(train: Sequence[Row], test: Sequence[Row]) -> None:
     )
 
 
-def _clip(row: Row) -> tuple:
-    """What makes two rows the same piece of the same files."""
-    parts = [(m, *map(os.path.abspath, [s] if isinstance(s, str) else s)) for m, s in sorted(row.parts.items())]
-    return (*parts, row.start, row.end)
+def _clip(row: Row, inline: Collection[str]) -> tuple | None:
+    """What makes two rows the same piece of the same files; None for a row without files."""
+    files = {m: [s] if isinstance(s, str) else s for m, s in sorted(row.parts.items()) if m not in inline}
+    return (*[(m, *map(os.path.abspath, paths)) for m, paths in files.items()], row.start, row.end) if files else None
 
 
 def _where(rows: Sequence[Any], mask: np.ndarray) -> list[Any]:

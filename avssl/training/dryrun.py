@@ -14,7 +14,7 @@ from avssl.recipe import Recipe
 from avssl.training.distributed import World
 from avssl.training.loop import memory
 from avssl.training.run import look, rows_for
-from avssl.training.setup import Machine, build_run, pick_device, plan_data
+from avssl.training.setup import Machine, build_run, check_best, pick_device, plan_data
 
 
 def dry_run(recipe: Recipe, data: str | Path | Sequence[Row], init: Initial | None, machine: Machine) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def dry_run(recipe: Recipe, data: str | Path | Sequence[Row], init: Initial | No
     device = pick_device(machine.device)
     rows, unusable = look(rows_for(data, recipe), machine)
     plan, lacking = plan_data(recipe, rows)
+    check_best(recipe, plan)
     with tempfile.TemporaryDirectory() as folder:
         run = build_run(recipe, plan, Path(folder), World(), device, machine, init)
         run.loss.train()

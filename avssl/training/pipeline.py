@@ -149,7 +149,7 @@ def run_folds(
             reports[fold] = finetune(
                 loaded_for(fold),
                 initial,
-                rows,
+                data,
                 out / f"fold-{fold}",
                 resume=resume,
                 fold=fold,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from avssl.batch import Batch, Stream
+from avssl.data.targets import Codec
 from avssl.errors import CheckpointError
 from avssl.files import write_json
 from avssl.model import save_tensors
@@ -49,6 +50,7 @@ def capture(run: Run, update: int, micros: list[Batch]) -> Path:
             "ranks": run.world.ranks,
             "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.stepper.dtype],
             "ids": items,
+            "targets": run.loader.items.codec.state() if run.loader.items.codec is not None else None,
         },
     )
     return folder
@@ -85,6 +87,7 @@ def replay(folder: Path, rank: int = 0) -> dict[str, Any]:
     run_folder = folder.resolve().parent.parent
     tables = read_tables(run_folder)
     loss = build_loss(tables, build_backbone(tables))
+    loss.for_training(Codec.load(meta["targets"]) if meta.get("targets") else None)
     load_full_state(loss, load_safetensors(folder / "weights.safetensors"), str(folder))
     frontend = build_frontend(tables, run_folder)
     update, device = meta["update"], torch.device("cpu")

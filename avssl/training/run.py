@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ from avssl.training.setup import (
     Machine,
     autocast_dtype,
     build_run,
+    check_best,
     environment,
     needed_modalities,
     pick_device,
@@ -168,6 +170,7 @@ def _train(
     stop: StopRequest,
 ) -> dict[str, Any]:
     plan = _plan(recipe, data, out, resume, machine, world, init, origin)
+    check_best(recipe, plan)
     if init is not None and init.targets and plan.codec and list(plan.codec.classes) != list(init.targets["classes"]):
         init = init.without_head()
         if world.first:
@@ -269,7 +272,8 @@ def _refuse_other_origin(now: Mapping[str, Any], out: Path) -> None:
         return
     began = json.loads((out / DATA).read_text(encoding="utf-8"))
     check(
-        began["data"] == now["data"],
+        began["data"] == now["data"]
+        or re.fullmatch(r"\d+ rows", began["data"]) is not None,  # all that 0.1 said of rows
         f"{out} was started on {began['data']}, --data is {now['data']}",
         fix="resume with the same data, or start a new run with --init",
     )

@@ -29,7 +29,7 @@ from avssl.errors import DataError, UsageError, check
 from avssl.files import write_json, write_text
 from avssl.loss import Loss
 from avssl.model import RECIPE, Initial, build_frontend
-from avssl.recipe import Component, Recipe, TrainConfig, show
+from avssl.recipe import Component, Recipe, show
 from avssl.registry import load, registry
 from avssl.training.distributed import World
 from avssl.training.loop import Run
@@ -183,6 +183,11 @@ def build_run(
     seed_everything(cfg.seed, 0x1717)
     frontend = build_frontend(recipe.plain(), folder)
     backbone: Backbone = load("backbone", recipe.backbone.name)(recipe.backbone.config)
+    check(
+        cfg.init == "weights" or init is not None,
+        f"train.init = {cfg.init!r} needs a model to start from",
+        fix="give it with --init or --from",
+    )
     if init is not None:
         init = init.averaged() if cfg.init == "average" else init
         init.into_backbone(backbone, recipe.backbone.name)
@@ -217,7 +222,11 @@ def build_run(
     loader = TrainingLoader(items, sampler, bad, workers, micro, world.rank, world.ranks, machine.timeout)
     per_epoch = len(sampler)
     total = cfg.updates if cfg.updates is not None else max(1, round((cfg.epochs or 0) * per_epoch))
-    _check_deployed(cfg, total // per_epoch, plan)
+    first, _ = cfg.weight_average or (1, 1)
+    if cfg.weight_average and first > total // per_epoch and world.first:
+        ends = counted(total // per_epoch, "whole epoch")
+        print(f"note: train.weight_average begins with epoch {first}, the run ends after {ends}: the last weights are "
+              "deployed", file=sys.stderr)  # fmt: skip
     if cfg.checkpoint_activations:
         checkpoint_blocks(backbone)
     if cfg.shard and world.ranks > 1:
@@ -251,18 +260,12 @@ def build_run(
     return run
 
 
-def _check_deployed(cfg: TrainConfig, epochs: int, plan: DataPlan) -> None:
-    """That there will be what the recipe wants to deploy, before anything is trained for it."""
+def check_best(recipe: Recipe, plan: DataPlan) -> None:
+    """Raises UsageError when the recipe chooses by a validation that will not take place."""
     check(
-        not cfg.best or bool(plan.validation),
-        f"train.best = {cfg.best!r} chooses by validation, and no item validates",
+        not recipe.train.best or bool(plan.validation),
+        f"train.best = {recipe.train.best!r} chooses by validation, and no item validates",
         fix="give rows of split 'val', or --set train.best=''",
-    )
-    first, _ = cfg.weight_average or (1, 1)
-    check(
-        cfg.weight_average is None or first <= epochs,
-        f"train.weight_average begins with epoch {first}, the run ends after {counted(epochs, 'whole epoch')}",
-        fix="train for longer, or average earlier epochs",
     )
 
 

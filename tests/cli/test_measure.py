@@ -36,7 +36,7 @@ def run(*words: str) -> int:
 
 
 def test_bench_gives_times_flops_and_a_ratio(capsys: pytest.CaptureFixture) -> None:
-    small = ["--set", "data.batch_size=4", "--workers", "0", "--steps", "1", "--json"]
+    small = ["--set", "data.batch_size=4", "--set", "train.best=loss", "--workers", "0", "--steps", "1", "--json"]
     assert run("bench", "tiny/masked", "--against", "tiny/masked", *small) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["recipe"]["clips_per_update"] == 4 and report["recipe"]["update_s"] > 0

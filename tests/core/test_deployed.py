@@ -92,13 +92,19 @@ def test_the_best_of_nothing_is_refused(rows: list[Row], tmp_path: Path) -> None
     )
 
 
-def test_an_average_of_epochs_that_never_come_is_refused(rows: list[Row], tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as error:
-        pretrain(rows, tmp_path / "run", "train.updates=3", "train.weight_average=[90, 99]")
-    assert str(error.value) == (
-        "train.weight_average begins with epoch 90, the run ends after 0 whole epochs "
-        "(train for longer, or average earlier epochs)"
+def test_an_average_of_epochs_that_never_come_is_said(
+    rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrain(rows, tmp_path / "run", "train.updates=3", "train.weight_average=[90,99]")
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "note: train.weight_average begins with epoch 90, the run ends after 0 whole epochs: the last weights are deployed"
     )
+
+
+def test_an_average_of_no_model_is_refused(rows: list[Row], tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as error:
+        pretrain(rows, tmp_path / "run", "train.updates=1", "train.init=average")
+    assert str(error.value) == "train.init = 'average' needs a model to start from (give it with --init or --from)"
 
 
 # -- averages ----------------------------------------------------------------------------------------------------------
@@ -204,6 +210,20 @@ def test_a_fold_without_a_number_is_not_left_out(
     assert report["folds"]["d_prime"] == math.inf and math.isnan(report["folds"]["d_prime.std"])
     assert (report["folds"]["f1"], report["folds"]["f1.std"]) == (0.5, 0.0)
     assert report["per_fold"]["3"] == {"d_prime": 1.0, "f1": 0.5}
+
+
+def test_a_fold_is_the_run_of_that_fold(rows: list[Row], tmp_path: Path) -> None:
+    """One of them can be resumed alone, and a run that an earlier release began with rows goes on."""
+    write_rows(rows, tmp_path / "rows.parquet")
+    changes = [*SMALL, "frontend.mixup=0", "train.updates=1"]
+    where = tmp_path / "rows.parquet", tmp_path / "out"
+    pipeline.run_folds("tiny/6k-esc50", None, *where, overrides=changes, machine=MACHINE)
+    one = tmp_path / "out" / "fold-2"
+    again = {"overrides": changes, "machine": MACHINE, "fold": 2, "resume": True}
+    report = avssl.finetune("tiny/6k-esc50", None, where[0], one, **again)
+    assert report["updates"] == 1 and report["validation_items"] == 8
+    (one / "data.json").write_text('{"data": "24 rows"}')
+    assert avssl.finetune("tiny/6k-esc50", None, where[0], one, **again) == report
 
 
 # -- options -----------------------------------------------------------------------------------------------------------

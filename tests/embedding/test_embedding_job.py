@@ -218,6 +218,17 @@ def test_a_finished_output_is_held_to_the_rules_of_the_call(toy_model, toy_manif
     assert embed(toy_model, rows, out, max_bad=0.2) == replace(first, computed=0)
 
 
+def test_a_file_of_a_release_that_did_not_count_the_bad_ones_is_held_to_the_rules_too(tmp_path):
+    from types import SimpleNamespace
+
+    from avssl.embedding.job import _tolerated
+
+    old, job, out = {"rows": 3, "failed": 1}, SimpleNamespace(items=4), tmp_path / "x.npz"
+    _tolerated(job, old, "skip", 0.5, out)
+    with says(DataError, f"see {tmp_path / 'bad_files.csv'} (on_bad=skip goes on without it)"):
+        _tolerated(job, old, "fail", 0.5, out)
+
+
 def test_blocks_of_an_earlier_call_are_held_to_the_rules_of_this_one(toy_model, toy_manifest, tmp_path):
     rows = toy.rows(toy_manifest)[:4]
     (tmp_path / "bad.wav").write_bytes(b"no sound at all")

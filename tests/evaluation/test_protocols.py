@@ -10,6 +10,7 @@ import pytest
 import toy
 from sklearn.metrics.pairwise import cosine_similarity
 
+from avssl.data.clip import Row
 from avssl.data.split import few_rows
 from avssl.data.targets import Codec
 from avssl.embedding.encode import EmbedOptions, embed_rows
@@ -17,6 +18,7 @@ from avssl.errors import CheckpointError, DataError, GateError, UsageError
 from avssl.evaluation import metrics
 from avssl.evaluation.configs import ClassificationConfig, KnnConfig, ProbeConfig
 from avssl.evaluation.explain import describe, explain
+from avssl.evaluation.features import _apart
 from avssl.evaluation.gates import check_gates, check_names, lower_is_better
 from avssl.evaluation.kfold import summary
 from avssl.evaluation.knn import neighbours
@@ -210,6 +212,8 @@ def test_a_probe_without_training_rows_or_with_unknown_labels_is_refused(toy_mod
         DataError, match="1 clip of 11 would be both trained and evaluated on, the first: 'another name'"
     ):
         evaluate(task, toy_model, [*rows, copied])
+    text = [Row(name, {"text": "it is fine"}, split=name) for name in ("train", "test")]
+    _apart(text[:1], text[1:])  # people write the same sentence twice
     with pytest.raises(DataError, match="label 'class 9' is not among the 3 known ones"):
         evaluate(task, toy_model, [*rows, replace(test[0], id="new", labels=("class 9",))])
     with pytest.raises(UsageError, match="the model gives no 'sound'"):

@@ -102,31 +102,30 @@ def test_killed_at_random_instants(sounds: Path, tmp_path: Path) -> None:
         arguments = pretrain_arguments(sounds, out, "train.save_every=3", updates=20, workers=workers, resume=True)
         return Running(tmp_path / "logs", arguments)
 
-    seconds = []
     for out in (whole, tmp_path / "again"):  # the first of them may have to start the fork server, too
         began = time.monotonic()
         ended = start(out, 2).end()
         assert ended.code == 0, ended.stderr
-        seconds.append(time.monotonic() - began)
+    horizon = time.monotonic() - began
     rng = random.Random(11)
-    kills = runs = 0
+    kills = runs = attempts = 0
     while kills < 24:
-        # Instants are drawn within the shortest whole run: with those of a slower minute every run would end unharmed.
-        assert runs < 60, f"{kills} kills in {runs} runs, whole runs took {seconds} s"
         out = tmp_path / f"run{runs}"
-        for attempt in range(40):
-            began = time.monotonic()
-            running = start(out, (0, 2, 4)[(runs + attempt) % 3])
-            running.process.join(rng.uniform(0.2, 1.0) * min(seconds))
-            if running.process.exitcode is None:
+        while True:
+            # Instants follow the speed of the machine: later after a kill, or no run would end; sooner after an end, or
+            # none would be killed.
+            attempts += 1
+            assert attempts < 400, f"{kills} kills in {runs} runs; the last within {horizon:.2f} s"
+            running = start(out, (0, 2, 4)[attempts % 3])
+            running.process.join(rng.uniform(0.2, 1.0) * horizon)
+            if running.process.exitcode is None and kills < 24:
                 running.kill()
             ended = running.end()
-            if ended.code == -9:
-                kills += 1
-                continue
-            assert ended.code == 0, ended.stderr  # it ended by itself, perhaps just before the signal came
-            if attempt == 0:
-                seconds.append(time.monotonic() - began)
-            break
+            if ended.code != -9:
+                break
+            kills += 1
+            horizon *= 1.1
+        assert ended.code == 0, ended.stderr  # it ended by itself, perhaps just before the signal came
+        horizon *= 0.6
         assert_same(outcome(out), outcome(whole))
         runs += 1

@@ -16,13 +16,15 @@ import torch
 from avssl.batch import Batch, Stream
 from avssl.data.clip import Clip, Row, Waveform
 from avssl.data.targets import Codec
-from avssl.errors import CheckpointError, DataError, UsageError
+from avssl.errors import AvsslError, CheckpointError, DataError, UsageError
 from avssl.imports import build, import_checkpoint
 from avssl.model import build_backbone, build_frontend, build_loss, open_model, save_model, save_tensors
 from avssl.recipe import load_recipe
 from avssl.safeload import load_safetensors
 from avssl.schema import structure, unstructure
 from avssl.training.pipeline import run_folds
+from avssl.training.replay import load_batches, replay
+from avssl.training.run import finetune
 from avssl.training.setup import Machine
 from avssl_tiny.augment import augment_wave, equalise, spec_augment, stretch
 from avssl_tiny.backbone import Tiny
@@ -30,7 +32,7 @@ from avssl_tiny.checkpoint import write
 from avssl_tiny.cnn import TinyCnn
 from avssl_tiny.config import MaskedConfig, SoundConfig, TinyCnnConfig, TinyConfig
 from avssl_tiny.cost import cnn_parameters, cnn_rows, cost
-from avssl_tiny.distill import TaughtFrontend, divergence
+from avssl_tiny.distill import Distill, TaughtFrontend, divergence
 from avssl_tiny.features import FrameFeatures, dct_matrix, hz_to_mel, mel_bank, mel_to_hz, standardised
 from avssl_tiny.frontend import SoundFrontend
 from avssl_tiny.loss import supervised
@@ -415,6 +417,27 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_understood_and_others
         f"the teacher {saved} knows a, b, c ... (3 classes), the labels are siren ... (3) "
         "(fine-tune the teacher on the same labels, or use loss.name=distill_embedding)"
     )
+
+
+def test_a_step_that_is_replayed_has_the_teacher_of_the_run(saved, tmp_path):
+    """The labels of the run are in another order than those of its teacher; the captured step knows them."""
+    rows = [Row(f"{i}", {"audio": str(tmp_path / f"{i}.wav")}, labels=("abc"[i % 3],)) for i in range(6)]
+    for row in rows:
+        soundfile.write(row.parts["audio"], noise(16000, seed=int(row.id)), 16000)
+    targets = saved / "assets" / "targets.json"
+    targets.write_text(json.dumps({**json.loads(targets.read_text()), "classes": ["c", "a", "b"]}))
+    sets = [f"loss.teacher={saved}", "optim.lr=1e30", "data.batch_size=6", "frontend.seconds=1.0", "train.updates=9"]
+    with pytest.raises(AvsslError, match="debug replay"):
+        finetune("tiny/6k-distill", None, rows, tmp_path / "run", overrides=sets, machine=Machine(workers=0))
+    (folder,) = (tmp_path / "run" / "debug").iterdir()
+    meta, _ = load_batches(folder)
+    assert meta["targets"]["classes"] == ["a", "b", "c"]
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        compute = Distill.compute
+        patch.setattr(Distill, "compute", lambda loss, *rest: seen.append(loss.order) or compute(loss, *rest))
+        replay(folder)
+    assert seen and all(order == [1, 2, 0] for order in seen)
 
 
 def test_a_student_and_its_teacher_hear_one_mixture():

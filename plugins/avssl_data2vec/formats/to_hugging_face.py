@@ -217,10 +217,11 @@ def _vision(model: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 def _processor(f: VisionFrontendConfig) -> dict[str, Any]:
-    """The image processor that does what our frontend does outside training."""
+    """The image processor that does what our frontend does outside training: CLIP's resizes the short side, which BEiT's
+    cannot in every version of transformers."""
     side = {"height": f.size, "width": f.size}
     return {
-        "image_processor_type": "BeitImageProcessor",
+        "image_processor_type": "CLIPImageProcessor",
         "do_resize": True,
         "size": {"shortest_edge": round(f.size / f.eval_crop)},
         "resample": 3,  # bicubic
@@ -231,7 +232,6 @@ def _processor(f: VisionFrontendConfig) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(f.mean),
         "image_std": list(f.std),
-        "do_reduce_labels": False,
     }
 
 
