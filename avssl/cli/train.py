@@ -137,33 +137,20 @@ def finetune(
         loaded = load_run(recipe, overrides or [], initial.tables if initial is not None else None)
         rows = data if fold is None else rows_of_fold(data, loaded, fold)
         return _dry_run(loaded, rows, initial, machine, as_json)
+    shared: dict[str, Any] = {
+        "overrides": overrides or [],
+        "resume": resume,
+        "machine": machine,
+        "trackers": tracker or (),
+    }
     if kfold:
         from avssl.training.pipeline import run_folds
 
-        report = run_folds(
-            recipe,
-            initial,
-            data,
-            out,
-            overrides=overrides or [],
-            resume=resume,
-            machine=machine,
-            trackers=tracker or (),
-        )
+        report = run_folds(recipe, initial, data, out, **shared)
     else:
         from avssl.training.run import finetune as run
 
-        report = run(
-            recipe,
-            initial,
-            data,
-            out,
-            overrides=overrides or [],
-            resume=resume,
-            fold=fold,
-            machine=machine,
-            trackers=tracker or (),
-        )
+        report = run(recipe, initial, data, out, fold=fold, **shared)
     _summary(report, out, as_json)
 
 

@@ -1,4 +1,4 @@
-"""The defaults of the official configuration classes, for keys that a fairseq file leaves out."""
+"""The defaults of the official configuration classes, for keys that a fairseq file or a config.json leaves out."""
 
 from __future__ import annotations
 
@@ -101,6 +101,32 @@ MODELS: dict[str, Mapping[str, Any]] = {  # by the name of the official class
     "mae_image_classification": FINE_TUNED_IMAGE,
     "data2vec_text_classification": FINE_TUNED_TEXT,
 }
+
+HUGGING_FACE: dict[str, dict[str, Any]] = {  # by model_type
+    "data2vec-audio": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "hidden_dropout": 0.1, "activation_dropout": 0.1, "attention_dropout": 0.1,
+        "feat_proj_dropout": 0.0, "final_dropout": 0.1, "layerdrop": 0.1, "layer_norm_eps": 1e-5,
+        "conv_dim": [512] * 7, "conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+        "conv_bias": False, "num_conv_pos_embedding_groups": 16, "conv_pos_kernel_size": 19,
+        "num_conv_pos_embeddings": 5, "pad_token_id": 0, "apply_spec_augment": True, "mask_time_prob": 0.05,
+        "mask_time_length": 10, "mask_time_min_masks": 2, "mask_feature_prob": 0.0, "mask_feature_length": 10,
+        "mask_feature_min_masks": 0,
+    },
+    "data2vec-text": {
+        "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "intermediate_size": 3072, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
+        "pad_token_id": 1, "classifier_dropout": None,
+    },
+    "data2vec-vision": {
+        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3,
+        "use_absolute_position_embeddings": False, "use_relative_position_bias": False,
+        "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1, "drop_path_rate": 0.1,
+    },
+}  # fmt: skip
 
 
 def full(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from avssl.errors import CheckpointError, check
 from avssl.imports import Imported
 from avssl.safeload import load_safetensors, load_torch
 from avssl_data2vec.formats import tables
+from avssl_data2vec.formats.defaults import HUGGING_FACE
 from avssl_data2vec.formats.names import fresh_head, part, prefixed, tensors_only, unknown, whole
 from avssl_data2vec.formats.vision1 import INCEPTION
 from avssl_data2vec.frontends import tokens
@@ -33,31 +34,6 @@ _ACTIVATIONS = {
     "linear": "linear",
 }
 
-_DEFAULTS: dict[str, dict[str, Any]] = {  # of the configuration classes, for keys that a config.json leaves out
-    "data2vec-audio": {
-        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-        "hidden_act": "gelu", "hidden_dropout": 0.1, "activation_dropout": 0.1, "attention_dropout": 0.1,
-        "feat_proj_dropout": 0.0, "final_dropout": 0.1, "layerdrop": 0.1, "layer_norm_eps": 1e-5,
-        "conv_dim": [512] * 7, "conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-        "conv_bias": False, "num_conv_pos_embedding_groups": 16, "conv_pos_kernel_size": 19,
-        "num_conv_pos_embeddings": 5, "pad_token_id": 0, "apply_spec_augment": True, "mask_time_prob": 0.05,
-        "mask_time_length": 10, "mask_time_min_masks": 2, "mask_feature_prob": 0.0, "mask_feature_length": 10,
-        "mask_feature_min_masks": 0,
-    },
-    "data2vec-text": {
-        "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
-        "intermediate_size": 3072, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 512, "layer_norm_eps": 1e-12,
-        "pad_token_id": 1, "classifier_dropout": None,
-    },
-    "data2vec-vision": {
-        "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
-        "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3,
-        "use_absolute_position_embeddings": False, "use_relative_position_bias": False,
-        "use_shared_relative_position_bias": False, "layer_scale_init_value": 0.1, "drop_path_rate": 0.1,
-    },
-}  # fmt: skip
 _OTHER_HEADS = {  # what the classes of other tasks call theirs
     "data2vec-audio": {"projector", "classifier", "tdnn", "feature_extractor", "objective", "layer_weights"},
     "data2vec-text": {"lm_head", "classifier", "qa_outputs"},
@@ -131,7 +107,7 @@ def read_parts(
         fix=f"one of {', '.join(readers)} is known",
         error=CheckpointError,
     )
-    return readers[kind]({**_DEFAULTS[kind], **settings}, weights, beside, folder)
+    return readers[kind]({**HUGGING_FACE[kind], **settings}, weights, beside, folder)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -435,7 +411,9 @@ def _pixels(seen: Mapping[str, Any] | None, classifier: bool) -> dict[str, Any]:
 
 def _edge(size: Any) -> int:
     """A side in pixels, from the ways in which processors of several versions write it."""
-    return int(size.get("shortest_edge", size.get("height", 0)) if isinstance(size, Mapping) else size)
+    if not isinstance(size, Mapping):
+        return int(size)
+    return int(size["shortest_edge"] if "shortest_edge" in size else size["height"])
 
 
 def _encoder(
